@@ -1,0 +1,44 @@
+"""Everything hfquant raises on purpose.
+
+HfquantError
+├── RecipeError        a recipe, method or option that does not exist or does not fit
+├── SourceError        a model that cannot be read as it is
+├── CalibrationError   calibration text that is missing, too short or unusable
+├── FormatError        a wire format that cannot say what was asked of it
+├── CheckpointError    an output folder that is not ours, not finished or damaged
+├── ResourceError      too little memory or disk for the plan
+└── QualityError       the result was written, measured, and found to have collapsed
+"""
+
+
+class HfquantError(Exception):
+    """A problem the user can fix: what and where, and in `hint` the way out."""
+
+    exit_code = 2
+
+    def __init__(self, message: str, hint: str | None = None) -> None:
+        super().__init__(message if hint is None else f"{message}\n\nhint: {hint}")
+        self.message = message
+        self.hint = hint
+
+
+class RecipeError(HfquantError): ...
+
+
+class SourceError(HfquantError): ...
+
+
+class CalibrationError(HfquantError): ...
+
+
+class FormatError(HfquantError): ...
+
+
+class CheckpointError(HfquantError): ...
+
+
+class ResourceError(HfquantError): ...
+
+
+class QualityError(HfquantError):
+    exit_code = 3

@@ -1,0 +1,123 @@
+"""The integer grid: w ≈ scale · (code − zero_point), one (scale, zero_point) per row and group of columns."""
+
+import math
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+# Rows are handled a few at a time, so that the temporaries of a fit stay this many elements.
+CHUNK = 1 << 21
+
+
+@dataclass(frozen=True)
+class Grid:
+    """Which values a weight may take.
+
+    `bits` 1..8; `group_size` columns share one scale, -1 means the whole row; the last group of a row may be
+    shorter.  `symmetric` fixes the zero point at the middle code, so that no zero points are stored.
+    """
+
+    bits: int = 4
+    group_size: int = 128
+    symmetric: bool = True
+
+    @property
+    def top(self) -> int:
+        """The largest code; the smallest is 0."""
+        return 2**self.bits - 1
+
+    @property
+    def middle(self) -> int:
+        """The zero point of a symmetric grid."""
+        return 2 ** (self.bits - 1)
+
+    def columns(self, in_features: int) -> int:
+        """Columns per group in a row of `in_features`."""
+        return in_features if self.group_size == -1 else min(self.group_size, in_features)
+
+    def groups(self, in_features: int) -> int:
+        return math.ceil(in_features / self.columns(in_features))
+
+    def expand(self, per_group: Tensor, in_features: int) -> Tensor:
+        """[out, groups] -> [out, in_features]: each group's value at each of its columns."""
+        return per_group.repeat_interleave(self.columns(in_features), 1)[:, :in_features]
+
+    def fit(
+        self, W: Tensor, importance: Tensor | None = None, *, search: int = 0, dtype: torch.dtype = torch.float16
+    ) -> tuple[Tensor, Tensor]:
+        """Scales and zero points for W.
+
+        W [out, in] float32; importance [in], the weight of a squared error in each column (for a layer with
+        inputs X: diag(XXᵀ)).  With `search` = 0 the range of a group is its extremes; otherwise that many
+        narrower ranges are tried and the one with the least weighted squared error kept (GPTQ's authors' `mse`
+        option, with the norm 2.4 replaced by the layer's own metric).
+
+        The scales are rounded to `dtype`, the type they are stored in, before errors are compared and before any
+        code is chosen: what is packed is exactly what was simulated.
+
+        Returns scale [out, groups] in `dtype`, zero_point [out, groups] uint8.
+        """
+        out_features, in_features = W.shape
+        columns, groups = self.columns(in_features), self.groups(in_features)
+        h = torch.ones(in_features) if importance is None else importance.float()
+        h = torch.nn.functional.pad(h, (0, groups * columns - in_features)).view(1, groups, columns)
+        scale, zero = torch.empty(out_features, groups, dtype=dtype), torch.empty(out_features, groups, dtype=torch.uint8)
+        step = max(1, CHUNK // in_features)
+        for a in range(0, out_features, step):
+            rows = torch.nn.functional.pad(W[a : a + step].float(), (0, groups * columns - in_features))
+            s, z = self._fit_groups(rows.view(-1, groups, columns), h, search, dtype)
+            scale[a : a + step], zero[a : a + step] = s, z
+        return scale, zero
+
+    def _fit_groups(self, w: Tensor, h: Tensor, search: int, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+        low, high = w.amin(-1).clamp(max=0), w.amax(-1).clamp(min=0)
+        best_error = torch.full_like(low, math.inf)
+        best_scale, best_zero = torch.ones_like(low), torch.zeros_like(low)
+        for shrink in torch.linspace(1.0, 0.4, search + 1).tolist() if search else [1.0]:
+            scale, zero = self._range(low * shrink, high * shrink, dtype)
+            if not search:
+                return scale.to(dtype), zero.to(torch.uint8)
+            projected = (w / scale[..., None]).add_(zero[..., None]).round_().clamp_(0, self.top)
+            projected.sub_(zero[..., None]).mul_(scale[..., None])
+            error = projected.sub_(w).square_().mul_(h).sum(-1)
+            better = error < best_error
+            best_error = torch.where(better, error, best_error)
+            best_scale = torch.where(better, scale, best_scale)
+            best_zero = torch.where(better, zero, best_zero)
+        return best_scale.to(dtype), best_zero.to(torch.uint8)
+
+    def _range(self, low: Tensor, high: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+        """The grid that spans [low, high], its scale already rounded to the stored type."""
+        if self.symmetric:
+            # Codes reach one step further below the middle than above it.  A negative scale turns the grid
+            # around, so that the larger extreme always gets that extra step.
+            extreme = torch.where(high > -low, high, low)
+            scale = -extreme / self.middle if self.bits > 1 else extreme
+            zero = torch.full_like(low, self.middle)
+            return _storable(scale, dtype), zero
+        scale = _storable((high - low) / self.top, dtype)
+        return scale, (-low / scale).round().clamp(0, self.top)
+
+    def encode(self, W: Tensor, scale: Tensor, zero_point: Tensor) -> Tensor:
+        """Nearest codes.  W [out, in] -> uint8 [out, in]"""
+        n = W.shape[1]
+        s, z = self.expand(scale.float(), n), self.expand(zero_point.float(), n)
+        return (W / s + z).round().clamp(0, self.top).to(torch.uint8)
+
+    def decode(self, codes: Tensor, scale: Tensor, zero_point: Tensor) -> Tensor:
+        """scale · (code − zero_point), in float32.  codes [out, in] -> [out, in]"""
+        n = codes.shape[1]
+        s, z = self.expand(scale.float(), n), self.expand(zero_point.float(), n)
+        return s * (codes.float() - z)
+
+    def __str__(self) -> str:
+        group = "" if self.group_size == -1 else f"g{self.group_size}"
+        return f"w{self.bits}{group}{'sym' if self.symmetric else ''}"
+
+
+def _storable(scale: Tensor, dtype: torch.dtype) -> Tensor:
+    """`scale` as it will be read back, never zero (an all-zero group) and never infinite."""
+    info = torch.finfo(dtype)
+    rounded = scale.clamp(-info.max, info.max).to(dtype).float()
+    return torch.where(rounded.abs() < info.tiny, torch.full_like(rounded, info.tiny), rounded)

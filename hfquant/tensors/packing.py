@@ -1,0 +1,81 @@
+"""Codes of 1 to 8 bits in int32 words: dense bit streams, and bit planes.
+
+A stream is what compressed-tensors and GPTQ store: code i occupies bits i·b .. i·b + b − 1 of its row, least
+significant first, so a 3-bit code may straddle two words.  Planes are what hfquant's native format stores: a
+code of odd width is split into parts of 4, 2 and 1 bits (5 = 4 + 1), each part a stream of its own, and no part
+ever straddles a byte.
+"""
+
+import math
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+WORD = 32
+
+
+def words(count: int, bits: int) -> int:
+    """int32 words that hold `count` codes of `bits` bits."""
+    return math.ceil(count * bits / WORD)
+
+
+def pack_stream(codes: Tensor, bits: int) -> Tensor:
+    """uint8 [rows, n] -> int32 [rows, ⌈n·bits/32⌉]"""
+    rows, n = codes.shape
+    if WORD % bits == 0:  # no code straddles: shift whole fields
+        per = WORD // bits
+        fields = F.pad(codes, (0, -n % per)).view(rows, -1, per)
+        packed = torch.zeros(fields.shape[:2], dtype=torch.int32)
+        for i in range(per):
+            packed |= fields[..., i].to(torch.int32) << (i * bits)
+        return packed
+    one_bit = (codes[..., None] >> torch.arange(bits, dtype=torch.uint8)) & 1
+    return pack_stream(one_bit.view(rows, n * bits), 1)
+
+
+def unpack_stream(packed: Tensor, bits: int, n: int) -> Tensor:
+    """The inverse of `pack_stream`.  int32 [rows, words] -> uint8 [rows, n]"""
+    rows = packed.shape[0]
+    if WORD % bits == 0:
+        shifts = torch.arange(0, WORD, bits, dtype=torch.int32, device=packed.device)
+        fields = (packed[..., None] >> shifts) & (2**bits - 1)
+        return fields.to(torch.uint8).view(rows, -1)[:, :n]
+    one_bit = unpack_stream(packed, 1, n * bits).view(rows, n, bits)
+    place = torch.tensor([1 << b for b in range(bits)], dtype=torch.uint8, device=packed.device)
+    return (one_bit * place).sum(-1, dtype=torch.uint8)
+
+
+def planes(bits: int) -> tuple[int, ...]:
+    """The widths a code is split into, lowest bits first: 8 = 4 + 4, 7 = 4 + 2 + 1, 5 = 4 + 1, 3 = 2 + 1."""
+    parts: list[int] = []
+    while bits:
+        part = next(width for width in (4, 2, 1) if width <= bits)
+        parts.append(part)
+        bits -= part
+    return tuple(parts)
+
+
+def plane_words(count: int, bits: int) -> int:
+    """int32 words of `pack_planes` for a row of `count` codes."""
+    return sum(words(count, width) for width in planes(bits))
+
+
+def pack_planes(codes: Tensor, bits: int) -> Tensor:
+    """uint8 [rows, n] -> int32 [rows, plane_words(n, bits)], the low plane of a row first."""
+    packed, shift = [], 0
+    for width in planes(bits):
+        packed.append(pack_stream((codes >> shift) & (2**width - 1), width))
+        shift += width
+    return torch.cat(packed, 1)
+
+
+def unpack_planes(packed: Tensor, bits: int, n: int) -> Tensor:
+    """The inverse of `pack_planes`.  int32 [rows, words] -> uint8 [rows, n]"""
+    codes = torch.zeros(packed.shape[0], n, dtype=torch.uint8, device=packed.device)
+    at, shift = 0, 0
+    for width in planes(bits):
+        size = words(n, width)
+        codes |= unpack_stream(packed[:, at : at + size], width, n) << shift
+        at, shift = at + size, shift + width
+    return codes
