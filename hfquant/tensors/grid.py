@@ -44,7 +44,12 @@ class Grid:
         return per_group.repeat_interleave(self.columns(in_features), 1)[:, :in_features]
 
     def fit(
-        self, W: Tensor, importance: Tensor | None = None, *, search: int = 0, dtype: torch.dtype = torch.float16
+        self,
+        W: Tensor,
+        importance: Tensor | None = None,
+        *,
+        search: int = 0,
+        dtype: torch.dtype = torch.float16,
     ) -> tuple[Tensor, Tensor]:
         """Scales and zero points for W.
 
@@ -62,7 +67,10 @@ class Grid:
         columns, groups = self.columns(in_features), self.groups(in_features)
         h = torch.ones(in_features) if importance is None else importance.float()
         h = torch.nn.functional.pad(h, (0, groups * columns - in_features)).view(1, groups, columns)
-        scale, zero = torch.empty(out_features, groups, dtype=dtype), torch.empty(out_features, groups, dtype=torch.uint8)
+        scale, zero = (
+            torch.empty(out_features, groups, dtype=dtype),
+            torch.empty(out_features, groups, dtype=torch.uint8),
+        )
         step = max(1, CHUNK // in_features)
         for a in range(0, out_features, step):
             rows = torch.nn.functional.pad(W[a : a + step].float(), (0, groups * columns - in_features))
@@ -95,8 +103,8 @@ class Grid:
             extreme = torch.where(high > -low, high, low)
             scale = -extreme / self.middle if self.bits > 1 else extreme
             zero = torch.full_like(low, self.middle)
-            return _storable(scale, dtype), zero
-        scale = _storable((high - low) / self.top, dtype)
+            return storable(scale, dtype), zero
+        scale = storable((high - low) / self.top, dtype)
         return scale, (-low / scale).round().clamp(0, self.top)
 
     def encode(self, W: Tensor, scale: Tensor, zero_point: Tensor) -> Tensor:
@@ -116,7 +124,7 @@ class Grid:
         return f"w{self.bits}{group}{'sym' if self.symmetric else ''}"
 
 
-def _storable(scale: Tensor, dtype: torch.dtype) -> Tensor:
+def storable(scale: Tensor, dtype: torch.dtype) -> Tensor:
     """`scale` as it will be read back, never zero (an all-zero group) and never infinite."""
     info = torch.finfo(dtype)
     rounded = scale.clamp(-info.max, info.max).to(dtype).float()

@@ -1,0 +1,66 @@
+"""The optimal-brain-surgeon machinery that GPTQ and SparseGPT share (Hassibi & Stork, 1993; GPTQ section 3).
+
+All matrices are transposed here, [in, out]: a column of W is a contiguous row, and one step of the sweep reads
+and writes contiguous memory only.
+"""
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+# A damping above this fraction of the mean diagonal has drowned the Hessian: rounding to nearest is as good.
+MOST_DAMP = 1.0
+
+
+def damped(H: Tensor, damp: float) -> Tensor:
+    """H + λI in float64, λ = damp · mean(diag H), with 1 at the diagonal of columns that were never active.
+
+    A column without input has no off-diagonal entries either, so it is rounded to nearest and disturbs nothing.
+    """
+    H = H.double()
+    diagonal = H.diagonal()
+    mean = diagonal.mean()
+    diagonal[diagonal == 0] = mean if mean > 0 else 1.0
+    diagonal += damp * mean
+    return H
+
+
+def inverse_factor(H: Tensor, damp: float) -> tuple[Tensor, float] | None:
+    """Upper Cholesky factor U of (H + λI)⁻¹ = UᵀU, and the damping that it took.
+
+    H [in, in] -> U float32 [in, in].  The damping is multiplied by ten until the factorization succeeds (a Hessian
+    of fewer tokens than columns is singular up to rounding).  None if H is not finite or nothing up to
+    `MOST_DAMP` helps.
+    """
+    if not torch.isfinite(H).all():
+        return None
+    while damp <= MOST_DAMP:
+        L, failed = torch.linalg.cholesky_ex(damped(H, damp))
+        if not failed:
+            U, failed = torch.linalg.cholesky_ex(torch.cholesky_inverse(L), upper=True)
+            if not failed and torch.isfinite(U).all():
+                return U.float(), damp
+        damp = max(10 * damp, 1e-4)
+    return None
+
+
+def sweep(Wt: Tensor, U: Tensor, project: Callable[[int, Tensor], Tensor], block: int = 128) -> Tensor:
+    """Replace W column by column, pushing each error onto the columns still to come (GPTQ algorithm 1).
+
+    Wt [in, out], U [in, in] from `inverse_factor`.  `project(j, Wt)` returns the new column j, given the weights as
+    corrected so far.  Columns inside a block are corrected at once, the rest once per block: `block` changes the
+    speed, not the result.  Returns the projected [in, out].
+    """
+    Wt = Wt.clone()
+    n = Wt.shape[0]
+    for a in range(0, n, block):
+        b = min(a + block, n)
+        E = torch.empty_like(Wt[a:b])
+        for j in range(a, b):
+            w = Wt[j].clone()
+            Wt[j] = project(j, Wt)
+            e = torch.div(w - Wt[j], U[j, j], out=E[j - a])
+            Wt[j + 1 : b].addr_(U[j, j + 1 : b], e, alpha=-1)
+        Wt[b:].addmm_(U[a:b, b:].T, E, alpha=-1)
+    return Wt
