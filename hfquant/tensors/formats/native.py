@@ -1,12 +1,14 @@
 """hfquant's own format: any width, any group size, ragged last groups, embeddings, mixed grids.
 
 Components of a weight [out, in]:
-  weight             int32 [out, plane_words(in, bits)]   bit planes, low plane first (`packing.pack_planes`)
+  weight             int8 [out, plane_words(in, bits), 4]   the int32 words of `packing.pack_planes`, as bytes
   weight_scale       fp16/bf16/fp32 [out, groups]
-  weight_zero_point  uint8 [out, groups]                  only where the grid is not symmetric
+  weight_zero_point  uint8 [out, groups]                    only where the grid is not symmetric
 
-The packed tensor takes the name `weight` with another shape, so that a loader that does not know this format
-stops at the shape instead of generating garbage.
+The packed tensor takes the name `weight` with another shape (three dimensions), so that a loader that does not
+know this format stops at the shape instead of generating garbage.  It is int8 because models look at
+`layer.weight.dtype`: T5 and its relatives cast the activations to it unless it is int8, which they take for a
+quantized weight.
 """
 
 from collections.abc import Mapping
@@ -35,7 +37,7 @@ class Native:
         out_features, in_features = shape
         groups = (out_features, grid.groups(in_features))
         spec: Spec = {
-            "weight": ((out_features, plane_words(in_features, grid.bits)), torch.int32),
+            "weight": ((out_features, plane_words(in_features, grid.bits), 4), torch.int8),
             "weight_scale": (groups, scale_dtype),
         }
         if not grid.symmetric:
@@ -43,7 +45,8 @@ class Native:
         return spec
 
     def pack(self, Q: Quantized) -> dict[str, Tensor]:
-        parts = {"weight": pack_planes(Q.codes, Q.grid.bits), "weight_scale": Q.scale}
+        bytes_ = pack_planes(Q.codes, Q.grid.bits).view(torch.int8).unflatten(1, (-1, 4))
+        parts = {"weight": bytes_, "weight_scale": Q.scale}
         if not Q.grid.symmetric:
             parts["weight_zero_point"] = Q.zero_point
         return parts
@@ -51,7 +54,8 @@ class Native:
     def unpack(self, parts: Mapping[str, Tensor], grid: Grid, shape: tuple[int, int]) -> Quantized:
         scale = parts["weight_scale"]
         zero = torch.full_like(scale, grid.middle, dtype=torch.uint8) if grid.symmetric else parts["weight_zero_point"]
-        return Quantized(codes=unpack_planes(parts["weight"], grid.bits, shape[1]), scale=scale, zero_point=zero, grid=grid)
+        codes = unpack_planes(parts["weight"].view(torch.int32).squeeze(-1), grid.bits, shape[1])
+        return Quantized(codes=codes, scale=scale, zero_point=zero, grid=grid)
 
     def config(self, wire: Wire) -> dict[str, Any]:
         grids: dict[Grid, list[str]] = {}
