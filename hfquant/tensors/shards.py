@@ -1,7 +1,7 @@
 """Safetensors files written tensor by tensor: one tensor in memory, the safetensors library's own bytes.
 
-The header needs shapes and types only, so it is written before any tensor exists.  After it each tensor has its
-place: tensors may arrive in any order, the file is the same.  It gets its name once it is complete and on disk.
+The header needs shapes and types only, so it is written before any tensor exists.  After it each tensor has
+its place: they may arrive in any order, the file is the same.  It gets its name once complete and on disk.
 """
 
 import json
@@ -214,10 +214,10 @@ def write_checkpoint(
     max_shard_size: int = 5_000_000_000,
     metadata: Mapping[str, str] = METADATA,
 ) -> list[Path]:
-    """Write `model.safetensors`, or shards and their index, into a folder that exists -> the files written.
+    """Write `model.safetensors`, or shards and their index, into a folder that exists -> files written.
 
-    The order of the plan decides which tensors share a shard, as in `save_pretrained`.  Raises CheckpointError
-    if a tensor is not what its entry says, or if a name comes twice.
+    The order of the plan decides which tensors share a shard, as in `save_pretrained`.  Raises
+    CheckpointError if a tensor is not what its entry says, or if a name comes twice.
     """
     shards = split(plan, max_shard_size)
     named = dict(zip(shard_names(len(shards)), shards, strict=True))
