@@ -1,0 +1,167 @@
+"""A recipe: what to do to a model, as data.
+
+One frozen object is the YAML file, the command line's options, the dict in a checkpoint's report and the
+table on the card.  It is strict at the door (an unknown key is an error, "4" is not 4) and trusted inside.
+
+Importing this module is quick; method classes, which need torch, are imported when a recipe is parsed.
+"""
+
+import hashlib
+import json
+from collections.abc import Mapping, Sequence
+from fnmatch import fnmatchcase
+from pathlib import Path
+from typing import Any, Literal, Self
+
+import yaml
+from pydantic import Field
+
+from . import methods
+from .errors import RecipeError
+from .recipe_errors import validate
+from .recipe_names import read_numbers
+from .recipe_parts import Calibration, Gate, GridSpec, Step, Strict
+from .recipe_source import change, expand, is_file, presets, read_file
+
+__all__ = ["Calibration", "Gate", "GridSpec", "Recipe", "Step", "json_schema"]
+
+
+class Recipe(Strict):
+    """What to do to a model: ordered steps, the grid they end on, and what is exempt.  See `Recipe.parse`."""
+
+    name: str = Field(default="custom", min_length=1, description="how reports and cards call it")
+    description: str = Field(default="", description="one sentence for `hfquant recipes`")
+    steps: tuple[Step, ...] = Field(
+        min_length=1, description="methods in the order they are applied to a layer"
+    )
+    grid: GridSpec = Field(
+        description="the number format of the linear layers, e.g. `{bits: 4, group_size: 128}`"
+    )
+    overrides: dict[str, GridSpec | None] = Field(
+        default_factory=dict,
+        description="glob of module names -> grid, or null to keep; the first that matches decides; what a"
+        " grid leaves out is taken from `grid`",
+    )
+    keep: tuple[str, ...] = Field(
+        default=(), description="globs of modules left as they are, before any override, e.g. `['*.0.*']`"
+    )
+    embeddings: GridSpec | None = Field(
+        default=None, description="the grid of token embeddings and output head, e.g. `w8`; null keeps both"
+    )
+    format: Literal["auto", "native", "compressed_tensors", "gptq"] = Field(
+        default="auto",
+        description="`auto` (the most widely loadable that fits), `native`, `compressed_tensors` or `gptq`",
+    )
+    dtype: Literal["auto", "keep", "bfloat16", "float16", "float32"] = Field(
+        default="auto",
+        description="of what is not quantized: `auto`, `keep`, `bfloat16`, `float16` or `float32`",
+    )
+    calibration: Calibration = Field(default=Calibration(), description="source, samples, seq_len and seed")
+    gate: Gate = Field(default=Gate(), description="limits that fail the command when quality collapsed")
+
+    @classmethod
+    def parse(cls, recipe: "str | Path | Mapping[str, Any] | Recipe", overrides: Sequence[str] = ()) -> Self:
+        """A recipe from a preset's name, a shorthand (`gptq-w3g64`), a YAML file, a dict, or another recipe.
+
+        `overrides` are `key=value` texts, applied in order: `grid.bits=3` or `bits=3`, `steps.0.damp=0.05` or
+        `gptq.damp=0.05`, `overrides.*.down_proj=w8g64`, `keep=[*.0.*]`.
+
+        Raises RecipeError, which names the key, where it stood, and the nearest one that exists.
+        """
+        data, where = _source(recipe)
+        for text in overrides:
+            change(data, text, _short())
+        if overrides and not any(text.partition("=")[0].strip() == "name" for text in overrides):
+            data["name"] = f"{data.get('name', 'custom')} with {', '.join(overrides)}"
+        try:
+            return validate(cls, _inherit(data), where)
+        except RecipeError as error:
+            if where in error.message or not where.startswith("recipe file"):
+                raise
+            raise RecipeError(f"{error.message} (in {where})", error.hint) from None
+
+    def grid_for(self, module: str, kind: str = "linear") -> GridSpec | None:
+        """The grid of a module, None if it stays as it is.
+
+        `kind` is "linear", "conv1d", "experts", or, for the two ends of the model, "embedding" and "head":
+        those follow `embeddings` unless a glob names them.
+        """
+        if any(fnmatchcase(module, glob) for glob in self.keep):
+            return None
+        for glob, grid in self.overrides.items():
+            if fnmatchcase(module, glob):
+                return grid
+        return self.embeddings if kind in ("embedding", "head") else self.grid
+
+    @property
+    def needs_calibration(self) -> bool:
+        """Whether any step looks at the inputs of the layers."""
+        return any(methods.load(step.method).needs_hessian for step in self.steps)
+
+    @property
+    def hash(self) -> str:
+        """16 hex digits of all that decides the compressed bytes: equal for equal work, whatever its name."""
+        data = self.model_dump(mode="json", exclude={"name", "description", "gate"})
+        data["overrides"] = list(data["overrides"].items())  # their order decides
+        return hashlib.sha256(json.dumps(data, sort_keys=True).encode()).hexdigest()[:16]
+
+    def to_yaml(self) -> str:
+        """The recipe in full, every default written out.  `Recipe.parse` of it gives an equal recipe."""
+        return yaml.safe_dump(self.model_dump(mode="json"), sort_keys=False, allow_unicode=True, width=100)
+
+
+def json_schema() -> dict[str, Any]:
+    """The JSON schema of a recipe file, each method's options included."""
+    schema = Recipe.model_json_schema()
+    steps = []
+    for name in methods.NAMES:
+        method = methods.load(name).model_json_schema()
+        schema["$defs"] |= method.pop("$defs", {})
+        fields = {"method": {"const": name}, **method["properties"]}
+        steps.append(
+            {
+                **method,
+                "title": name,
+                "properties": fields,
+                "required": ["method", *method.get("required", [])],
+            }
+        )
+    text = {"type": "string", "pattern": r"^w\d(g\d+)?(sym|asym)?$"}
+    schema["$defs"]["Step"] = {"oneOf": steps}
+    schema["$defs"]["GridSpec"] = {"anyOf": [schema["$defs"]["GridSpec"], text]}
+    return {"$schema": "https://json-schema.org/draft/2020-12/schema", **schema}
+
+
+def _source(recipe: str | Path | Mapping[str, Any] | Recipe) -> tuple[dict[str, Any], str]:
+    """Plain data of our own to change, and what to call it in errors."""
+    if isinstance(recipe, Recipe):
+        return recipe.model_dump(mode="json"), f"recipe `{recipe.name}`"
+    if isinstance(recipe, Mapping):
+        return json.loads(json.dumps(dict(recipe), default=str)), "the recipe"
+    if is_file(recipe):
+        return read_file(Path(recipe)), f"recipe file `{recipe}`"
+    name = str(recipe)
+    return read_file(presets()[name]) if name in presets() else expand(name), f"recipe `{name}`"
+
+
+def _short() -> dict[str, str]:
+    """Keys of the inner parts that can be given without their path."""
+    grid = {key: f"grid.{key}" for key in GridSpec.model_fields}
+    return grid | {key: f"calibration.{key}" for key in ("samples", "seq_len", "seed")}
+
+
+def _inherit(data: dict[str, Any]) -> dict[str, Any]:
+    """Complete the exceptional grids from the general one."""
+    grid = data.get("grid")
+    base = read_numbers(grid).grid if isinstance(grid, str) else grid
+    if not isinstance(base, Mapping):
+        return data
+
+    def complete(special: Any) -> Any:
+        return {**base, **special} if isinstance(special, Mapping) else special
+
+    if "embeddings" in data:
+        data = data | {"embeddings": complete(data["embeddings"])}
+    if isinstance(data.get("overrides"), Mapping):
+        data = data | {"overrides": {glob: complete(special) for glob, special in data["overrides"].items()}}
+    return data

@@ -1,0 +1,113 @@
+"""What a recipe is made of: steps, grids, calibration, gate."""
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+from pydantic import BaseModel, ConfigDict, Field, field_validator, model_serializer, model_validator
+
+from . import methods
+from .errors import RecipeError
+from .recipe_errors import validate
+from .recipe_names import read_numbers
+
+if TYPE_CHECKING:
+    from .tensors.grid import Grid
+
+
+class Strict(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class GridSpec(Strict):
+    """The integer grid of a weight.  May be written as text: `w4g64`, `w8`, `w3g128sym`."""
+
+    bits: int = Field(ge=2, le=8, description="2 to 8")
+    group_size: int = Field(
+        default=128,
+        ge=-1,
+        description="columns that share a scale; -1 means the whole row (per output channel)",
+    )
+    symmetric: bool = Field(
+        default=True,
+        description="zero in the middle, no zero points stored; where not given: true for 4 and 8 bit only",
+    )
+
+    @model_validator(mode="before")
+    @classmethod
+    def _complete(cls, data: Any) -> Any:
+        if isinstance(data, str):
+            data = read_numbers(data).grid
+        if isinstance(data, Mapping) and data.get("symmetric") is None:
+            # what the widely readable formats can store: symmetric 4 and 8 bit
+            data = {**data, "symmetric": data.get("bits") in (4, 8)}
+        return data
+
+    @field_validator("group_size")
+    @classmethod
+    def _has_columns(cls, value: int) -> int:
+        if value == 0:
+            raise ValueError("a group of 0 has no columns")
+        return value
+
+    def grid(self) -> "Grid":
+        from .tensors.grid import Grid
+
+        return Grid(self.bits, self.group_size, self.symmetric)
+
+
+class Step(Strict):
+    """One method and its options, written flat: `{method: gptq, act_order: false}`.
+
+    `options` always holds every option of the method, defaults included: a report that shows it is complete.
+    """
+
+    method: str
+    options: dict[str, Any] = Field(default_factory=dict)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _flat(cls, data: Any) -> Any:
+        if not isinstance(data, Mapping):
+            return data
+        method, options = data.get("method"), {key: value for key, value in data.items() if key != "method"}
+        if not isinstance(method, str):
+            raise RecipeError(
+                f"a step lacks `method`: {dict(data)}", "write `- method: gptq`, then its options"
+            )
+        chosen = validate(methods.load(method), options, f"step `{method}`")
+        return {"method": method, "options": chosen.model_dump(mode="json")}
+
+    @model_serializer
+    def _dump(self) -> dict[str, Any]:
+        return {"method": self.method, **self.options}
+
+    def build(self) -> methods.Method:
+        """The method with these options, ready to be called on layers."""
+        built: methods.Method = methods.load(self.method).model_validate(self.options)
+        return built
+
+
+class Calibration(Strict):
+    """The text that shows the layers typical inputs; used only by methods that look at them."""
+
+    source: str = Field(
+        default="default",
+        description="`default`, `self` (the model's own text), a text file or a Hub dataset",
+    )
+    samples: int = Field(default=64, ge=1, description="how many sequences")
+    seq_len: int = Field(default=512, ge=8, description="tokens per sequence")
+    seed: int = Field(default=0, ge=0, description="chooses the sequences")
+
+
+class Gate(Strict):
+    """What the result must reach; null switches a limit off.  NaN never passes."""
+
+    max_ppl_ratio: float | None = Field(
+        default=3.0, gt=1, description="perplexity, as a multiple of the original's"
+    )
+    max_kl: float | None = Field(
+        default=None, gt=0, description="mean KL divergence from the original, nats per token"
+    )
+    min_top1_agreement: float | None = Field(
+        default=None, ge=0, le=1, description="share of tokens ranked first by both"
+    )

@@ -1,0 +1,158 @@
+"""Where a recipe's plain data comes from: a file, a preset, a shorthand; and `key=value` changes to it."""
+
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from . import methods
+from .errors import RecipeError
+from .recipe_names import read_name
+
+PRESETS = Path(__file__).parent / "recipes"
+
+
+class Loader(yaml.SafeLoader):
+    """YAML where `1e-2` is a number and a key given twice is an error."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        keys = [self.construct_object(key, deep=True) for key, _ in node.value]
+        for key in keys:
+            if keys.count(key) > 1:
+                raise yaml.constructor.ConstructorError(
+                    None, None, f"key `{key}` is given twice", node.start_mark
+                )
+        return super().construct_mapping(node, deep)
+
+
+Loader.add_implicit_resolver(
+    "tag:yaml.org,2002:float", re.compile(r"[-+]?(\d+\.?\d*|\.\d+)[eE][-+]?\d+"), list("-+.0123456789")
+)
+
+
+def read_yaml(text: str, where: str) -> Any:
+    try:
+        return yaml.load(text, Loader)
+    except yaml.YAMLError as error:
+        mark, problem = getattr(error, "problem_mark", None), getattr(error, "problem", None)
+        line = f" line {mark.line + 1}" if mark else ""
+        raise RecipeError(
+            f"{where}{line} is not YAML: {problem or error}", "quote values such as '*' or '@'"
+        ) from None
+
+
+def presets() -> dict[str, Path]:
+    """Name -> file of the recipes that come with hfquant."""
+    return {path.stem: path for path in sorted(PRESETS.glob("*.yaml"))}
+
+
+def is_file(recipe: str | Path) -> bool:
+    """Whether this means a file: names never have a slash or one of these endings."""
+    return isinstance(recipe, Path) or "/" in recipe or recipe.endswith((".yaml", ".yml", ".json"))
+
+
+def read_file(path: Path) -> dict[str, Any]:
+    """The data of a recipe file; its name defaults to the file's."""
+    try:
+        text = path.read_text(encoding="utf-8")
+    except FileNotFoundError:
+        raise RecipeError(
+            f"recipe file `{path}` does not exist", "`hfquant recipes` lists the presets"
+        ) from None
+    except (OSError, UnicodeDecodeError) as error:
+        raise RecipeError(
+            f"recipe file `{path}` cannot be read: {error}", "a recipe is a text file in YAML"
+        ) from None
+    data = read_yaml(text, f"recipe file `{path}`")
+    if not isinstance(data, Mapping):
+        raise RecipeError(
+            f"recipe file `{path}` is not a mapping of keys to values",
+            "`hfquant recipes gptq-w4g128` prints one",
+        )
+    return {"name": path.stem, **data}
+
+
+def expand(name: str) -> dict[str, Any]:
+    """The long form of a shorthand.  Raises RecipeError on what it cannot say."""
+    steps, grids = [], {}
+    for step in read_name(name):
+        steps.append({"method": step.method, **_options(step.method, step.what, name)})
+        if step.numbers is None:
+            continue
+        grids[str(step.numbers.grid)] = step.numbers.grid
+        if step.numbers.activation_bits is not None:
+            steps[-1]["activation_bits"] = _activation_bits(step.method, step.numbers.activation_bits, name)
+    if len(grids) != 1:
+        found = "has two grids" if grids else "does not say how many bits"
+        raise RecipeError(f"recipe `{name}` {found}", "give bits once, e.g. `gptq-w4g128`")
+    return {"name": name.lower(), "steps": steps, "grid": next(iter(grids.values()))}
+
+
+def _options(method: str, what: str | None, name: str) -> dict[str, Any]:
+    read = getattr(methods.load(method), "shorthand", None)
+    if what is None:
+        return {}
+    if read is None:
+        raise RecipeError(
+            f"method `{method}` takes nothing between its name and its bits (`{what}` in `{name}`)",
+            f"write `{method}-w4g128`",
+        )
+    try:
+        found: dict[str, Any] = read(what)
+    except ValueError as error:
+        raise RecipeError(f"method `{method}` cannot read `{what}` in `{name}`: {error}") from None
+    return found
+
+
+def _activation_bits(method: str, bits: int, name: str) -> int:
+    if "activation_bits" not in methods.load(method).model_fields:
+        raise RecipeError(
+            f"method `{method}` quantizes weights only (`a{bits}` in `{name}`)",
+            f"leave `a{bits}` out: activations stay as they are",
+        )
+    return bits
+
+
+def change(data: dict[str, Any], text: str, short: Mapping[str, str]) -> None:
+    """Apply one `key=value` to a recipe's data, in place.
+
+    Keys are dotted paths (`grid.bits`, `steps.0.damp`); a step can be named by its method (`gptq.damp`); what
+    follows `overrides.` is a glob, dots and all.  `short` has keys that need no path (`bits`).
+    """
+    key, equals, value = text.partition("=")
+    key = key.strip()
+    if not equals or not key:
+        raise RecipeError(
+            f"cannot read `{text}` as a change to the recipe", "write key=value, e.g. `grid.bits=3`"
+        )
+    path = short.get(key, key).split(".")
+    read = read_yaml(value, f"the value of `{key}`")
+    if path[0] == "overrides" and len(path) > 1:
+        # in front: the first pattern that matches decides
+        data["overrides"] = {".".join(path[1:]): read} | dict(data.get("overrides") or {})
+        return
+    steps = [step.get("method") if isinstance(step, dict) else None for step in data.get("steps") or []]
+    if path[0] in steps:
+        path = ["steps", str(steps.index(path[0])), *path[1:]]
+    _set(data, path, read, key)
+
+
+def _set(at: Any, path: list[str], value: Any, key: str) -> None:
+    """Put `value` at `path` inside nested dicts and lists, making dicts on the way."""
+    for depth, part in enumerate(path):
+        where: Any = part
+        if isinstance(at, list):
+            if not part.isdigit() or int(part) >= len(at):
+                there = ".".join(path[: depth + 1])
+                raise RecipeError(f"`{key}`: there is no `{there}`", f"there are {len(at)}, counted from 0")
+            where = int(part)
+        elif not isinstance(at, dict):
+            raise RecipeError(f"`{key}`: `{'.'.join(path[:depth])}` is one value", "set it as a whole")
+        elif at.get(part) is None and depth < len(path) - 1:
+            at[part] = {}
+        if depth == len(path) - 1:
+            at[where] = value
+        else:
+            at = at[where]
