@@ -7,8 +7,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
-from safetensors import safe_open
 from torch import Tensor
 from transformers import AutoConfig, AutoTokenizer, PretrainedConfig, PreTrainedTokenizerBase
 
@@ -21,6 +21,7 @@ DTYPES = {
 }  # fmt: skip
 WEIGHTS = (".safetensors", ".safetensors.index.json", ".bin", ".bin.index.json", ".pt", ".pth", ".h5", ".msgpack", ".onnx",
            ".gguf", ".ot", ".ckpt", ".tflite")  # fmt: skip
+PIECE = 1 << 22  # elements of a tensor that are looked at together
 PICKLES = (".bin", ".pt", ".pth", ".ckpt")
 
 
@@ -29,6 +30,7 @@ class TensorInfo:
     """One stored tensor, from its file's header."""
 
     file: Path
+    offset: int  # of its first byte in the file
     dtype: torch.dtype
     shape: tuple[int, ...]
 
@@ -39,6 +41,13 @@ class TensorInfo:
     @property
     def nbytes(self) -> int:
         return self.numel * self.dtype.itemsize
+
+    def read(self, start: int = 0, count: int | None = None) -> Tensor:
+        """`count` elements from `start` on, flat, in memory of their own: no mapping keeps the file resident."""
+        count = self.numel - start if count is None else count
+        size = self.dtype.itemsize
+        raw = np.fromfile(self.file, np.uint8, count * size, offset=self.offset + start * size)
+        return torch.from_numpy(raw).view(self.dtype)
 
 
 @dataclass(frozen=True)
@@ -71,8 +80,7 @@ class Source:
 
     def read(self, name: str) -> Tensor:
         """One tensor in memory of its own."""
-        with safe_open(self.tensors[name].file, "pt") as file:
-            return file.get_tensor(name).clone()
+        return self.tensors[name].read().view(self.tensors[name].shape)
 
     def tokenizer(self) -> PreTrainedTokenizerBase:
         """Raises SourceError if the model has no tokenizer that loads without remote code."""
@@ -198,7 +206,8 @@ def read_header(file: Path) -> dict[str, TensorInfo]:
         if entry["dtype"] not in DTYPES:
             raise SourceError(f"{file.name}: {name} has the type {entry['dtype']}, which torch cannot hold")
     return {
-        name: TensorInfo(file, DTYPES[entry["dtype"]], tuple(entry["shape"])) for name, entry in header.items()
+        name: TensorInfo(file, 8 + length + entry["data_offsets"][0], DTYPES[entry["dtype"]], tuple(entry["shape"]))
+        for name, entry in header.items()
     }
 
 
@@ -215,15 +224,12 @@ def _other_files(path: Path) -> tuple[Path, ...]:
 
 
 def first_not_finite(source: Source) -> str | None:
-    """The first tensor with a NaN or an infinity, None if there is none.  Reads every weight once."""
-    by_file: dict[Path, list[str]] = {}
+    """The first tensor with a NaN or an infinity, None if there is none.  Reads every weight once, in pieces."""
     for name, info in source.tensors.items():
-        if info.dtype.is_floating_point and info.dtype.itemsize > 1 and info.numel:
-            by_file.setdefault(info.file, []).append(name)
-    for file, names in by_file.items():
-        for name in names:
-            with safe_open(file, "pt") as opened:  # reopened, so that pages already checked can leave memory
-                low, high = torch.aminmax(opened.get_tensor(name))
-                if not (torch.isfinite(low) and torch.isfinite(high)):
-                    return name
+        if not info.dtype.is_floating_point or info.dtype.itemsize == 1:
+            continue
+        for start in range(0, info.numel, PIECE):
+            low, high = torch.aminmax(info.read(start, min(PIECE, info.numel - start)))
+            if not (torch.isfinite(low) and torch.isfinite(high)):
+                return name
     return None

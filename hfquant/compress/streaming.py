@@ -1,0 +1,144 @@
+"""Running a whole model with one block in memory.
+
+The hidden states of all samples go through block 0, then through block 1, and so on; between blocks they lie on
+disk.  What the model itself does before and after its blocks is done by its own code, with stubs in their place.
+"""
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ..errors import SourceError
+from ..model.blocks import Stack, hidden, stacks
+from ..model.inputs import model_inputs
+from ..model.skeleton import Skeleton
+from .activations import Stream
+from .calls import Calls, Reached, first_tensor, like, stubbed
+
+
+@dataclass
+class Passage:
+    """One stack on its way: how its blocks are called, and the hidden states before the block that is next."""
+
+    stack: Stack
+    calls: Calls
+    stream: Stream
+    batches: list[tuple[int, int]]
+    output: Any = None  # what its first block returned: the pattern for the stubs
+
+    def arguments(self, block: int, batch: int, stream: Stream | None = None) -> tuple[tuple[Any, ...], dict[str, Any]]:
+        """The call of one block for one batch, with the hidden state read from `stream` (the passage's by default)."""
+        at, n = self.batches[batch]
+        return self.calls.arguments(block, batch, (stream or self.stream).read(at, n))
+
+    def run(self, module: nn.Module, block: int, target: Path, stream: Stream | None = None) -> Stream:
+        """All batches through one block, into a new file."""
+        source = stream or self.stream
+        out = Stream(target, source.samples, source.shape, source.dtype)
+        for batch, (at, _) in enumerate(self.batches):
+            args, kwargs = self.arguments(block, batch, source)
+            out.write(at, hidden(module(*args, **kwargs)))
+        return out
+
+
+@dataclass
+class Streamer:
+    """Takes tokens [samples, seq] through the stacks of a skeleton, `batch` samples at a time."""
+
+    skeleton: Skeleton
+    tokens: Tensor
+    folder: Path
+    batch: int
+    finished: dict[str, Passage] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        self.stacks = {stack.name: stack for stack in stacks(self.skeleton.model)}
+        samples = self.tokens.shape[0]
+        self.batches = [(at, min(self.batch, samples - at)) for at in range(0, samples, self.batch)]
+        blocks = [name + "." for stack in self.stacks.values() for name in stack.blocks]
+        self._outside = [n for n in self.skeleton.stored if not n.startswith(tuple(blocks))]
+
+    @torch.no_grad()
+    def passages(self) -> Iterator[Passage]:
+        """The stacks in the order in which the model runs them.
+
+        The caller moves each passage's stream past its last block before asking for the next.  Stacks that text
+        does not reach (a vision tower) are not yielded.
+        """
+        while (passage := self._capture()) is not None:
+            yield passage
+            self.finished[passage.stack.name] = passage
+
+    @torch.no_grad()
+    def logits(self) -> Iterator[Tensor]:
+        """After all passages: the model's logits, batch by batch [n, seq, vocabulary]."""
+        self.skeleton.load(self._outside)
+        for at, n in self.batches:
+            with stubbed(self.skeleton.model, self._replay(at, n), list(self.stacks.values())):
+                yield self._call(at, n).logits
+        self.skeleton.drop(self._outside)
+
+    def _capture(self) -> Passage | None:
+        """Record how the next stack is called; None if the model ends without reaching an unfinished one."""
+        self.skeleton.load(self._outside)
+        found: Passage | None = None
+        for at, n in self.batches:
+            recorded: list[tuple[tuple[Any, ...], dict[str, Any]]] = []
+            replay = self._replay(at, n)
+
+            def stub(name: str, i: int, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+                nonlocal found
+                if name in self.finished:
+                    return replay(name, i, args, kwargs)
+                x = first_tensor(args, kwargs)
+                if found is None:
+                    found = self._begin(name, x, args, kwargs)
+                recorded.append((args, kwargs))
+                if i == 0:
+                    found.stream.write(at, x)
+                if i == len(found.stack.blocks) - 1:
+                    raise Reached
+                return like(found.output, x)
+
+            with stubbed(self.skeleton.model, stub, list(self.stacks.values())):
+                try:
+                    self._call(at, n)
+                except Reached:
+                    pass
+                else:
+                    break
+            if found is not None:
+                found.calls.add(recorded)
+        self.skeleton.drop(self._outside)
+        return found
+
+    def _begin(self, name: str, x: Tensor, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Passage:
+        stack = self.stacks[name]
+        calls = Calls(self.folder / f"{name}.calls")
+        stream = Stream(self.folder / f"{name}.00000", self.tokens.shape[0], tuple(x.shape[1:]), self.skeleton.dtype)
+        first = self.skeleton.load_module(stack.blocks[0])
+        output = type(first).forward(first, *args, **kwargs)
+        self.skeleton.drop_module(stack.blocks[0])
+        if hidden(output).shape != x.shape:
+            raise SourceError(f"the blocks of {name} change the shape of the hidden state; hfquant cannot stream them")
+        return Passage(stack, calls, stream, self.batches, output)
+
+    def _replay(self, at: int, n: int) -> Callable[[str, int, tuple[Any, ...], dict[str, Any]], Any]:
+        """A stub for finished stacks: the last block returns the stored result, the others what they were given."""
+
+        def stub(name: str, i: int, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+            passage = self.finished[name]
+            last = i == len(passage.stack.blocks) - 1
+            return like(passage.output, passage.stream.read(at, n) if last else first_tensor(args, kwargs))
+
+        return stub
+
+    def _call(self, at: int, n: int) -> Any:
+        inputs = model_inputs(self.skeleton.source.config, self.tokens[at : at + n])
+        return self.skeleton.model(
+            **{k: v.to(self.skeleton.dtype) if v.is_floating_point() else v for k, v in inputs.items()}, use_cache=False
+        )
