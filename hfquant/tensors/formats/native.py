@@ -54,7 +54,10 @@ class Native:
     def unpack(self, parts: Mapping[str, Tensor], grid: Grid, shape: tuple[int, int]) -> Quantized:
         scale = parts["weight_scale"]
         zero = torch.full_like(scale, grid.middle, dtype=torch.uint8) if grid.symmetric else parts["weight_zero_point"]
-        codes = unpack_planes(parts["weight"].view(torch.int32).squeeze(-1), grid.bits, shape[1])
+        packed = parts["weight"].contiguous()
+        if packed.storage_offset() % 4:  # a slice of a memory-mapped file need not begin on a word
+            packed = packed.clone()
+        codes = unpack_planes(packed.view(torch.int32).squeeze(-1), grid.bits, shape[1])
         return Quantized(codes=codes, scale=scale, zero_point=zero, grid=grid)
 
     def config(self, wire: Wire) -> dict[str, Any]:

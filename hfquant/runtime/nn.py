@@ -1,0 +1,179 @@
+"""Linear layers and embeddings that keep their weight packed."""
+
+from collections.abc import Callable
+from typing import Any, Self
+
+import torch
+from torch import Tensor, nn
+
+from ..tensors import formats
+from ..tensors.formats import Format
+from ..tensors.grid import Grid
+from ..tensors.layer import Quantized
+from . import cache, ops  # noqa: F401  (ops registers torch.ops.hfquant)
+from .declare import declare
+from .reference import dense, unpack
+from .view import WeightView
+
+
+class Packed(nn.Module):
+    """What a packed matrix [out, in] is made of, whatever layer it belongs to."""
+
+    grid: Grid
+    fmt: Format
+    shape: tuple[int, int]
+    dtype: torch.dtype
+    components: tuple[str, ...]
+
+    def _declare(
+        self, shape: tuple[int, int], grid: Grid, fmt: Format, scale_dtype: torch.dtype, dtype: torch.dtype, device: Any
+    ) -> None:
+        self.shape, self.grid, self.fmt, self.dtype = shape, grid, fmt, dtype
+        self.components = declare(self, fmt.spec(grid, shape, scale_dtype), device)
+
+    @property
+    def parts(self) -> list[Tensor]:
+        """The components, in the order in which the operators take them."""
+        return [self._parameters[name] for name in self.components]  # type: ignore[misc]
+
+    def _fill(self, Q: Quantized) -> None:
+        for name, tensor in self.fmt.pack(Q).items():
+            self._parameters[name] = nn.Parameter(tensor, requires_grad=False)
+
+    def quantized(self) -> Quantized:
+        """The codes, scales and zero points this layer holds."""
+        return unpack(self.fmt, self.grid, self.parts, self.shape)
+
+    def dequantize(self, dtype: torch.dtype) -> Tensor:
+        """The dense weight [out, in]."""
+        return dense(self.quantized(), dtype)
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
+        cache.forget(self.parts)
+        super()._apply(fn, recurse)
+        cache.forget(self.parts)
+        if self.dtype.is_floating_point:
+            self.dtype = fn(torch.empty(0, dtype=self.dtype)).dtype if not self._on_meta() else self.dtype
+        return self
+
+    def _on_meta(self) -> bool:
+        return self.parts[0].is_meta
+
+
+class QLinear(Packed, nn.Linear):
+    """y = x Wᵀ + b with W packed.  x [..., in] -> [..., out] in x's dtype.
+
+    A subclass of nn.Linear so that PEFT takes it for one; nn.Linear.__init__, which would allocate a dense
+    weight, is not called.  `transposed` remembers that the model's own layer is a Conv1D, which stores [in, out].
+    """
+
+    def __init__(
+        self,
+        in_features: int,
+        out_features: int,
+        bias: bool,
+        *,
+        grid: Grid,
+        fmt: Format,
+        scale_dtype: torch.dtype,
+        dtype: torch.dtype,
+        device: torch.device | str = "meta",
+        transposed: bool = False,
+    ) -> None:
+        nn.Module.__init__(self)
+        self.in_features, self.out_features, self.transposed = in_features, out_features, transposed
+        self._declare((out_features, in_features), grid, fmt, scale_dtype, dtype, device)
+        self.register_parameter("bias", None)
+        if bias:
+            declare(self, {"bias": ((out_features,), dtype)}, device)
+        self._weight_arguments = (fmt.name, grid.bits, grid.group_size, grid.symmetric, out_features)
+
+    @classmethod
+    def from_quantized(cls, Q: Quantized, bias: Tensor | None, fmt: Format, dtype: torch.dtype) -> Self:
+        """A layer that holds Q.  Raises FormatError if the format cannot store it."""
+        formats.check(fmt.name, {"this layer": (Q.grid, Q.shape, "linear")})
+        out_features, in_features = Q.shape
+        layer = cls(
+            in_features, out_features, bias is not None, grid=Q.grid, fmt=fmt, scale_dtype=Q.scale.dtype, dtype=dtype
+        )
+        layer._fill(Q)
+        if bias is not None:
+            layer.bias = nn.Parameter(bias.detach().to(dtype), requires_grad=False)
+        return layer
+
+    def forward(self, x: Tensor) -> Tensor:
+        if torch.is_autocast_enabled(x.device.type):
+            x = x.to(torch.get_autocast_dtype(x.device.type))
+        y: Tensor = torch.ops.hfquant.linear(x, self.bias, self.parts, *self._weight_arguments)
+        return y
+
+    def __getattr__(self, name: str) -> Any:
+        # nn.Module comes here for whatever is not in __dict__ or on the class: parameters, and our view
+        if name == "weight" and "weight" not in self._parameters:
+            return self._view()
+        return super().__getattr__(name)
+
+    def _view(self) -> Tensor:
+        parts, arguments = self.parts, self._weight_arguments
+
+        def decode() -> Tensor:
+            W: Tensor = torch.ops.hfquant.weight(parts, *arguments, self.in_features, self.dtype)
+            return W
+
+        if torch.compiler.is_compiling():
+            return decode()  # if only its dtype is read, the graph drops it again
+        return WeightView.of(self.shape, self.dtype, parts[0].device, decode)
+
+    def extra_repr(self) -> str:
+        bias = self.bias is not None
+        return f"in_features={self.in_features}, out_features={self.out_features}, bias={bias}, {self.grid}, {self.fmt.name}"
+
+
+class QEmbedding(Packed, nn.Embedding):
+    """A table whose rows are gathered packed and decoded.  ids [...] -> [..., embedding_dim]
+
+    A head tied to the table is a QLinear with the same Parameter objects.  `factor` multiplies what is looked up
+    (BART, Gemma); Gemma rounds it to the model's dtype first (`round_factor`), and trained with that.
+    """
+
+    def __init__(
+        self,
+        num_embeddings: int,
+        embedding_dim: int,
+        *,
+        grid: Grid,
+        fmt: Format,
+        scale_dtype: torch.dtype,
+        dtype: torch.dtype,
+        device: torch.device | str = "meta",
+        padding_idx: int | None = None,
+        factor: float | None = None,
+        round_factor: bool = False,
+    ) -> None:
+        nn.Module.__init__(self)
+        shape = (num_embeddings, embedding_dim)
+        formats.check(fmt.name, {"this embedding": (grid, shape, "embedding")})
+        self.num_embeddings, self.embedding_dim, self.padding_idx = num_embeddings, embedding_dim, padding_idx
+        self._declare(shape, grid, fmt, scale_dtype, dtype, device)
+        self.factor, self.round_factor = factor, round_factor
+        # the dense module this one stands for, without weights; in a tuple, so that it is no submodule
+        self.origin: tuple[nn.Embedding] | None = None
+
+    @classmethod
+    def from_quantized(cls, Q: Quantized, fmt: Format, dtype: torch.dtype) -> Self:
+        """A table that holds Q.  Raises FormatError if the format cannot store it."""
+        table = cls(*Q.shape, grid=Q.grid, fmt=fmt, scale_dtype=Q.scale.dtype, dtype=dtype)
+        table._fill(Q)
+        return table
+
+    def forward(self, ids: Tensor) -> Tensor:
+        rows = ids.flatten()
+        parts = [part[rows] for part in self.parts]
+        shape = (rows.shape[0], self.embedding_dim)
+        values = unpack(self.fmt, self.grid, parts, shape).dequantize().to(self.dtype)
+        if self.factor is not None:
+            values = values * (torch.tensor(self.factor, dtype=self.dtype) if self.round_factor else self.factor)
+        return values.view(*ids.shape, self.embedding_dim)
+
+    def extra_repr(self) -> str:
+        return f"{self.num_embeddings}, {self.embedding_dim}, {self.grid}, {self.fmt.name}"
