@@ -1,0 +1,142 @@
+"""`hfquant compress`"""
+
+import errno
+import shlex
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from ..errors import QualityError, ResourceError
+from . import engine
+from .arguments import Json, Set, size
+from .output import complain, log, print_facts, print_json
+from .progress import Tally, progress
+from .summary import estimate, result
+
+if TYPE_CHECKING:
+    from ..compress import Plan
+
+
+def compress(
+    ctx: typer.Context,
+    model: Annotated[
+        str, typer.Argument(metavar="MODEL", help="A folder, a Hub id or a GGUF file.", show_default=False)
+    ],
+    recipe: Annotated[
+        str,
+        typer.Option(
+            "--recipe",
+            "-r",
+            metavar="NAME|FILE",
+            help="`gptq-w4g128`, another name that `hfquant recipes` explains, or a YAML file.",
+            show_default=False,
+        ),
+    ],
+    out: Annotated[
+        Path, typer.Option("--out", "-o", metavar="DIR", help="Where the result goes.", show_default=False)
+    ],
+    changes: Set = None,
+    calibration: Annotated[
+        str | None,
+        typer.Option(
+            metavar="FILE|DATASET|self",
+            help="Calibration text: a text file, a Hub dataset, or `self` for the model's own.",
+            show_default="packaged text",
+        ),
+    ] = None,
+    samples: Annotated[
+        int | None, typer.Option(min=1, metavar="N", help="Calibration sequences.", show_default="recipe's")
+    ] = None,
+    seq_len: Annotated[
+        int | None, typer.Option(min=8, metavar="L", help="Tokens in each of them.", show_default="recipe's")
+    ] = None,
+    seed: Annotated[
+        int | None, typer.Option(min=0, metavar="S", help="Chooses them.", show_default="recipe's")
+    ] = None,
+    fresh: Annotated[
+        bool, typer.Option("--fresh/--resume", help="Start again, or go on where an interrupted run stopped.")
+    ] = False,
+    max_memory: Annotated[
+        int | None,
+        typer.Option(parser=size, metavar="SIZE", help="Refuse to start if more is needed: `700MB`, `2GiB`."),
+    ] = None,
+    device: Annotated[
+        str, typer.Option(metavar="DEVICE", help="Where the work is done: `cpu`, `cuda`, `cuda:1`.")
+    ] = "cpu",
+    as_json: Json = False,
+) -> None:
+    """Compress MODEL into a folder that loads in transformers, and measure what it cost.
+
+    Before any work everything is checked and an estimate is printed.  Afterwards the result is read back from
+    disk and compared with the original; the command fails with exit code 3 if its quality collapsed.
+    """
+    chosen = engine.read_recipe(recipe, changes)
+    settings = {"calibration": calibration, "samples": samples, "seq_len": seq_len, "seed": seed}
+    plan = engine.plan(model, chosen, out, **settings, fresh=fresh, max_memory=max_memory, device=device)
+    print_facts(log(), estimate(plan))
+    _run(ctx, plan)
+    report = _measure(ctx, plan, model)
+    failed: QualityError | None = None
+    try:
+        engine.gate(report, plan.recipe)
+    except QualityError as error:
+        failed = error
+    print_json(report) if as_json else result(out, report)
+    if failed:
+        raise failed
+
+
+def _run(ctx: typer.Context, plan: "Plan") -> None:
+    """The work itself.  Interrupted, it says what is kept and how to go on."""
+    tally = Tally(plan.layers, plan.resumed)
+    try:
+        with progress(tally, log()) as show:
+            for layer in engine.layers(plan):
+                show(layer)
+                for note in layer.notes:
+                    log().print(f"{layer.name}: {note}", markup=False)
+    except KeyboardInterrupt:
+        complain(
+            f"interrupted: {tally.blocks_done} of {plan.blocks} blocks are finished and kept in `{plan.out}`",
+            f"go on with `{again(ctx)}`",
+        )
+        raise typer.Exit(130) from None
+    except OSError as error:
+        if error.errno != errno.ENOSPC:
+            raise
+        raise ResourceError(
+            f"the disk is full; {tally.blocks_done} of {plan.blocks} blocks are kept in `{plan.out}`",
+            f"free some space, then go on with `{again(ctx)}`",
+        ) from error
+
+
+def _measure(ctx: typer.Context, plan: "Plan", model: str) -> dict[str, Any]:
+    try:
+        log().print("reading the result back and comparing it with the original")
+        return engine.verify(plan.out, against=model)
+    except KeyboardInterrupt:
+        complain(
+            f"interrupted: `{plan.out}` is complete but not measured",
+            f"measure it with `{shlex.join(['hfquant', 'eval', str(plan.out), '--against', model])}`",
+        )
+        raise typer.Exit(130) from None
+
+
+def again(ctx: typer.Context) -> str:
+    """The command line that was given, without `--fresh`."""
+    words = ["hfquant", str(ctx.info_name)]
+    for parameter in ctx.command.params:
+        name = str(parameter.name)
+        source = ctx.get_parameter_source(name)
+        if source is None or source.name != "COMMANDLINE" or name == "fresh":
+            continue
+        value = ctx.params[name]
+        if parameter.param_type_name == "argument":
+            words.append(str(value))
+        elif value is True:
+            words.append(parameter.opts[0])
+        else:
+            for one in value if isinstance(value, list | tuple) else [value]:
+                words += [parameter.opts[0], str(one)]
+    return shlex.join(words)

@@ -1,0 +1,122 @@
+"""Every call from the command line into the library: the one place where heavy imports happen."""
+
+import json
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from ..errors import CheckpointError
+
+if TYPE_CHECKING:
+    from ..compress import LayerResult, Plan
+    from ..measure.layers import LayerFacts
+    from ..recipe import Recipe
+
+
+def read_recipe(recipe: str, changes: list[str] | None) -> "Recipe":
+    from ..recipe import Recipe
+
+    return Recipe.parse(recipe, changes or [])
+
+
+def plan(model: str, recipe: "Recipe", out: Path, **settings: Any) -> "Plan":
+    """Everything checked and estimated, nothing done."""
+    _quiet()
+    from ..compress import plan
+
+    return plan(model, recipe, out, **settings)
+
+
+def layers(plan: "Plan") -> "Iterator[LayerResult]":
+    """Do what was planned, layer by layer; afterwards `plan.out` is a complete checkpoint."""
+    from ..compress import compress
+
+    return compress(plan)
+
+
+def verify(out: Path, **settings: Any) -> dict[str, Any]:
+    """Reload and measure; the updated report."""
+    _quiet()
+    from ..measure.verify import verify
+
+    return verify(out, **settings)
+
+
+def gate(report: dict[str, Any], recipe: "Recipe") -> None:
+    """Raises QualityError if the report does not reach the recipe's limits."""
+    from ..measure.gate import gate
+
+    gate(report, recipe.gate)
+
+
+def read_report(folder: Path) -> dict[str, Any]:
+    """The folder's report.json, empty if it has none.  Raises CheckpointError on a damaged one."""
+    path = folder / "report.json"
+    if not path.exists():
+        return {}
+    try:
+        report: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise CheckpointError(
+            f"`{path}` is damaged: {error}", "`hfquant eval` writes it anew; delete it first"
+        ) from error
+    return report
+
+
+def read_config(folder: Path) -> Mapping[str, Any]:
+    """A checkpoint's `quantization_config`.  Raises CheckpointError for a folder that is not one."""
+    path = folder / "config.json"
+    if not path.is_file():
+        raise CheckpointError(
+            f"`{folder}` is not a compressed model: it has no config.json",
+            "give the folder that `hfquant compress --out` wrote",
+        )
+    config = json.loads(path.read_text(encoding="utf-8")).get("quantization_config")
+    if not config:
+        raise CheckpointError(
+            f"`{folder}` holds a model that is not compressed", f"`hfquant compress {folder} ...` does it"
+        )
+    found: Mapping[str, Any] = config
+    return found
+
+
+def inspect(folder: Path) -> "Iterator[LayerFacts]":
+    """The layers of a compressed model, read back from disk."""
+    _quiet()
+    from ..measure.layers import layers
+
+    return layers(folder, read_report(folder))
+
+
+def stream(folder: Path, prompt: str, max_new_tokens: int) -> None:
+    """Generate greedily and print each token to stdout as it comes."""
+    _quiet()
+    import torch
+    from transformers import AutoTokenizer, TextStreamer
+
+    from ..plugin import load
+
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(folder)
+    except (OSError, ValueError) as error:
+        raise CheckpointError(
+            f"`{folder}` has no tokenizer: {str(error).splitlines()[0]}",
+            "copy the original model's tokenizer files there",
+        ) from error
+    model = load(folder).eval()
+    inputs = tokenizer(prompt, return_tensors="pt", return_token_type_ids=False).to(model.device)
+    with torch.inference_mode():
+        model.generate(
+            **inputs,
+            max_new_tokens=max_new_tokens,
+            do_sample=False,
+            streamer=TextStreamer(tokenizer, skip_special_tokens=True),
+        )
+
+
+def _quiet() -> None:
+    """transformers draws bars and logs advice of its own; the commands here say what matters."""
+    from transformers.utils import logging
+
+    logging.disable_progress_bar()
+    logging.set_verbosity_error()

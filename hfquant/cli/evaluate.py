@@ -1,0 +1,46 @@
+"""`hfquant eval`"""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from . import engine
+from .arguments import Folder, Json
+from .output import data, print_facts, print_json
+from .summary import scores
+
+
+def evaluate(
+    folder: Folder,
+    against: Annotated[
+        str | None,
+        typer.Option(
+            metavar="MODEL", help="The original, for KL divergence and agreement.", show_default=False
+        ),
+    ] = None,
+    text: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FILE", help="Text to measure on.", exists=True, dir_okay=False, show_default="packaged"
+        ),
+    ] = None,
+    windows: Annotated[int, typer.Option(min=1, metavar="N", help="How many windows of text.")] = 64,
+    window_len: Annotated[int, typer.Option(min=8, metavar="L", help="Tokens in each window.")] = 512,
+    dtype: Annotated[
+        str, typer.Option(metavar="DTYPE", help="Arithmetic: `auto`, `float32`, `bfloat16`, `float16`.")
+    ] = "auto",
+    as_json: Json = False,
+) -> None:
+    """Measure a compressed model: perplexity, and how far it is from the original.
+
+    Windows do not overlap.  The numbers, with all settings, also go into DIR/report.json.
+    """
+    engine.read_config(folder)
+    report = engine.verify(
+        folder, against=against, text=text, windows=windows, window_len=window_len, dtype=dtype
+    )
+    if as_json:
+        print_json({key: report.get(key) for key in ("evaluation", "sample")})
+    else:
+        print_facts(data(), {"model": str(folder)} | scores(report))

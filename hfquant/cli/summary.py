@@ -1,0 +1,60 @@
+"""Plans and reports as a few lines of text."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from .output import data, print_facts
+from .units import count, duration, size
+
+if TYPE_CHECKING:
+    from ..compress import Plan
+
+
+def estimate(plan: "Plan") -> dict[str, str | None]:
+    """What a compression will need and give."""
+    expected = plan.estimate
+    share = expected.bytes_after / max(1, expected.bytes_before)
+    return {
+        "recipe": f"{plan.recipe.name}, stored as {plan.wire.format}",
+        "parameters": f"{count(expected.parameters)}, {len(plan.layers)} layers in {plan.blocks} blocks",
+        "output size": f"{size(expected.bytes_after)} ({share:.0%} of {size(expected.bytes_before)})",
+        "peak memory": size(expected.peak_memory),
+        "disk": size(expected.disk),
+        "time": None if expected.seconds is None else f"about {duration(expected.seconds)}",
+        "resuming": f"{plan.resumed} of {plan.blocks} blocks are done" if plan.resumed else None,
+    }
+
+
+def result(out: Path, report: Mapping[str, Any]) -> None:
+    """The outcome of `compress`, on stdout."""
+    work = report.get("compression") or {}
+    before, after = (report.get("source") or {}).get("bytes"), (report.get("output") or {}).get("bytes")
+    memory = work.get("peak_memory_bytes")
+    spent = [duration(work["seconds"])] if work.get("seconds") is not None else []
+    facts = {
+        "model": str(out),
+        "size": f"{size(before)} -> {size(after)} ({after / before:.0%})" if before and after else None,
+        "compression": ", ".join([*spent, *([f"peak memory {size(memory)}"] if memory else [])]) or None,
+    }
+    print_facts(data(), facts | scores(report))
+
+
+def scores(report: Mapping[str, Any]) -> dict[str, str | None]:
+    """What was measured."""
+    found = report.get("evaluation") or {}
+    ppl, reference = found.get("perplexity"), found.get("reference_perplexity")
+    sample = (report.get("sample") or {}).get("compressed")
+    return {
+        "perplexity": _perplexity(ppl, reference),
+        "KL divergence": None if found.get("kl") is None else f"{found['kl']:.4f} nats per token",
+        "top-1 agreement": None if found.get("top1_agreement") is None else f"{found['top1_agreement']:.1%}",
+        "measured on": f"{found['tokens']} tokens" if found.get("tokens") else None,
+        "sample": None if sample is None else " ".join(str(sample).split()),
+    }
+
+
+def _perplexity(ppl: float | None, reference: float | None) -> str | None:
+    if ppl is None:
+        return None
+    return f"{ppl:.2f}" if reference is None else f"{reference:.2f} -> {ppl:.2f} (x {ppl / reference:.3f})"
