@@ -70,7 +70,7 @@ class Recipe(Strict):
         """
         data, where = _source(recipe)
         for text in overrides:
-            change(data, text, _short())
+            change(data, text, _keys())
         if overrides and not any(text.partition("=")[0].strip() == "name" for text in overrides):
             data["name"] = f"{data.get('name', 'custom')} with {', '.join(overrides)}"
         try:
@@ -144,10 +144,14 @@ def _source(recipe: str | Path | Mapping[str, Any] | Recipe) -> tuple[dict[str, 
     return read_file(presets()[name]) if name in presets() else expand(name), f"recipe `{name}`"
 
 
-def _short() -> dict[str, str]:
-    """Keys of the inner parts that can be given without their path."""
+def _keys() -> dict[str, str]:
+    """The keys that a change may begin with, and the paths of those inner ones that need none."""
     grid = {key: f"grid.{key}" for key in GridSpec.model_fields}
-    return grid | {key: f"calibration.{key}" for key in ("samples", "seq_len", "seed")}
+    return (
+        {key: key for key in Recipe.model_fields}
+        | grid
+        | {key: f"calibration.{key}" for key in ("samples", "seq_len", "seed")}
+    )
 
 
 def _inherit(data: dict[str, Any]) -> dict[str, Any]:

@@ -9,6 +9,7 @@ import yaml
 
 from . import methods
 from .errors import RecipeError
+from .recipe_errors import unknown_key
 from .recipe_names import read_name
 
 PRESETS = Path(__file__).parent / "recipes"
@@ -115,11 +116,12 @@ def _activation_bits(method: str, bits: int, name: str) -> int:
     return bits
 
 
-def change(data: dict[str, Any], text: str, short: Mapping[str, str]) -> None:
+def change(data: dict[str, Any], text: str, keys: Mapping[str, str]) -> None:
     """Apply one `key=value` to a recipe's data, in place.
 
     Keys are dotted paths (`grid.bits`, `steps.0.damp`); a step can be named by its method (`gptq.damp`); what
-    follows `overrides.` is a glob, dots and all.  `short` has keys that need no path (`bits`).
+    follows `overrides.` is a glob, dots and all.  `keys` are those a path may begin with, and what they mean:
+    a few inner ones need no path (`bits`).
     """
     key, equals, value = text.partition("=")
     key = key.strip()
@@ -127,7 +129,7 @@ def change(data: dict[str, Any], text: str, short: Mapping[str, str]) -> None:
         raise RecipeError(
             f"cannot read `{text}` as a change to the recipe", "write key=value, e.g. `grid.bits=3`"
         )
-    path = short.get(key, key).split(".")
+    path = keys.get(key, key).split(".")
     read = read_yaml(value, f"the value of `{key}`")
     if path[0] == "overrides" and len(path) > 1:
         # in front: the first pattern that matches decides
@@ -136,6 +138,16 @@ def change(data: dict[str, Any], text: str, short: Mapping[str, str]) -> None:
     steps = [step.get("method") if isinstance(step, dict) else None for step in data.get("steps") or []]
     if path[0] in steps:
         path = ["steps", str(steps.index(path[0])), *path[1:]]
+    elif path[0] not in keys:
+        options = [
+            f"{step}.{name}"
+            for step in steps
+            if step in methods.NAMES
+            for name in methods.load(step).model_fields
+        ]
+        meant = [option for option in options if option.endswith(f".{key}")]
+        message, hint = unknown_key(path[0], dict.fromkeys([*keys, *options]), "the recipe")
+        raise RecipeError(message, f"did you mean `{meant[0]}`?" if meant else hint)
     _set(data, path, read, key)
 
 

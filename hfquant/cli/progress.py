@@ -17,6 +17,8 @@ class Shaped(Protocol):
 
     @property
     def shape(self) -> tuple[int, ...]: ...
+    @property
+    def block(self) -> int: ...
 
 
 class Finished(Protocol):
@@ -41,11 +43,12 @@ class Tally:
     def __init__(
         self, layers: Mapping[str, Shaped], resumed: int = 0, clock: Callable[[], float] = time.monotonic
     ) -> None:
-        self._left = {name: math.prod(layer.shape) for name, layer in layers.items()}
-        self.weights, self._here = sum(self._left.values()), 0
+        sizes = {name: math.prod(layer.shape) for name, layer in layers.items()}
+        self._left = {name: sizes[name] for name, layer in layers.items() if layer.block >= resumed}
+        self.weights, self._here = sum(sizes.values()), 0
         self._resumed, self._clock, self._start = resumed, clock, clock()
         self._first: int | None = None
-        self.layers, self.done, self.blocks_done = len(layers), 0, resumed
+        self.layers, self.blocks_done = len(layers), resumed
         self.eta: float | None = None
         self.last: Finished | None = None
 
@@ -57,11 +60,16 @@ class Tally:
     def elapsed(self) -> float:
         return self._clock() - self._start
 
+    @property
+    def done(self) -> int:
+        """Layers."""
+        return self.layers - len(self._left)
+
     def add(self, layer: Finished) -> bool:
         """Count a layer.  True if it begins a new block."""
         new_block = self.last is not None and layer.block != self.last.block
         weight = self._left.pop(layer.name, 0)
-        self.done, self.last = self.done + 1, layer
+        self.last = layer
         self.blocks_done = max(self.blocks_done, layer.block)
         if layer.block >= self._resumed:
             self._first = layer.block if self._first is None else self._first
