@@ -1,8 +1,9 @@
-"""A GGUF file as an ordinary model folder: config.json, tokenizer, safetensors, with one tensor in memory at a time."""
+"""A GGUF file as an ordinary model folder, unpacked with one tensor in memory at a time."""
 
 import hashlib
 import shutil
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -28,11 +29,12 @@ STAMP = "gguf_sha256"  # in the safetensors header: which file a folder was made
 
 
 def stage(gguf_file: Path, folder: Path, dtype: torch.dtype = torch.bfloat16) -> Path:
-    """Unpack a GGUF file into `folder`, a model folder whose tensors equal those of `from_pretrained(gguf_file=...)`.
+    """Unpack a GGUF file into `folder`: config, tokenizer, and safetensors in `dtype`.  Returns the folder.
 
-    A folder that holds the same file in the same type already is left as it is; one that holds another file is
-    replaced.  The folder appears only once it is complete.  Raises SourceError for a file that cannot be read,
-    CheckpointError if the folder holds anything else, ResourceError if the disk is too small.
+    The tensors equal those of `from_pretrained(gguf_file=...)`.  A folder that holds the same file in the
+    same type already is left as it is; one that holds another file is replaced; it appears once complete.
+    Raises SourceError for a file that cannot be read, CheckpointError if the folder holds anything else,
+    ResourceError if the disk is too small.
     """
     stamp = {STAMP: _sha256(gguf_file), "dtype": str(dtype).removeprefix("torch.")}
     if _is_staged(folder, stamp):
@@ -45,7 +47,7 @@ def stage(gguf_file: Path, folder: Path, dtype: torch.dtype = torch.bfloat16) ->
     temporary.mkdir(parents=True)
     try:
         _check_disk(temporary, plan)
-        _write_words(header, model, temporary)
+        _write_texts(header, model, temporary)
         write_checkpoint(temporary, plan, metadata=METADATA | stamp)
         if folder.exists():
             shutil.rmtree(folder)
@@ -63,7 +65,7 @@ def _sha256(file: Path) -> str:
 
 
 def _is_staged(folder: Path, stamp: dict[str, str]) -> bool:
-    """Whether the folder holds this file already.  Raises CheckpointError if it holds what is not ours to replace."""
+    """Whether the folder holds this file already.  Raises CheckpointError if what it holds is not ours."""
     if not folder.exists() or (folder.is_dir() and not any(folder.iterdir())):
         return False
     first = next(iter(sorted(folder.glob("model*.safetensors"))), None)
@@ -89,7 +91,7 @@ def _empty_model(header: Header, dtype: torch.dtype) -> PreTrainedModel:
         ) from error
     config.dtype = dtype
     auto = next(
-        (a for a in (AutoModelForCausalLM, AutoModelForSeq2SeqLM) if type(config) in a._model_mapping),  # noqa: SLF001
+        (a for a in (AutoModelForCausalLM, AutoModelForSeq2SeqLM) if type(config) in a._model_mapping),
         AutoModel,
     )
     with torch.device("meta"):
@@ -100,7 +102,7 @@ def _empty_model(header: Header, dtype: torch.dtype) -> PreTrainedModel:
 def _entries(header: Header, model: PreTrainedModel, dtype: torch.dtype) -> Iterator[Entry]:
     """What the folder will hold, in the model's order, under the names that `save_pretrained` would give.
 
-    A parameter that checkpoints of this family store in pieces (experts, one by one) is made once for all of them.
+    A parameter that checkpoints store in pieces (experts, one by one) is made once for all of them.
     """
     found = parameters(header, model, dtype)
     expected = {name: p for name, p in model.state_dict().items() if name not in _tied(model)}
@@ -115,21 +117,29 @@ def _entries(header: Header, model: PreTrainedModel, dtype: torch.dtype) -> Iter
             continue  # a buffer that the model makes by itself
         pieces = revert_weight_conversion(model, {name: meta})
         for piece, tensor in pieces.items():
-            yield Entry(piece, tuple(tensor.shape), dtype, lambda name=name, piece=piece: cached(name, piece))
+            yield Entry(piece, tuple(tensor.shape), dtype, partial(cached, name, piece))
 
 
 class _Last:
-    """The pieces of the parameter asked for last, so that asking for the next piece does not make it again."""
+    """The pieces of the parameter asked for last: asking for its next piece does not make it again."""
 
     def __init__(self, model: PreTrainedModel, found: Parameters) -> None:
         self.model, self.found = model, found
+        self.shapes = {name: p.shape for name, p in model.state_dict().items()}
         self.name: str | None = None
         self.pieces: dict[str, Tensor] = {}
 
     def __call__(self, name: str, piece: str) -> Tensor:
         if name != self.name:
             self.pieces = {}  # before the next one is made
-            self.pieces = revert_weight_conversion(self.model, {name: self.found.load(name)})
+            tensor = self.found.load(name)
+            if tensor.shape != self.shapes[name]:
+                meant = list(self.shapes[name])
+                raise SourceError(
+                    f"the file stores `{name}` as {list(tensor.shape)}, its config means {meant}",
+                    "transformers cannot read the sizes of this file; use the model's safetensors checkpoint",
+                )
+            self.pieces = revert_weight_conversion(self.model, {name: tensor})
             self.name = name
         return self.pieces.pop(piece)
 
@@ -154,8 +164,8 @@ def _check_disk(folder: Path, plan: list[Entry]) -> None:
         )
 
 
-def _write_words(header: Header, model: PreTrainedModel, folder: Path) -> None:
-    """Config, generation config and tokenizer; a file without a vocabulary gives a folder without a tokenizer."""
+def _write_texts(header: Header, model: PreTrainedModel, folder: Path) -> None:
+    """Config, generation config and tokenizer; a file without a vocabulary gives a folder without one."""
     model.config.architectures = [type(model).__name__]
     model.config.save_pretrained(folder)
     if model.can_generate():

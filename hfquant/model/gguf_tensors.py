@@ -1,10 +1,11 @@
 """The tensors of a GGUF file as the parameters of a transformers model, made one at a time.
 
-llama.cpp renames, permutes, fuses and quantizes.  transformers knows how to undo that, in two tables of which the
-newer serves few architectures yet; both are used here exactly as `from_pretrained(gguf_file=...)` uses them, except
-that a parameter exists only while it is being written.
+llama.cpp renames, permutes, fuses and quantizes.  transformers knows how to undo that, in two tables of which
+the newer serves few architectures yet; both are used here as `from_pretrained(gguf_file=...)` uses them,
+except that a parameter exists only while it is being written.
 """
 
+import math
 from collections.abc import Callable, Mapping
 from copy import deepcopy
 from dataclasses import dataclass
@@ -14,15 +15,18 @@ from typing import Any
 import gguf
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 from transformers import PreTrainedModel
 from transformers.core_model_loading import WeightConverter, WeightRenaming, rename_source_key
-from transformers.modeling_gguf_pytorch_utils import TENSOR_PROCESSORS, TensorProcessor, get_gguf_hf_weights_map
+from transformers.modeling_gguf_pytorch_utils import (
+    TENSOR_PROCESSORS,
+    TensorProcessor,
+    get_gguf_hf_weights_map,
+)
 
 from ..errors import SourceError
 
-PIECE = 1 << 24  # elements that are dequantized together: the library makes several copies of them
+PIECE = 1 << 21  # elements that are dequantized together: the library makes several copies of them
 
 
 @dataclass(frozen=True)
@@ -48,7 +52,7 @@ class Header:
 
 @dataclass(frozen=True)
 class Parameters:
-    """The parameters that a file has for a model, and how to make each: `load` returns it in its final shape."""
+    """The parameters that a file has for a model; `load` makes one of them, in its final shape."""
 
     names: frozenset[str]
     load: Callable[[str], Tensor]
@@ -61,35 +65,39 @@ def read_header(path: Path) -> Header:
     """
     with path.open("rb") as file:
         if file.read(4) != b"GGUF":
-            raise SourceError(f"{path.name} is not a GGUF file", "give a .gguf file, a model folder or a Hub id")
+            raise SourceError(f"{path.name} is not a GGUF file", "download it again: it is something else")
     try:
         reader = gguf.GGUFReader(path)
     except (ValueError, IndexError, KeyError, OverflowError) as error:
         size = path.stat().st_size
         raise SourceError(
-            f"{path.name} is truncated or damaged: its {size:,} bytes end before its tensors do", "download it again"
+            f"{path.name} is truncated or damaged: its {size:,} bytes end before its tensors do",
+            "download it again",
         ) from error
     parts = reader.get_field("split.count")
     if parts is not None and parts.contents() > 1:
         raise SourceError(
-            f"{path.name} is one of {parts.contents()} parts", "join them first: `llama-gguf-split --merge FIRST OUT`"
+            f"{path.name} is one of {parts.contents()} parts",
+            "join them first: `llama-gguf-split --merge FIRST OUT`",
         )
     architecture = reader.get_field("general.architecture")
     if architecture is None or reader.byte_order == "S":
         why = "does not name its architecture" if architecture is None else "has the other byte order"
         raise SourceError(f"{path.name} {why}", "convert it again with a current llama.cpp")
     tensors = {
-        t.name: Stored(t.name, t.tensor_type, tuple(int(n) for n in reversed(t.shape)), t.data_offset, t.n_bytes)
+        t.name: Stored(
+            t.name, t.tensor_type, tuple(int(n) for n in reversed(t.shape)), t.data_offset, t.n_bytes
+        )
         for t in reader.tensors
     }
     return Header(path, str(architecture.contents()), frozenset(reader.fields), tensors)
 
 
-def dequantize(header: Header, name: str) -> NDArray[np.float32]:
-    """One tensor of the file as float32, read in pieces."""
+def dequantize(header: Header, name: str, dtype: torch.dtype = torch.float32) -> Tensor:
+    """One tensor of the file, read in pieces: the whole of it exists in `dtype` only."""
     stored = header.tensors[name]
     columns = stored.shape[-1] if stored.shape else 1
-    out = np.empty((max(1, int(np.prod(stored.shape)) // columns), columns), np.float32)
+    out = torch.empty((max(1, math.prod(stored.shape) // columns), columns), dtype=dtype)
     row = stored.nbytes // len(out)
     step = max(1, PIECE // columns)
     with header.path.open("rb") as file:
@@ -97,8 +105,9 @@ def dequantize(header: Header, name: str) -> NDArray[np.float32]:
         for start in range(0, len(out), step):
             rows = min(step, len(out) - start)
             raw = np.frombuffer(file.read(rows * row), np.uint8).reshape(rows, row)
-            out[start : start + rows] = gguf.dequantize(raw, stored.kind)
-    return out.reshape(stored.shape)
+            # a copy, for a tensor over the bytes just read would not be writable
+            out[start : start + rows] = torch.from_numpy(np.array(gguf.dequantize(raw, stored.kind)))
+    return out.view(stored.shape)
 
 
 def parameters(header: Header, model: PreTrainedModel, dtype: torch.dtype) -> Parameters:
@@ -124,10 +133,13 @@ def _by_processor(header: Header, model: PreTrainedModel, dtype: torch.dtype) ->
             parts.setdefault(target, []).append(name)
 
     def load(parameter: str) -> Tensor:
+        first = header.tensors[parts[parameter][0]]
+        if names.get(first.name) == parameter and _untouched(processor, first):
+            return dequantize(header, first.name, dtype)
         parsed: dict[str, Any] = {"tensors": {}, "config": config}
         for name in parts[parameter]:
             done = processor.process(
-                weights=dequantize(header, name),
+                weights=dequantize(header, name).numpy(),
                 name=name,
                 tensor_key_mapping=names,
                 parsed_parameters=parsed,
@@ -140,8 +152,20 @@ def _by_processor(header: Header, model: PreTrainedModel, dtype: torch.dtype) ->
     return Parameters(frozenset(parts), load)
 
 
+def _untouched(processor: TensorProcessor, stored: Stored) -> bool:
+    """Whether the processor returns this tensor as it is, so that its float32 form need not exist as a whole.
+
+    Asked with an array of this shape that takes no memory.
+    """
+    probe = np.broadcast_to(np.float32(1), stored.shape)
+    done = processor.process(
+        weights=probe, name=stored.name, tensor_key_mapping={}, parsed_parameters={"tensors": {}}
+    )
+    return done.name == stored.name and done.weights is probe
+
+
 def _by_converter(header: Header, model: PreTrainedModel, dtype: torch.dtype) -> Parameters:
-    """`integrations.gguf`: the renamings and converters that every checkpoint of transformers 5 goes through."""
+    """`integrations.gguf`: the renamings and converters that safetensors go through in transformers 5."""
     from transformers.integrations.gguf import reader, utils
 
     theirs = reader.GgufHeader.from_file(str(header.path))
