@@ -1,4 +1,4 @@
-"""Unpacking GGUF files: the tensors that transformers makes of them, in bounded memory, or a clear refusal."""
+"""Unpacking GGUF files: the tensors that transformers makes of them, in bounded memory, or a refusal."""
 
 import hashlib
 import weakref
