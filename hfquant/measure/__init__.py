@@ -1,0 +1,1 @@
+"""What a compressed model is worth: scores, speed and size; the report, the card and the gate."""

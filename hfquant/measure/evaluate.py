@@ -1,0 +1,142 @@
+"""Perplexity, and how far a compressed model's predictions are from the original's.
+
+    perplexity = exp( 1/n Σ −log q(xₜ) )
+    KL         = 1/n Σₜ Σᵥ pₜ(v) (log pₜ(v) − log qₜ(v))        p original, q compressed; nats per token
+    top-1      = share of tokens where both rank the same token first
+
+The windows have one length, so the mean over tokens is the mean over windows of the GPTQ paper's protocol.
+Logits come one window at a time, from any source; none are kept.
+"""
+
+from collections.abc import Iterable, Iterator
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers import PreTrainedModel
+
+from ..errors import CheckpointError
+from .feed import Feed
+
+ROWS = 128  # tokens whose probabilities are in memory together
+
+
+@dataclass(frozen=True, kw_only=True)
+class Scores:
+    """What was measured, with what is needed to measure it again.
+
+    tokens: predictions that were scored.  kl (nats per token), top1_agreement and reference_perplexity are
+    None where there was no original to compare with.
+    """
+
+    perplexity: float
+    reference_perplexity: float | None = None
+    kl: float | None = None
+    top1_agreement: float | None = None
+    tokens: int
+    windows: int
+    window: int
+    settings: dict[str, Any] = field(default_factory=dict)
+
+    def to_dict(self) -> dict[str, Any]:
+        """For the report: plain numbers, text and dicts."""
+        return asdict(self)
+
+
+@torch.no_grad()
+def logits(model: PreTrainedModel, windows: Tensor, feed: Feed | None = None) -> Iterator[Tensor]:
+    """The model's logits, window by window: [1, seq, vocab] each, in the dtype it computes in.
+
+    windows int64 [n, seq].  Row t of the logits predicts token t + feed.shift.
+    """
+    feed = feed or Feed(model.config)
+    model.eval()
+    for window in windows.split(1):
+        yield model(**to(feed.inputs(window), model), use_cache=False, return_dict=True).logits
+
+
+def to(inputs: dict[str, Tensor], model: PreTrainedModel) -> dict[str, Tensor]:
+    """Inputs on the model's device, in its dtype where they are not token ids."""
+    return {
+        name: x.to(model.device, model.dtype if x.is_floating_point() else x.dtype)
+        for name, x in inputs.items()
+    }
+
+
+def perplexity(model: PreTrainedModel, windows: Tensor, *, feed: Feed | None = None) -> Scores:
+    """Perplexity of a model on windows int64 [n, seq]."""
+    return compare(None, model, windows, feed=feed)
+
+
+def compare(
+    reference: Iterable[Tensor] | None, model: PreTrainedModel, windows: Tensor, *, feed: Feed | None = None
+) -> Scores:
+    """Score a model on windows int64 [n, seq], against the original's logits for the same windows.
+
+    `reference` yields [1, seq, vocab] per window, as `logits` of the original does; None scores the model
+    alone.  Raises CheckpointError if original and model do not have the same vocabulary.
+    """
+    feed = feed or Feed(model.config)
+    scores = score(reference, logits(model, windows, feed), windows, feed)
+    settings = {
+        "feed": feed.name,
+        "dtype": str(model.dtype).removeprefix("torch."),
+        "device": str(model.device),
+        "threads": torch.get_num_threads(),
+    }
+    return Scores(**{**scores.to_dict(), "settings": settings})
+
+
+def score(
+    reference: Iterable[Tensor] | None, candidate: Iterable[Tensor], windows: Tensor, feed: Feed
+) -> Scores:
+    """The numbers alone: logits [1, seq, vocab] of both models per window of windows [n, seq]."""
+    total = torch.zeros(4, dtype=torch.float64)
+    originals = [None] * len(windows) if reference is None else reference
+    for window, original, found in zip(windows, originals, candidate, strict=True):
+        rows = None if original is None else feed.predicted(original[0])
+        total += _sums(rows, feed.predicted(found[0]), feed.targets(window))
+    n = len(windows) * (windows.shape[1] - feed.shift)
+    loss, original_loss, kl, same = (total / n).tolist()
+    alone = Scores(perplexity=_exp(loss), tokens=n, windows=len(windows), window=windows.shape[1])
+    if reference is None:
+        return alone
+    compared = {"reference_perplexity": _exp(original_loss), "kl": max(kl, 0.0) if kl == kl else kl}
+    return Scores(**{**alone.to_dict(), **compared, "top1_agreement": same})
+
+
+def _exp(loss: float) -> float:
+    """e^loss; a loss that is too large for it, or not a number, stays visible as inf or NaN."""
+    return float(torch.tensor(loss, dtype=torch.float64).exp())
+
+
+def _sums(reference: Tensor | None, found: Tensor, targets: Tensor) -> Tensor:
+    """Sums over the tokens of one window: loss, the original's loss, KL, agreements.  float64 [4]
+
+    reference, found [n, vocab] in any float dtype; targets [n].  Log-probabilities are taken in float32.
+    """
+    if reference is not None and reference.shape != found.shape:
+        raise CheckpointError(
+            f"the original's logits are {list(reference.shape)}, the compressed model's {list(found.shape)}",
+            "compare a compressed model with the model it was made from",
+        )
+    total = torch.zeros(4, dtype=torch.float64)
+    for a in range(0, len(targets), ROWS):
+        q = found[a : a + ROWS].float().log_softmax(-1)
+        x = targets[a : a + ROWS].to(q.device)[:, None]
+        total[0] -= q.gather(1, x).double().sum().cpu()
+        if reference is None:
+            continue
+        p = reference[a : a + ROWS].to(q.device).float().log_softmax(-1)
+        total[1] -= p.gather(1, x).double().sum().cpu()
+        total[2] += kl_divergence(p, q).sum().cpu()
+        total[3] += (p.argmax(-1) == q.argmax(-1)).sum().cpu()
+    return total
+
+
+def kl_divergence(p: Tensor, q: Tensor) -> Tensor:
+    """Σᵥ p(v) (log p(v) − log q(v)) of log-probabilities [n, vocab] -> float64 [n]"""
+    terms = p.exp() * (p - q)
+    # 0 · log 0 is 0: a token that the original rules out costs nothing
+    return terms.masked_fill_(p == -torch.inf, 0).sum(-1, dtype=torch.float64)
