@@ -24,12 +24,14 @@ class Packed(nn.Module):
     shape: tuple[int, int]
     dtype: torch.dtype
     components: tuple[str, ...]
+    _matrix: tuple[str, int, int, bool, int, int]  # how the operators name the weight
 
     def _declare(
         self, shape: tuple[int, int], grid: Grid, fmt: Format, scale_dtype: torch.dtype, dtype: torch.dtype, device: Any
     ) -> None:
         self.shape, self.grid, self.fmt, self.dtype = shape, grid, fmt, dtype
         self.components = declare(self, fmt.spec(grid, shape, scale_dtype), device)
+        self._matrix = (fmt.name, grid.bits, grid.group_size, grid.symmetric, *shape)
 
     @property
     def parts(self) -> list[Tensor]:
@@ -86,7 +88,6 @@ class QLinear(Packed, nn.Linear):
         self.register_parameter("bias", None)
         if bias:
             declare(self, {"bias": ((out_features,), dtype)}, device)
-        self._weight_arguments = (fmt.name, grid.bits, grid.group_size, grid.symmetric, out_features)
 
     @classmethod
     def from_quantized(cls, Q: Quantized, bias: Tensor | None, fmt: Format, dtype: torch.dtype) -> Self:
@@ -104,7 +105,7 @@ class QLinear(Packed, nn.Linear):
     def forward(self, x: Tensor) -> Tensor:
         if torch.is_autocast_enabled(x.device.type):
             x = x.to(torch.get_autocast_dtype(x.device.type))
-        y: Tensor = torch.ops.hfquant.linear(x, self.bias, self.parts, *self._weight_arguments)
+        y: Tensor = torch.ops.hfquant.linear(x, self.bias, self.parts, *self._matrix[:-1])
         return y
 
     def __getattr__(self, name: str) -> Any:
@@ -114,10 +115,10 @@ class QLinear(Packed, nn.Linear):
         return super().__getattr__(name)
 
     def _view(self) -> Tensor:
-        parts, arguments = self.parts, self._weight_arguments
+        parts, arguments = self.parts, (*self._matrix, self.dtype)
 
         def decode() -> Tensor:
-            W: Tensor = torch.ops.hfquant.weight(parts, *arguments, self.in_features, self.dtype)
+            W: Tensor = torch.ops.hfquant.weight(parts, *arguments)
             return W
 
         if torch.compiler.is_compiling():
@@ -167,13 +168,10 @@ class QEmbedding(Packed, nn.Embedding):
         return table
 
     def forward(self, ids: Tensor) -> Tensor:
-        rows = ids.flatten()
-        parts = [part[rows] for part in self.parts]
-        shape = (rows.shape[0], self.embedding_dim)
-        values = unpack(self.fmt, self.grid, parts, shape).dequantize().to(self.dtype)
+        values: Tensor = torch.ops.hfquant.embedding(ids, self.parts, *self._matrix, self.dtype)
         if self.factor is not None:
             values = values * (torch.tensor(self.factor, dtype=self.dtype) if self.round_factor else self.factor)
-        return values.view(*ids.shape, self.embedding_dim)
+        return values
 
     def extra_repr(self) -> str:
         return f"{self.num_embeddings}, {self.embedding_dim}, {self.grid}, {self.fmt.name}"

@@ -1,6 +1,6 @@
-"""The operators, as torch knows them: `hfquant::linear` and `hfquant::experts`.
+"""The operators, as torch knows them: `hfquant::linear`, `experts`, `embedding` and `weight`.
 
-Both take the packed components of a weight in the order of its format, so that one schema serves every format,
+All take the packed components of a weight in the order of its format, so that one schema serves every format,
 width and group size.  Each is one opaque node for torch.compile; inside, the device's kernel runs if it takes
 the call, else the reference does.  Their gradients reach x and the bias; packed weights have none.
 """
@@ -22,6 +22,7 @@ _WEIGHT = "Tensor[] parts, str fmt, int bits, int group_size, bool symmetric, in
 LIBRARY.define(f"linear(Tensor x, Tensor? bias, {_WEIGHT}) -> Tensor")
 LIBRARY.define(f"experts(Tensor x, Tensor expert, {_WEIGHT}) -> Tensor")
 LIBRARY.define(f"experts_grad(Tensor grad, Tensor expert, {_WEIGHT}, int in_features) -> Tensor")
+LIBRARY.define(f"embedding(Tensor ids, {_WEIGHT}, int in_features, ScalarType dtype) -> Tensor")
 LIBRARY.define(f"weight({_WEIGHT}, int in_features, ScalarType dtype) -> Tensor")
 
 
@@ -91,6 +92,25 @@ def _experts(
     return y
 
 
+def _embedding(
+    ids: Tensor,
+    parts: Sequence[Tensor],
+    fmt: str,
+    bits: int,
+    group_size: int,
+    symmetric: bool,
+    out_features: int,
+    in_features: int,
+    dtype: torch.dtype,
+) -> Tensor:
+    """Rows of a table [out, in], gathered packed.  ids [...] -> [..., in] in `dtype`."""
+    rows = ids.flatten()
+    if rows.numel() and not 0 <= int(rows.min()) <= int(rows.max()) < out_features:
+        raise IndexError(f"token ids {int(rows.min())}..{int(rows.max())} for a table of {out_features} rows")
+    gathered, shape = [part[rows] for part in parts], (rows.shape[0], in_features)
+    return _dense(gathered, fmt, Grid(bits, group_size, symmetric), shape, dtype).view(*ids.shape, in_features)
+
+
 def _experts_grad(
     grad: Tensor,
     expert: Tensor,
@@ -125,7 +145,7 @@ def _linear_backward(ctx: Any, grad: Tensor) -> tuple[Any, ...]:
         grad_x = grad @ W
     if ctx.needs_input_grad[1]:
         grad_bias = grad.flatten(0, -2).sum(0).to(ctx.bias_dtype)
-    return grad_x, grad_bias, *[None] * 6
+    return grad_x, grad_bias, [None] * len(ctx.saved_tensors), *[None] * 5
 
 
 def _experts_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
@@ -137,7 +157,7 @@ def _experts_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
 def _experts_backward(ctx: Any, grad: Tensor) -> tuple[Any, ...]:
     expert, *parts = ctx.saved_tensors
     grad_x = torch.ops.hfquant.experts_grad(grad, expert, parts, *ctx.weight, ctx.in_features)
-    return grad_x, *[None] * 7
+    return grad_x, None, [None] * len(parts), *[None] * 5
 
 
 def _register() -> None:
@@ -151,10 +171,15 @@ def _register() -> None:
         *_, out_features, in_features, dtype = weight
         return parts[0].new_empty(out_features, in_features, dtype=dtype)
 
+    def fake_embedding(ids: Tensor, parts: Sequence[Tensor], *weight: Any) -> Tensor:
+        *_, in_features, dtype = weight
+        return ids.new_empty(*ids.shape, in_features, dtype=dtype)
+
     implementations = {
         "linear": (_linear, fake_linear),
         "experts": (_experts, fake_experts),
         "experts_grad": (_experts_grad, fake_experts),
+        "embedding": (_embedding, fake_embedding),
         "weight": (_weight, fake_weight),
     }
     for name, (run, fake) in implementations.items():
