@@ -5,10 +5,12 @@ chance, so that rounding error shows up in it.  `LINEARS` was written down by lo
 computed: it is what the search for layers is compared with.
 """
 
+import functools
 import itertools
 import math
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,11 +21,14 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
-TEXT = Path(__file__).parent / "data" / "sherlock.txt"
-HELD_OUT = 16_000  # bytes at the end of the text that no training sees
+from hfquant.model.texts import packaged
+
+HELD_OUT = (
+    16_000  # bytes at the end of the packaged evaluation text that neither training nor calibration sees
+)
 SPECIAL = ("<pad>", "<s>", "</s>", "<mask>")
 VOCABULARY = 256 + len(SPECIAL)
-WINDOW = 128
+WINDOW = 64
 
 
 @dataclass(frozen=True)
@@ -39,7 +44,7 @@ class Family:
     linears: tuple[str, ...]
     auto: str = "AutoModelForCausalLM"
     steps: int = 300
-    lr: float = 3e-3
+    lr: float = 8e-3
     quick: bool = False
 
     @property
@@ -138,6 +143,8 @@ FAMILIES: dict[str, Family] = {
             "resid_pdrop": 0.0,
         },
         ("transformer.h.{0,1,2}.{attn.c_attn,attn.c_proj,mlp.c_fc,mlp.c_proj}",),
+        steps=400,
+        lr=1e-2,
         quick=True,
     ),
     "gpt_neo": Family(
@@ -168,9 +175,13 @@ FAMILIES: dict[str, Family] = {
             "gpt_neox.layers.{0,1,2}.{attention.query_key_value,attention.dense,mlp.dense_h_to_4h,mlp.dense_4h_to_h}",
         ),
     ),
-    "opt": Family("OPTConfig", OPT, OPT_LINEARS, quick=True),
+    "opt": Family("OPTConfig", OPT, OPT_LINEARS, steps=500, lr=1e-2, quick=True),
     "opt-350m": Family(  # the one OPT with norms after the blocks and embeddings narrower than the stream
-        "OPTConfig", OPT | {"word_embed_proj_dim": 32, "do_layer_norm_before": False}, OPT_LINEARS, lr=1e-3
+        "OPTConfig",
+        OPT | {"word_embed_proj_dim": 32, "do_layer_norm_before": False},
+        OPT_LINEARS,
+        steps=500,
+        lr=4e-3,
     ),
     "bloom": Family(
         "BloomConfig",
@@ -201,6 +212,8 @@ FAMILIES: dict[str, Family] = {
             "model.{encoder,decoder}.layers.{0,1}.{fc1,fc2}",
         ),
         SEQ2SEQ,
+        steps=500,
+        lr=6e-3,
         quick=True,
     ),
     "t5": Family(
@@ -212,6 +225,8 @@ FAMILIES: dict[str, Family] = {
             "decoder.block.{0,1}.layer.2.DenseReluDense.{wi,wo}",
         ),
         SEQ2SEQ,
+        steps=500,
+        lr=6e-3,
         quick=True,
     ),
     "flan-t5": Family(
@@ -223,6 +238,8 @@ FAMILIES: dict[str, Family] = {
             "decoder.block.{0,1}.layer.2.DenseReluDense.{wi_0,wi_1,wo}",
         ),
         SEQ2SEQ,
+        steps=500,
+        lr=6e-3,
     ),
     "mixtral": Family(
         "MixtralConfig",
@@ -308,6 +325,9 @@ def random_model(family: str, *, seed: int = 0) -> PreTrainedModel:
     if made.encoder_decoder:
         tokens["decoder_start_token_id"] = 1
     config = getattr(transformers, made.config)(**(tokens | made.settings))
+    for width in ("initializer_range", "init_std"):  # 0.02 is for models many times wider
+        if hasattr(config, width):
+            setattr(config, width, 0.1)
     torch.manual_seed(seed)
     model: PreTrainedModel = getattr(transformers, made.auto).from_config(config)
     return model.eval()
@@ -327,8 +347,15 @@ def train(
     progress: Callable[[int, float], None] | None = None,
 ) -> Path:
     """Train the model of a family on the packaged text and save it.  The same seed gives the same model."""
+    with one_thread():
+        return _save(_train(family, steps or FAMILIES[family].steps, seed, progress), folder)
+
+
+def _train(
+    family: str, steps: int, seed: int, progress: Callable[[int, float], None] | None
+) -> PreTrainedModel:
     made = FAMILIES[family]
-    model, steps = random_model(family, seed=seed).train(), steps or made.steps
+    model = random_model(family, seed=seed).train()
     text, order = tokens()[:-HELD_OUT], torch.Generator().manual_seed(seed)
     optimizer = torch.optim.AdamW(model.parameters(), lr=made.lr, betas=(0.9, 0.98), weight_decay=0.01)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, made.lr, total_steps=steps, pct_start=0.1)
@@ -343,7 +370,7 @@ def train(
         schedule.step()
         if progress:
             progress(step, loss.item())
-    return _save(model.eval(), folder)
+    return model.eval()
 
 
 def _save(model: PreTrainedModel, folder: Path) -> Path:
@@ -352,17 +379,27 @@ def _save(model: PreTrainedModel, folder: Path) -> Path:
     return folder
 
 
+@functools.cache
 def tokens() -> Tensor:
-    """The packaged text as token ids, int64 [bytes]."""
-    tokenizer = byte_tokenizer()
-    first = tokenizer.convert_tokens_to_ids(sorted(pre_tokenizers.ByteLevel.alphabet()))
-    assert first == list(range(len(SPECIAL), VOCABULARY))
-    return torch.tensor(tokenizer(TEXT.read_text("utf-8"), verbose=False)["input_ids"])
+    """The packaged texts, calibration first, as token ids: int64 [bytes]."""
+    text = packaged("calibration") + packaged("evaluation")
+    return torch.tensor(byte_tokenizer()(text, verbose=False)["input_ids"])
 
 
-def held_out(windows: int = 48) -> Tensor:
+def held_out(windows: int = 96) -> Tensor:
     """Windows of text that no training saw, int64 [windows, WINDOW]."""
     return tokens()[-HELD_OUT:][: windows * WINDOW].view(windows, WINDOW)
+
+
+@contextmanager
+def one_thread() -> Iterator[None]:
+    """Matrices this small lose more to waiting for a second thread than it brings, and one thread is exact to repeat."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
 
 
 def inputs(model: PreTrainedModel, batch: Tensor, noise: torch.Generator | None = None) -> dict[str, Tensor]:
@@ -382,5 +419,6 @@ def perplexity(model: PreTrainedModel, windows: Tensor | None = None) -> float:
     """exp of the mean cross-entropy per byte on held-out text."""
     batches = (held_out() if windows is None else windows).split(16)
     noise = torch.Generator().manual_seed(0)
-    losses = [model(**inputs(model, batch, noise)).loss.float() for batch in batches]
+    with one_thread():
+        losses = [model(**inputs(model, batch, noise)).loss.float() for batch in batches]
     return math.exp(torch.stack(losses).mean().item())

@@ -1,0 +1,52 @@
+"""What every test runs under: no network, no progress bars, one thread, no memory that happens to be zero."""
+
+import os
+
+os.environ["HF_HUB_OFFLINE"] = "1"
+os.environ["HF_HUB_DISABLE_PROGRESS_BARS"] = "1"
+
+from collections.abc import Callable
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import transformers
+from torch import Tensor
+
+from tests import families
+
+transformers.utils.logging.disable_progress_bar()
+# Models of a megabyte lose more to waiting for a second thread than it brings, many times more on a busy machine.
+torch.set_num_threads(1)
+
+
+@pytest.fixture(autouse=True)
+def poison(monkeypatch: pytest.MonkeyPatch) -> None:
+    """`torch.empty` and its kin return NaN, or the largest integer: a cell that nobody wrote fails its test."""
+    for name in ("empty", "empty_like"):
+        monkeypatch.setattr(torch, name, _poisoned(getattr(torch, name)))
+    monkeypatch.setattr(torch.Tensor, "new_empty", _poisoned(torch.Tensor.new_empty))
+
+
+def _poisoned(make: Callable[..., Tensor]) -> Callable[..., Tensor]:
+    def made(*args: Any, **kwargs: Any) -> Tensor:
+        tensor = make(*args, **kwargs)
+        if tensor.is_meta or tensor.dtype == torch.bool:
+            return tensor
+        return tensor.fill_(float("nan") if tensor.is_floating_point() else torch.iinfo(tensor.dtype).max)
+
+    return made
+
+
+@pytest.fixture(scope="session")
+def trained(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
+    """trained("gpt2") -> folder of the small model of that family, trained once in a run and only if asked for."""
+    return cache(lambda family: families.train(family, tmp_path_factory.mktemp("trained") / family))
+
+
+@pytest.fixture(scope="session")
+def built(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
+    """built("gpt2") -> folder of the small model of that family with random weights."""
+    return cache(lambda family: families.build(family, tmp_path_factory.mktemp("built") / family))
