@@ -1,0 +1,59 @@
+"""Text of unknown origin in a Markdown page: shown as it is, never obeyed.
+
+A model's name, its licence, its layers' names and what it says are not ours.  Here they become code spans and
+fenced code, inside which neither Markdown nor HTML means anything.
+"""
+
+import re
+import unicodedata
+
+
+class Safe(str):
+    """Markdown that may be put into a page as it is."""
+
+
+def code(text: str) -> Safe:
+    """One line of text as a code span that fits into a table cell too."""
+    line = " ".join(visible(text).split())
+    line = line.replace("|", "¦")  # tables are cut into cells before code spans are looked for
+    if not line:
+        return Safe("")
+    ticks = "`" * (_longest_run(line) + 1)
+    pad = " " if line.startswith("`") or line.endswith("`") else ""
+    return Safe(f"{ticks}{pad}{line}{pad}{ticks}")
+
+
+def fence(text: str, language: str = "text") -> Safe:
+    """Any number of lines as a fenced code block, which no line of it can close."""
+    body = visible(text).strip("\n")
+    ticks = "`" * max(3, _longest_run(body) + 1)
+    return Safe(f"{ticks}{language}\n{body}\n{ticks}")
+
+
+def visible(text: str) -> str:
+    """Without control and formatting characters (those that reverse text among them); line ends become \\n."""
+    lines = re.sub(r"\r\n?|\x85|\u2028|\u2029", "\n", text)
+    return "".join(c for c in lines if c in "\n\t" or unicodedata.category(c) not in ("Cc", "Cf", "Cs"))
+
+
+def finalize(value: object) -> object:
+    """What Jinja prints for an expression: all text that is not known to be safe becomes a code span."""
+    if value is None:
+        return Safe("–")
+    return code(value) if isinstance(value, str) and not isinstance(value, Safe) else value
+
+
+def size(count: int | float | None) -> Safe:
+    """Bytes, in MB or GB of 1000."""
+    if count is None:
+        return Safe("–")
+    return Safe(f"{count / 1e9:.2f} GB" if count >= 1e9 else f"{count / 1e6:.1f} MB")
+
+
+def number(value: float | int | None, form: str = ".4g") -> Safe:
+    """A number with so many digits, a dash for none."""
+    return Safe("–" if value is None else format(value, form))
+
+
+def _longest_run(text: str) -> int:
+    return max((len(run) for run in re.findall(r"`+", text)), default=0)

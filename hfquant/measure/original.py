@@ -1,0 +1,54 @@
+"""The model a compressed one was made from: its logits, and what it says, without holding more than must be."""
+
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+import yaml
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from ..model.skeleton import Skeleton
+from ..model.source import Source, open_source
+from .generate import Sample, sample
+from .machine import available_memory
+
+
+@contextmanager
+def opened(model: str | Path | None, revision: str | None = None) -> Iterator[Source | None]:
+    """A model folder, Hub id or GGUF file, the last unpacked for as long as the `with` block lasts.
+
+    None for None.  Raises SourceError as `open_source` does.
+    """
+    if model is None:
+        yield None
+        return
+    with tempfile.TemporaryDirectory(prefix="hfquant-") as staging:
+        yield open_source(model, revision, Path(staging))
+
+
+def speak(
+    source: Source, tokenizer: PreTrainedTokenizerBase, prompt: str, new_tokens: int, dtype: torch.dtype
+) -> Sample | None:
+    """The original's continuation of a prompt; None where the whole original would not fit into memory."""
+    free = available_memory()
+    if free is not None and source.parameters * dtype.itemsize * 1.5 > free:
+        return None
+    cls: type[PreTrainedModel] = type(Skeleton(source, dtype).model)
+    model: PreTrainedModel = cls.from_pretrained(source.path, dtype=dtype)
+    return sample(model, tokenizer, prompt, new_tokens)
+
+
+def licence(source: Source) -> Any:
+    """The licence that the original's own card names, None without one; what it says is not to be trusted."""
+    card = source.path / "README.md"
+    parts = card.read_text("utf-8", errors="replace").split("---\n", 2) if card.is_file() else []
+    if len(parts) < 3 or parts[0].strip():
+        return None
+    try:
+        metadata = yaml.safe_load(parts[1])
+    except yaml.YAMLError:
+        return None  # a card that cannot be read names no licence
+    return metadata.get("license") if isinstance(metadata, dict) else None

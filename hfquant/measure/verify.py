@@ -1,0 +1,153 @@
+"""Reload a finished checkpoint from disk, measure it against the original, write report and card, then judge."""
+
+import time
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers import AutoConfig, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+
+from ..errors import CheckpointError
+from ..model.source import Source
+from ..model.stream import stream_logits
+from ..plugin import load
+from ..recipe_parts import Gate
+from . import card, report
+from .evaluate import Scores, compare
+from .feed import longest
+from .gate import gate, verdict
+from .generate import Sample, sample
+from .machine import hardware, peak_memory, versions
+from .original import licence, opened, speak
+from .scan import scan
+from .text import PACKAGED, Text, cut, read_text
+
+PROMPT_TOKENS = 16
+NEW_TOKENS = 32
+
+
+def verify(
+    out: str | Path,
+    *,
+    against: str | Path | None = None,
+    text: str | Path | None = None,
+    windows: int | None = 64,
+    window_len: int = 512,
+    dtype: str | torch.dtype = "auto",
+    prompt: str | None = None,
+    new_tokens: int = NEW_TOKENS,
+    enforce: bool = True,
+    loader: Callable[..., PreTrainedModel] = load,
+) -> dict[str, Any]:
+    """Measure the checkpoint in `out` -> the whole report, which is also in `out`/report.json.
+
+    against: the original (folder, Hub id, GGUF file); by default the one the report names; where there is none,
+    the model is scored alone.  text: a file, by default the packaged text.  windows: how many, evenly spread over
+    the text; None for all.  window_len: tokens in each, fewer where the model cannot have as many.  dtype: in
+    which both models compute; "auto" is the checkpoint's own.  prompt: by default the first words of the text.
+    enforce: raise if the report does not reach the recipe's gate.  loader: called as `loader(out, dtype=...)`.
+
+    Report and card (README.md) are written before the gate is applied.  Raises CheckpointError for a damaged
+    checkpoint, SourceError for an original that cannot be opened, CalibrationError for an unusable text, and
+    QualityError from the gate.
+    """
+    folder, began = Path(out), time.perf_counter()
+    known, whole = report.read(folder), scan(folder)
+    tokenizer = _tokenizer(folder)
+    wanted = read_text(PACKAGED if text is None else text)
+    limit = longest(AutoConfig.from_pretrained(folder))
+    ids = cut(wanted, tokenizer, min(window_len, limit or window_len), windows)
+    start = prompt or str(tokenizer.decode(ids[0, :PROMPT_TOKENS], skip_special_tokens=True))
+    with opened(*_original(known, against)) as source:
+        model = loader(folder, dtype=dtype)
+        scores = _scores(model, source, ids)
+        said, kind = sample(model, tokenizer, start, new_tokens), model.dtype
+        output = _output(folder, model)
+        del model  # before the original is loaded
+        original = None if source is None else speak(source, tokenizer, start, new_tokens, kind)
+        sections = {"source": _source(known, source), "output": {**known.get("output", {}), **output}}
+    evaluation = {
+        **_settled(scores, wanted, windows),
+        **_speeds(said, original),
+        "scan": whole,
+        "seconds": round(time.perf_counter() - began, 1),
+        "peak_memory_bytes": peak_memory(),
+        "hardware": hardware(),
+        "versions": versions(),
+    }
+    texts = {"prompt": start, "original": original and original.text, "compressed": said.text}
+    done = report.merge(folder, **sections, evaluation=evaluation, sample=texts)
+    limits = Gate(**(done.get("recipe") or {}).get("gate") or {})
+    done = report.merge(folder, gate=verdict(done, limits))
+    card.write(folder, done)
+    if enforce:
+        gate(done, limits)
+    return done
+
+
+def _tokenizer(folder: Path) -> PreTrainedTokenizerBase:
+    try:
+        found: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(folder)
+    except (OSError, ValueError) as error:
+        raise CheckpointError(
+            f"{folder} has no tokenizer: {str(error).splitlines()[0]}",
+            "copy the original model's tokenizer files there",
+        ) from error
+    return found
+
+
+def _original(known: Mapping[str, Any], against: str | Path | None) -> tuple[str | Path | None, str | None]:
+    """What to compare with, and its revision."""
+    if against is not None:
+        return against, None
+    source = known.get("source") or {}
+    return source.get("id"), source.get("revision")
+
+
+def _scores(model: PreTrainedModel, source: Source | None, windows: Tensor) -> Scores:
+    if source is None:
+        return compare(None, model, windows)
+    return compare(stream_logits(source, windows, dtype=model.dtype), model, windows)
+
+
+def _settled(scores: Scores, text: Text, windows: int | None) -> dict[str, Any]:
+    """The scores, and in their settings what they were measured on."""
+    chosen = "all windows of the text" if windows is None else "windows evenly spread over the text"
+    settings = {**scores.settings, "text": text.name, "sha256": text.sha256, "selection": chosen}
+    return {**scores.to_dict(), "settings": settings}
+
+
+def _speeds(said: Sample, original: Sample | None) -> dict[str, float | None]:
+    return {
+        "tokens_per_second": said.tokens_per_second,
+        "reference_tokens_per_second": original.tokens_per_second if original else None,
+    }
+
+
+def _source(known: Mapping[str, Any], source: Source | None) -> dict[str, Any]:
+    """What the report says of the original; what it said before is kept."""
+    said: dict[str, Any] = dict(known.get("source") or {})
+    if source is None:
+        return said
+    found = {
+        "id": source.id,
+        "revision": source.revision,
+        "bytes": source.total_bytes,
+        "parameters": source.parameters,
+        "dtype": str(source.dtype).removeprefix("torch."),
+        "license": licence(source),
+    }
+    return {**found, **{key: value for key, value in said.items() if value is not None}}
+
+
+def _output(folder: Path, model: PreTrainedModel) -> dict[str, Any]:
+    files = sorted(f for f in folder.iterdir() if f.is_file() and f.name not in (report.FILE, card.FILE))
+    return {
+        "bytes": sum(f.stat().st_size for f in files if f.suffix == ".safetensors"),
+        "files": [f.name for f in files],
+        "architecture": type(model).__name__,
+        "model_type": model.config.model_type,
+        "encoder_decoder": bool(model.config.is_encoder_decoder),
+    }
