@@ -1,2 +1,36 @@
-"""hfquant: compress generative language models, measure what it cost, load them with transformers."""
+"""hfquant: compress generative language models, measure what it cost, load them with transformers.
+
+Importing this package is quick and registers hfquant's own checkpoint format with transformers, so that
+`AutoModelForCausalLM.from_pretrained` reads it.  What needs torch is imported when it is first used.
+"""
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+from . import _autoload
+
+if TYPE_CHECKING:
+    from .plugin import HfQuantConfig as HfQuantConfig
+    from .plugin import dequantize as dequantize
+    from .plugin import load as load
+
 __version__ = "0.1.0"
+
+_HOME = {"HfQuantConfig": "plugin", "load": "plugin", "dequantize": "plugin"}
+
+__all__ = ["HfQuantConfig", "__version__", "dequantize", "load"]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOME:
+        raise AttributeError(f"module `{__name__}` has no attribute `{name}`")
+    value = getattr(importlib.import_module(f"{__name__}.{_HOME[name]}"), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *_HOME})
+
+
+_autoload.install()

@@ -1,0 +1,68 @@
+"""What has to be true of the files and of the model that came out of them."""
+
+from collections.abc import Iterable, Mapping
+
+import torch
+from safetensors import safe_open
+from torch import nn
+
+from ..errors import CheckpointError
+from ..runtime.experts import QExperts
+from ..runtime.nn import Packed
+from ..tensors.formats import Format
+from .selection import Target
+
+SCALES = (".weight_scale", ".scales")
+DTYPES = {"F16": torch.float16, "BF16": torch.bfloat16, "F32": torch.float32, "F64": torch.float64}
+
+
+def stored_scale_dtype(files: Iterable[str], fmt: Format) -> torch.dtype | None:
+    """The type of the first scale in these safetensors files.
+
+    Formats other than ours do not name it in their config, and a scale must be loaded in the type it is stored in:
+    the model was measured with it, and saving has to write the same bytes.
+    """
+    for file in files:
+        if not str(file).endswith(".safetensors"):
+            continue
+        with safe_open(file, framework="pt") as tensors:
+            for name in tensors.keys():  # noqa: SIM118  (a safe_open handle is not iterable)
+                if name.endswith(SCALES):
+                    return DTYPES.get(tensors.get_slice(name).get_dtype())
+    return None
+
+
+def check_loaded(model: nn.Module, targets: Mapping[str, Target]) -> None:
+    """Raise CheckpointError if a packed tensor was not in the checkpoint.
+
+    transformers warns and leaves memory as it found it; a truncated upload would load and generate garbage.
+    """
+    missing = [
+        f"{path}.{name}"
+        for path, module in model.named_modules()
+        if is_packed(module)
+        for name, parameter in module.named_parameters(recurse=False)
+        if not parameter.is_meta and not getattr(parameter, "_is_hf_initialized", False)
+    ]
+    missing += [t.parameter for t in targets.values() if not _compressed(model, t)]
+    if missing:
+        more = f" and {len(missing) - 1} more" if len(missing) > 1 else ""
+        raise CheckpointError(
+            f"the checkpoint lacks `{missing[0]}`{more}",
+            "the download or the upload is incomplete: fetch the files again",
+        )
+
+
+def scale_leaves(model: nn.Module) -> set[str]:
+    """The names that scales have in their modules: `weight_scale`, `gate_up_proj_scale`, `scales`."""
+    names = {n for m in model.modules() if is_packed(m) for n, _ in m.named_parameters(recurse=False)}
+    return {name for name in names if name.endswith(("_scale", "scales"))}
+
+
+def is_packed(module: nn.Module) -> bool:
+    return isinstance(module, (Packed, QExperts))
+
+
+def _compressed(model: nn.Module, target: Target) -> bool:
+    """Whether the weight of a dense checkpoint was read, and so compressed."""
+    return is_packed(model.get_submodule(target.parameter.rpartition(".")[0]))

@@ -1,0 +1,160 @@
+"""The HfQuantizer: what transformers calls while it loads, saves and dequantizes."""
+
+import copy
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from typing import Any
+
+import torch
+from torch import nn
+from transformers.core_model_loading import ConversionOps, WeightTransform
+from transformers.quantizers.base import HfQuantizer
+
+from ..errors import CheckpointError, HfquantError, ResourceError
+from ..runtime.swap import dequantize_, swap
+from ..tensors import formats
+from ..tensors.formats import Format, Wire
+from .checkpoint import check_loaded, scale_leaves, stored_scale_dtype
+from .config import HfQuantConfig
+from .conversions import companions, component_names
+from .onload import QuantizeOnLoad
+from .selection import Target, select, wire_for
+
+
+class HfQuantizerForHfQuant(HfQuantizer):  # type: ignore[misc]
+    """Three ways through `from_pretrained`:
+
+    a compressed checkpoint: packed modules take the place of dense ones before the weights are read;
+    a dense one, recipe without calibration: each weight is compressed as soon as it is read;
+    a dense one, recipe with calibration: the dense model is loaded, then compressed in memory.
+    """
+
+    requires_calibration = False
+
+    def __init__(self, quantization_config: HfQuantConfig, **kwargs: Any) -> None:
+        # a copy: what becomes of this model is no business of the next one loaded with the user's config
+        super().__init__(copy.copy(quantization_config), **kwargs)
+        self.targets: dict[str, Target] = {}
+        self._scales: set[str] = set()
+        if self.pre_quantized and self.quantization_config.wire is None:
+            raise CheckpointError(
+                "config.json asks for hfquant but does not say how the weights are stored",
+                "the quantization_config is incomplete: download the checkpoint again",
+            )
+        if self.pre_quantized:
+            self._components()
+
+    @property
+    def wire(self) -> Wire:
+        wire: Wire | None = self.quantization_config.wire
+        if wire is None:
+            raise HfquantError("the model has not been compressed yet")
+        return wire
+
+    @property
+    def fmt(self) -> Format:
+        return formats.load(self.wire.format)
+
+    def _components(self) -> None:
+        # transformers extends its tensor-parallel plans by these
+        self.serialized_names = {"weight": component_names(self.fmt)}
+
+    # -- checks and sizes, before anything is loaded
+
+    def validate_environment(self, *_: Any, **kwargs: Any) -> None:
+        """Called twice: with the device_map the user passed, and with the one it became."""
+        device_map = kwargs.get("device_map")
+        devices = set(device_map.values()) if isinstance(device_map, Mapping) else {device_map}
+        if self.pre_quantized:
+            return
+        if "disk" in devices:
+            raise ResourceError(
+                "a model cannot be compressed while it is loaded with part of it offloaded to disk: transformers "
+                "would leave the dense weights there",
+                "compress it first (`hfquant compress`), then load the result with this device_map",
+            )
+        if self.quantization_config.recipe.needs_calibration and len(devices) > 1:
+            raise ResourceError(
+                "a calibrated recipe needs the whole model on one device",
+                "load without device_map, or use `hfquant compress`, which keeps one block in memory",
+            )
+
+    @property
+    def quantized_element_size(self) -> float | None:
+        """Bytes per weight of a dense parameter that will be compressed as it is loaded."""
+        if self.pre_quantized:
+            return None
+        grid = self.quantization_config.recipe.grid
+        return (grid.bits + (16 / grid.group_size if grid.group_size > 0 else 0)) / 8
+
+    def get_new_dtype(self, converter: WeightTransform, param: Any, dtype: torch.dtype | None) -> torch.dtype | None:
+        """Scales keep the type they are stored in, whatever type the model is loaded in."""
+        if any(target.rpartition(".")[2] in self._scales for target in converter.target_patterns):
+            return None
+        return super().get_new_dtype(converter, param, dtype)
+
+    # -- loading
+
+    def _process_model_before_weight_loading(self, model: nn.Module, **kwargs: Any) -> nn.Module:
+        if self.pre_quantized:
+            self._prepare_packed(model, kwargs.get("checkpoint_files"))
+        elif not self.quantization_config.recipe.needs_calibration:
+            self._prepare_dense(model)
+        return model
+
+    def _prepare_packed(self, model: nn.Module, files: Sequence[str] | None) -> None:
+        scale_dtype = stored_scale_dtype(files or (), self.fmt) or self.wire.scale_dtype
+        self.quantization_config.wire = replace(self.wire, scale_dtype=scale_dtype)
+        swap(model, self.wire)
+        self._scales = scale_leaves(model)
+
+    def _prepare_dense(self, model: nn.Module) -> None:
+        recipe = self.quantization_config.recipe
+        self.targets = select(model, recipe)
+        self.quantization_config.stored_as(wire_for(self.targets, model, recipe, model.dtype))
+        self._components()
+
+    def update_weight_conversions(self, conversions: list[WeightTransform], model: nn.Module) -> list[WeightTransform]:
+        """Conversions for every component of fused experts that are packed."""
+        names = self.serialized_names.get("weight", [])
+        return companions(conversions, model, names, used=not self.pre_quantized)
+
+    def param_needs_quantization(self, model: nn.Module, param_name: str, **_: Any) -> bool:
+        """Only ever true for dense checkpoints: it also switches transformers' shape check off."""
+        return param_name in self.targets
+
+    def get_quantize_ops(self) -> ConversionOps:
+        return QuantizeOnLoad(self)
+
+    def _process_model_after_weight_loading(self, model: nn.Module, **_: Any) -> nn.Module:
+        if not self.pre_quantized and self.quantization_config.recipe.needs_calibration:
+            from .calibrated import compress_loaded
+
+            self.quantization_config.stored_as(compress_loaded(model, self.quantization_config))
+            self._components()
+        check_loaded(model, self.targets)
+        if not self.pre_quantized:
+            model._weight_conversions = self.update_weight_conversions(model._weight_conversions, model)
+            model.config.quantization_config = self.quantization_config
+        elif self.quantization_config.dequantize:
+            self._dequantize(model, model.config.dtype)
+        return model
+
+    # -- afterwards
+
+    def _dequantize(self, model: nn.Module, dtype: torch.dtype | None = None) -> nn.Module:
+        dequantize_(model, dtype or model.dtype)
+        return model
+
+    def is_serializable(self) -> bool:
+        """A method, not a property: save_pretrained calls it."""
+        return True
+
+    @property
+    def is_trainable(self) -> bool:
+        """Adapters may be trained on top; the packed weights themselves are frozen."""
+        return True
+
+    @property
+    def is_compileable(self) -> bool:
+        return True

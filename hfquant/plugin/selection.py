@@ -1,0 +1,91 @@
+"""Which weights of a model a recipe compresses, and how they will be stored."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import torch
+from torch import nn
+
+from ..errors import RecipeError
+from ..model.blocks import stacks, weights
+from ..recipe import Recipe
+from ..tensors import formats
+from ..tensors.formats import Wire
+from ..tensors.grid import Grid
+
+
+@dataclass(frozen=True)
+class Target:
+    """One weight matrix to compress, or one per expert.
+
+    parameter: its name in the model.  layer: the name that recipe and wire know it by, which is the module's (the
+    matrices of fused experts share a grid).  shape: (out, in).
+    """
+
+    parameter: str
+    layer: str
+    kind: str
+    shape: tuple[int, int]
+    grid: Grid
+
+
+def select(model: nn.Module, recipe: Recipe) -> dict[str, Target]:
+    """Parameter name -> target, for every weight that the recipe gives a grid.
+
+    Raises RecipeError if that is none.
+    """
+    found: dict[str, Target] = {}
+    for name, kind, shape in [*_inside(model), *_ends(model)]:
+        layer = name.rpartition(".")[0]
+        spec = recipe.grid_for(layer, kind)
+        if spec is not None:
+            found[name] = Target(name, layer, kind, shape, spec.grid())
+    if not found:
+        raise RecipeError(
+            f"recipe `{recipe.name}` leaves every layer of this model as it is",
+            "look at its `keep` and `overrides`, and at modules_to_not_convert",
+        )
+    return found
+
+
+def _inside(model: nn.Module) -> list[tuple[str, str, tuple[int, int]]]:
+    """(parameter, kind, (out, in)) of the weights inside the blocks."""
+    found = []
+    for path in (path for stack in stacks(model) for path in stack.blocks):
+        block = model.get_submodule(path)
+        found += [(f"{path}.{w.name}", w.kind, w.shape(block)) for w in weights(block)]
+    return found
+
+
+def _ends(model: nn.Module) -> list[tuple[str, str, tuple[int, int]]]:
+    """The same of the token embeddings, and of the head where it has a weight of its own."""
+    found = []
+    tied = getattr(model, "all_tied_weights_keys", {})
+    table, head = model.get_input_embeddings(), model.get_output_embeddings()
+    for name, module in model.named_modules():
+        parameter = f"{name}.weight"
+        if parameter in tied:
+            continue
+        if module is table and isinstance(module, nn.Embedding):
+            found.append((parameter, "embedding", (module.num_embeddings, module.embedding_dim)))
+        elif module is head and isinstance(module, nn.Linear):
+            found.append((parameter, "head", (module.out_features, module.in_features)))
+    return found
+
+
+def wire_for(targets: Mapping[str, Target], model: nn.Module, recipe: Recipe, dtype: torch.dtype) -> Wire:
+    """How these targets are stored: the recipe's format, or the most widely readable one that can.
+
+    dtype: the model's.  Raises FormatError where the recipe's format cannot store a layer.
+    """
+    kinds = {"head": "linear"}
+    layers = {t.layer: (t.grid, t.shape, kinds.get(t.kind, t.kind)) for t in targets.values()}
+    name = formats.choose(layers) if recipe.format == "auto" else recipe.format
+    formats.check(name, layers)
+    ignore = [n for n, m in model.named_modules() if isinstance(m, nn.Linear) and n not in layers]
+    return Wire(
+        format=name,
+        layers={layer: grid for layer, (grid, _, _) in layers.items()},
+        ignore=tuple(ignore),
+        scale_dtype=dtype if name == "compressed_tensors" else torch.float16,
+    )

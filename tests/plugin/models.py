@@ -1,0 +1,52 @@
+"""Small random models for the plugin's tests, and the ways they are loaded and compared."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import torch
+import transformers
+from safetensors.torch import load_file
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+
+from hfquant.runtime.experts import QExperts
+from hfquant.runtime.nn import Packed
+from tests.families import FAMILIES, inputs, tokens
+
+MATRIX = ("llama", "llama-tied", "gpt2", "opt", "t5", "flan-t5", "bart", "mixtral", "qwen3_moe")
+IDS = tokens()[:24].view(2, 12)
+
+
+def load_with_transformers(family: str, folder: Path, **kwargs: Any) -> PreTrainedModel:
+    auto = getattr(transformers, FAMILIES[family].auto)
+    return auto.from_pretrained(folder, **kwargs)
+
+
+@torch.no_grad()
+def logits(model: nn.Module) -> Tensor:
+    """What the model says about a fixed text, float32."""
+    return model(**inputs(model, IDS)).logits.float()
+
+
+def relative(a: Tensor, b: Tensor) -> float:
+    return float((a - b).norm() / b.norm())
+
+
+def packed(model: nn.Module) -> set[str]:
+    """Names of the modules that hold packed weights."""
+    return {name for name, module in model.named_modules() if isinstance(module, (Packed, QExperts))}
+
+
+def stored(folder: Path) -> dict[str, Tensor]:
+    """Every tensor of a checkpoint."""
+    return {k: v for file in sorted(folder.glob("*.safetensors")) for k, v in load_file(file).items()}
+
+
+def same_tensors(a: dict[str, Tensor], b: dict[str, Tensor]) -> bool:
+    return a.keys() == b.keys() and all(a[k].dtype == b[k].dtype and torch.equal(a[k], b[k]) for k in a)
+
+
+def quantization_config(folder: Path) -> dict[str, Any]:
+    found: dict[str, Any] = json.loads((folder / "config.json").read_text("utf-8"))["quantization_config"]
+    return found
