@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from ..errors import QualityError, ResourceError
+from ..errors import ResourceError
 from . import engine
 from .arguments import Json, Set, size
 from .output import complain, log, print_facts, print_json
@@ -77,14 +77,8 @@ def compress(
     print_facts(log(), estimate(plan))
     _run(ctx, plan)
     report = _measure(ctx, plan, model)
-    failed: QualityError | None = None
-    try:
-        engine.gate(report, plan.recipe)
-    except QualityError as error:
-        failed = error
     print_json(report) if as_json else result(out, report)
-    if failed:
-        raise failed
+    engine.judge(report)
 
 
 def _run(ctx: typer.Context, plan: "Plan") -> None:

@@ -34,33 +34,19 @@ def layers(plan: "Plan") -> "Iterator[LayerResult]":
     return compress(plan)
 
 
-def verify(out: Path, **settings: Any) -> dict[str, Any]:
+def verify(folder: Path, **settings: Any) -> dict[str, Any]:
     """Reload and measure; the updated report."""
     _quiet()
     from ..measure.verify import verify
 
-    return verify(out, **settings)
+    return verify(folder, enforce=False, **settings)
 
 
-def gate(report: dict[str, Any], recipe: "Recipe") -> None:
-    """Raises QualityError if the report does not reach the recipe's limits."""
-    from ..measure.gate import gate
+def judge(report: dict[str, Any]) -> None:
+    """Raises QualityError if the report does not reach the limits that it names."""
+    from ..measure.gate import Gate, gate
 
-    gate(report, recipe.gate)
-
-
-def read_report(folder: Path) -> dict[str, Any]:
-    """The folder's report.json, empty if it has none.  Raises CheckpointError on a damaged one."""
-    path = folder / "report.json"
-    if not path.exists():
-        return {}
-    try:
-        report: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise CheckpointError(
-            f"`{path}` is damaged: {error}", "`hfquant eval` writes it anew; delete it first"
-        ) from error
-    return report
+    gate(report, Gate(**report["gate"]["limits"]))
 
 
 def read_config(folder: Path) -> Mapping[str, Any]:
@@ -83,9 +69,10 @@ def read_config(folder: Path) -> Mapping[str, Any]:
 def inspect(folder: Path) -> "Iterator[LayerFacts]":
     """The layers of a compressed model, read back from disk."""
     _quiet()
+    from ..measure import report
     from ..measure.layers import layers
 
-    return layers(folder, read_report(folder))
+    return layers(folder, report.read(folder))
 
 
 def stream(folder: Path, prompt: str, max_new_tokens: int) -> None:

@@ -16,7 +16,7 @@ def evaluate(
     against: Annotated[
         str | None,
         typer.Option(
-            metavar="MODEL", help="The original, for KL divergence and agreement.", show_default=False
+            metavar="MODEL", help="The original, if the report does not know it.", show_default=False
         ),
     ] = None,
     text: Annotated[
@@ -34,13 +34,16 @@ def evaluate(
 ) -> None:
     """Measure a compressed model: perplexity, and how far it is from the original.
 
-    Windows do not overlap.  The numbers, with all settings, also go into DIR/report.json.
+    Windows do not overlap.  The numbers, with all settings, also go into DIR/report.json and its card.
+    Exit code 3 says that the quality is below the recipe's gate.
     """
     engine.read_config(folder)
     report = engine.verify(
         folder, against=against, text=text, windows=windows, window_len=window_len, dtype=dtype
     )
     if as_json:
-        print_json({key: report.get(key) for key in ("evaluation", "sample")})
+        print_json({key: report.get(key) for key in ("evaluation", "sample", "gate")})
     else:
         print_facts(data(), {"model": str(folder)} | scores(report))
+    if report["evaluation"].get("reference_perplexity") is not None:
+        engine.judge(report)

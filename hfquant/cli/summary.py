@@ -49,9 +49,16 @@ def scores(report: Mapping[str, Any]) -> dict[str, str | None]:
         "perplexity": _perplexity(ppl, reference),
         "KL divergence": None if found.get("kl") is None else f"{found['kl']:.4f} nats per token",
         "top-1 agreement": None if found.get("top1_agreement") is None else f"{found['top1_agreement']:.1%}",
+        "speed": _speed(found.get("tokens_per_second"), found.get("reference_tokens_per_second")),
         "measured on": f"{found['tokens']} tokens" if found.get("tokens") else None,
         "sample": None if sample is None else " ".join(str(sample).split()),
     }
+
+
+def _speed(after: float | None, before: float | None) -> str | None:
+    if after is None:
+        return None
+    return f"{after:.1f} tokens/s" + ("" if before is None else f" (original: {before:.1f})")
 
 
 def _perplexity(ppl: float | None, reference: float | None) -> str | None:

@@ -1,18 +1,26 @@
 """What a compressed model is made of, layer by layer, as it is read back from disk."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from statistics import fmean
 from typing import Any
 
+from torch import Tensor
+
 from ..plugin import load
+from ..runtime.experts import QExperts
 from ..runtime.nn import Packed
+from ..tensors.grid import Grid
 from ..tensors.layer import Quantized
 
 
 @dataclass(frozen=True)
 class LayerFacts:
-    """One compressed weight.  `sparsity`: the share of weights that are exactly zero."""
+    """One compressed weight [out, in], or [experts, out, in].
+
+    sparsity: the share of weights that are exactly zero.  error: relative output error, from the report.
+    """
 
     name: str
     shape: tuple[int, ...]
@@ -28,26 +36,39 @@ class LayerFacts:
 
 
 def layers(folder: Path, report: Mapping[str, Any]) -> Iterator[LayerFacts]:
-    """The packed layers of a checkpoint in the model's order.
+    """The packed layers of a checkpoint in the model's order; a tied head is its embedding.
 
     `report` is its report.json, where the errors come from.  Raises what `hfquant.load` raises.
     """
     errors = {row["name"]: row.get("error") for row in report.get("layers", ())}
+    seen: set[int] = set()
     for name, module in load(folder).named_modules():
-        if isinstance(module, Packed):
-            yield _facts(name, module, errors.get(name))
+        if isinstance(module, Packed) and id(module.parts[0]) not in seen:
+            seen.add(id(module.parts[0]))
+            yield _facts(name, module.shape, module.grid, [zeros(module.quantized())], module.parts, errors)
+        elif isinstance(module, QExperts):
+            for param, shape in module.packed.items():
+                each = [zeros(module.quantized(param, expert)) for expert in range(shape[0])]
+                yield _facts(f"{name}.{param}", shape, module.grid, each, module.parts(param), errors)
 
 
-def _facts(name: str, module: Packed, error: float | None) -> LayerFacts:
+def _facts(
+    name: str,
+    shape: tuple[int, ...],
+    grid: Grid,
+    sparsity: Sequence[float],
+    parts: Sequence[Tensor],
+    errors: Mapping[str, float | None],
+) -> LayerFacts:
     return LayerFacts(
         name=name,
-        shape=module.shape,
-        bits=module.grid.bits,
-        group_size=module.grid.group_size,
-        symmetric=module.grid.symmetric,
-        sparsity=zeros(module.quantized()),
-        error=error,
-        bytes=sum(part.nbytes for part in module.parts),
+        shape=tuple(shape),
+        bits=grid.bits,
+        group_size=grid.group_size,
+        symmetric=grid.symmetric,
+        sparsity=fmean(sparsity),
+        error=errors.get(name),
+        bytes=sum(part.nbytes for part in parts),
     )
 
 

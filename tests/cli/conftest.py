@@ -23,6 +23,8 @@ REPORT = {
         "kl": 0.09312,
         "top1_agreement": 0.8314,
         "tokens": 32704,
+        "tokens_per_second": 21.04,
+        "reference_tokens_per_second": 14.0,
     },
     "sample": {"prompt": "The sea", "original": "The sea is", "compressed": "The sea\nis"},
 }
@@ -46,7 +48,7 @@ class Engine:
     stop: BaseException | None = None  # raised after the second layer
     report: dict[str, Any] = field(default_factory=lambda: dict(REPORT))
     refusal: Exception | None = None  # raised by plan
-    failure: Exception | None = None  # raised by gate
+    failure: Exception | None = None  # raised by judge
     asked: list[tuple[Any, ...]] = field(default_factory=list)
 
     def plan(self, model: str, recipe: Any, out: Path, **settings: Any) -> SimpleNamespace:
@@ -81,7 +83,7 @@ class Engine:
         self.asked.append(("verify", out, settings))
         return self.report
 
-    def gate(self, report: dict[str, Any], recipe: Any) -> None:
+    def judge(self, report: dict[str, Any]) -> None:
         if self.failure:
             raise self.failure
 
@@ -89,7 +91,7 @@ class Engine:
 @pytest.fixture
 def fake(monkeypatch: pytest.MonkeyPatch) -> Engine:
     made = Engine()
-    for name in ("plan", "layers", "verify", "gate"):
+    for name in ("plan", "layers", "verify", "judge"):
         monkeypatch.setattr(engine, name, getattr(made, name))
     return made
 

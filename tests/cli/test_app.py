@@ -100,4 +100,4 @@ def test_eval(run: Run, fake: object, tmp_path: Path) -> None:
         "dtype": "auto",
     }
     found = json.loads(run("eval", tmp_path, "--json").stdout)
-    assert set(found) == {"evaluation", "sample"}
+    assert set(found) == {"evaluation", "sample", "gate"}

@@ -39,6 +39,7 @@ def test_estimate_and_progress_go_to_stderr_results_to_stdout(run: Run, fake: En
         "perplexity       29.45 -> 32.31 (x 1.097)",
         "KL divergence    0.0931 nats per token",
         "top-1 agreement  83.1%",
+        "speed            21.0 tokens/s (original: 14.0)",
         "measured on      32704 tokens",
         "sample           The sea is",
     ]
