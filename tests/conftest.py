@@ -18,13 +18,13 @@ from torch import Tensor
 from tests import families
 
 transformers.utils.logging.disable_progress_bar()
-# Models of a megabyte lose more to waiting for a second thread than it brings, many times more on a busy machine.
+# Models of a megabyte lose more to waiting for a second thread than it brings; on a busy machine, tenfold.
 torch.set_num_threads(1)
 
 
 @pytest.fixture(autouse=True)
 def poison(monkeypatch: pytest.MonkeyPatch) -> None:
-    """`torch.empty` and its kin return NaN, or the largest integer: a cell that nobody wrote fails its test."""
+    """`torch.empty` and its kin return NaN or the largest integer: a cell nobody wrote fails its test."""
     for name in ("empty", "empty_like"):
         monkeypatch.setattr(torch, name, _poisoned(getattr(torch, name)))
     monkeypatch.setattr(torch.Tensor, "new_empty", _poisoned(torch.Tensor.new_empty))
@@ -42,7 +42,7 @@ def _poisoned(make: Callable[..., Tensor]) -> Callable[..., Tensor]:
 
 @pytest.fixture(scope="session")
 def trained(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
-    """trained("gpt2") -> folder of the small model of that family, trained once in a run and only if asked for."""
+    """trained("gpt2") -> folder of the small model of that family, trained once and only if asked for."""
     return cache(lambda family: families.train(family, tmp_path_factory.mktemp("trained") / family))
 
 

@@ -393,7 +393,7 @@ def held_out(windows: int = 96) -> Tensor:
 
 @contextmanager
 def one_thread() -> Iterator[None]:
-    """Matrices this small lose more to waiting for a second thread than it brings, and one thread is exact to repeat."""
+    """Matrices this small lose more to a second thread than it brings, and one thread repeats exactly."""
     before = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
@@ -403,7 +403,7 @@ def one_thread() -> Iterator[None]:
 
 
 def inputs(model: PreTrainedModel, batch: Tensor, noise: torch.Generator | None = None) -> dict[str, Tensor]:
-    """What the model is called with: a language model reads `batch`, an encoder-decoder restores it from noise."""
+    """What the model is called with.  An encoder-decoder is to restore `batch` from a noisy copy."""
     if not model.config.is_encoder_decoder:
         return {"input_ids": batch, "labels": batch}
     if model.main_input_name == "input_features":

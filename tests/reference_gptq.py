@@ -1,7 +1,7 @@
 """GPTQ and OBQ written a second time, straight from the papers' equations, slowly, in float64.
 
-A witness, not a tool: it shares nothing with `hfquant` (no grid, no sweep, no Cholesky factor), so that an error
-would have to be made twice to stay hidden.
+A witness, not a tool: it shares nothing with `hfquant` (no grid, no sweep, no Cholesky factor), so that an
+error would have to be made twice to stay hidden.
 
 Frantar & Alistarh, 2022 (OBQ; arXiv:2208.11580): the weights of one row, F those not yet rounded,
     δ_F = −(w_q − quant(w_q)) / [H_F⁻¹]_qq · (H_F⁻¹)_:,q                                            (2)
@@ -18,8 +18,8 @@ from torch import Tensor
 def minmax(w: Tensor, bits: int, symmetric: bool, scale_dtype: torch.dtype) -> tuple[float, int]:
     """The range of one row's group: (scale, zero point).
 
-    Asymmetric: [min(w, 0), max(w, 0)] over 2^bits − 1 steps.  Symmetric: the extreme of larger magnitude is the
-    lowest code (−2^(bits − 1)), whichever its sign, and 0 is the middle one.  Scales as they are stored.
+    Asymmetric: [min(w, 0), max(w, 0)] over 2^bits − 1 steps.  Symmetric: the extreme of larger magnitude is
+    the lowest code (−2^(bits − 1)), whichever its sign, and 0 is the middle one.  Scales as they are stored.
     """
     low, high = min(w.min().item(), 0.0), max(w.max().item(), 0.0)
     if symmetric:
@@ -96,9 +96,9 @@ def obq_row(
 ) -> Tensor:
     """OBQ of one row by its definition: after each rounding, the free weights are *solved for* again.
 
-    w [in] float64, H damped.  `choose(w, free)` says which weight is rounded next; `code(q, w_q)` returns (code,
-    value).  No inverse is updated: with the fixed weights at their values, the minimum of (w' − w) H (w' − w)ᵀ
-    over the free ones is a linear system of its own each time.  -> codes [in]
+    w [in] float64, H damped.  `choose(w, free)` says which weight is rounded next; `code(q, w_q)` returns
+    (code, value).  No inverse is updated: with the fixed weights at their values, the minimum of
+    (w' − w) H (w' − w)ᵀ over the free ones is a linear system of its own each time.  -> codes [in]
     """
     original, now = w.clone(), w.clone()
     free = torch.ones(len(w), dtype=torch.bool)

@@ -101,9 +101,8 @@ class Grid:
             # Codes reach one step further below the middle than above it.  A negative scale turns the grid
             # around, so that the larger extreme always gets that extra step.
             extreme = torch.where(high > -low, high, low)
-            scale = -extreme / self.middle if self.bits > 1 else extreme
             zero = torch.full_like(low, self.middle)
-            return storable(scale, dtype), zero
+            return storable(-extreme / self.middle, dtype), zero
         scale = storable((high - low) / self.top, dtype)
         return scale, (-low / scale).round().clamp(0, self.top)
 
@@ -127,5 +126,8 @@ class Grid:
 def storable(scale: Tensor, dtype: torch.dtype) -> Tensor:
     """`scale` as it will be read back, never zero (an all-zero group) and never infinite."""
     info = torch.finfo(dtype)
+    least = (
+        info.tiny * info.eps if dtype == torch.float16 else info.tiny
+    )  # fp16's normal range ends too early
     rounded = scale.clamp(-info.max, info.max).to(dtype).float()
-    return torch.where(rounded.abs() < info.tiny, torch.full_like(rounded, info.tiny), rounded)
+    return torch.where(rounded.abs() < least, torch.full_like(rounded, least).copysign(scale), rounded)

@@ -74,7 +74,7 @@ def test_same_codes_at_a_width_of_several_blocks() -> None:
 
 
 def test_one_row_is_obq_in_column_order() -> None:
-    """OBQ's definition, with the free weights solved for anew after every rounding, and no inverse updated."""
+    """OBQ's definition: the free weights are solved for anew after every rounding, no inverse is updated."""
     given, grid = layer(1, 48), Grid(3, -1, True)
     assert given.H is not None
     scale, zero = reference_gptq.minmax(given.W[0], 3, True, torch.float16)
@@ -236,7 +236,7 @@ def test_refinement_never_raises_the_objective(seed: int, grid: Grid) -> None:
 
 
 def test_options_lower_the_objective_on_average() -> None:
-    """Order, search and refinement are each worth having; on one layer a greedy step may lose, over eight none may."""
+    """Order, search and refinement: on one layer a greedy step may lose, over eight none does."""
     ladder = [TEXTBOOK, {"search": 0, "refine": 0}, {"refine": 0}, {}]
     layers, grid = [layer(32, 128, 1024, seed) for seed in range(8)], Grid(3, 32, False)
     totals = [sum(objective(gptq(each, grid, **options)) for each in layers) for options in ladder]
