@@ -26,7 +26,7 @@ class Stream:
     def write(self, at: int, x: Tensor) -> None:
         """Samples `at` and following.  x [n, *shape]"""
         self.path.parent.mkdir(parents=True, exist_ok=True)
-        raw = x.detach().to(self.dtype).contiguous().view(-1).view(torch.uint8).numpy()
+        raw = x.detach().to("cpu", self.dtype).contiguous().view(-1).view(torch.uint8).numpy()
         with self.path.open("r+b" if self.path.exists() else "w+b") as file:
             file.seek(at * self._stride)
             file.write(raw.data)

@@ -4,6 +4,7 @@ The model itself is run with every block replaced by a stub, so whatever it prep
 tables that differ between layer types, an encoder's output) is prepared by its own code.
 """
 
+import shutil
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -17,7 +18,7 @@ from torch import Tensor, nn
 from ..model.blocks import Stack, hidden
 
 
-class Reached(Exception):  # noqa: N818 - not an error: it leaves the model once the last stub has recorded
+class Reached(Exception):
     """Raised by a stub to leave the model's forward."""
 
 
@@ -55,17 +56,23 @@ class Calls:
             save_file({k: t.contiguous() for k, t in differing.items()}, self._file(self.batches))
         self.batches += 1
 
-    def arguments(self, block: int, batch: int, x: Tensor) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    def arguments(
+        self, block: int, batch: int, x: Tensor, device: str = "cpu"
+    ) -> tuple[tuple[Any, ...], dict[str, Any]]:
         """What block `block` is to be called with, the hidden state being x."""
         stored = load_file(self._file(batch)) if self.varying and self._file(batch).exists() else {}
 
         def value(leaf: Any, path: str) -> Any:
             if not isinstance(leaf, _Slot):
                 return leaf
-            return x if leaf.is_hidden else stored.get(leaf.key, self.constants[leaf.key])
+            tensor = x if leaf.is_hidden else stored.get(leaf.key, self.constants[leaf.key])
+            return tensor.to(device)
 
         args, kwargs = _fill(self.templates[block], value)
         return args, kwargs
+
+    def delete(self) -> None:
+        shutil.rmtree(self.folder, ignore_errors=True)
 
     def _file(self, batch: int) -> Path:
         return self.folder / f"{batch:05d}.safetensors"
@@ -102,7 +109,9 @@ def _fill(tree: Any, value: Callable[[Any, str], Any], path: str = "") -> Any:
 
 
 @contextmanager
-def stubbed(model: nn.Module, stub: Callable[[str, int, tuple[Any, ...], dict[str, Any]], Any], stacks: list[Stack]) -> Iterator[None]:
+def stubbed(
+    model: nn.Module, stub: Callable[[str, int, tuple[Any, ...], dict[str, Any]], Any], stacks: list[Stack]
+) -> Iterator[None]:
     """Within: every block of these stacks calls stub(stack name, block index, args, kwargs) instead of itself."""
     blocks = [(s.name, i, model.get_submodule(name)) for s in stacks for i, name in enumerate(s.blocks)]
     for stack, i, block in blocks:

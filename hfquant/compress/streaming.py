@@ -29,16 +29,18 @@ class Passage:
     stream: Stream
     batches: list[tuple[int, int]]
     output: Any = None  # what its first block returned: the pattern for the stubs
+    device: str = "cpu"
 
     def arguments(self, block: int, batch: int, stream: Stream | None = None) -> tuple[tuple[Any, ...], dict[str, Any]]:
         """The call of one block for one batch, with the hidden state read from `stream` (the passage's by default)."""
         at, n = self.batches[batch]
-        return self.calls.arguments(block, batch, (stream or self.stream).read(at, n))
+        return self.calls.arguments(block, batch, (stream or self.stream).read(at, n), self.device)
 
     def run(self, module: nn.Module, block: int, target: Path, stream: Stream | None = None) -> Stream:
         """All batches through one block, into a new file."""
         source = stream or self.stream
         out = Stream(target, source.samples, source.shape, source.dtype)
+        out.delete()
         for batch, (at, _) in enumerate(self.batches):
             args, kwargs = self.arguments(block, batch, source)
             out.write(at, hidden(module(*args, **kwargs)))
@@ -53,14 +55,30 @@ class Streamer:
     tokens: Tensor
     folder: Path
     batch: int
+    device: str = "cpu"
     finished: dict[str, Passage] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         self.stacks = {stack.name: stack for stack in stacks(self.skeleton.model)}
-        samples = self.tokens.shape[0]
-        self.batches = [(at, min(self.batch, samples - at)) for at in range(0, samples, self.batch)]
+        self._cut()
         blocks = [name + "." for stack in self.stacks.values() for name in stack.blocks]
         self._outside = [n for n in self.skeleton.stored if not n.startswith(tuple(blocks))]
+
+    def _cut(self) -> None:
+        samples = self.tokens.shape[0]
+        self.batches = [(at, min(self.batch, samples - at)) for at in range(0, samples, self.batch)]
+
+    @torch.no_grad()
+    def shrink(self, passage: Passage) -> None:
+        """Halve the batches, and record anew how the blocks of this passage are called with them."""
+        self.batch = max(1, self.batch // 2)
+        self._cut()
+        passage.calls.delete()
+        again = self._capture()
+        assert again is not None
+        if again.stream.path != passage.stream.path:
+            again.stream.delete()
+        passage.calls, passage.batches = again.calls, again.batches
 
     @torch.no_grad()
     def passages(self) -> Iterator[Passage]:
@@ -119,13 +137,18 @@ class Streamer:
     def _begin(self, name: str, x: Tensor, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Passage:
         stack = self.stacks[name]
         calls = Calls(self.folder / f"{name}.calls")
-        stream = Stream(self.folder / f"{name}.00000", self.tokens.shape[0], tuple(x.shape[1:]), self.skeleton.dtype)
+        stream = Stream(
+            self.folder / f"{name}.stream.00000",
+            self.tokens.shape[0],
+            tuple(x.shape[1:]),
+            self.skeleton.dtype,
+        )
         first = self.skeleton.load_module(stack.blocks[0])
         output = type(first).forward(first, *args, **kwargs)
         self.skeleton.drop_module(stack.blocks[0])
         if hidden(output).shape != x.shape:
             raise SourceError(f"the blocks of {name} change the shape of the hidden state; hfquant cannot stream them")
-        return Passage(stack, calls, stream, self.batches, output)
+        return Passage(stack, calls, stream, self.batches, output, self.device)
 
     def _replay(self, at: int, n: int) -> Callable[[str, int, tuple[Any, ...], dict[str, Any]], Any]:
         """A stub for finished stacks: the last block returns the stored result, the others what they were given."""
@@ -140,5 +163,6 @@ class Streamer:
     def _call(self, at: int, n: int) -> Any:
         inputs = model_inputs(self.skeleton.source.config, self.tokens[at : at + n])
         return self.skeleton.model(
-            **{k: v.to(self.skeleton.dtype) if v.is_floating_point() else v for k, v in inputs.items()}, use_cache=False
+            **{k: v.to(self.skeleton.dtype) if v.is_floating_point() else v for k, v in inputs.items()},
+            use_cache=False,
         )

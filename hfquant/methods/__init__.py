@@ -38,8 +38,6 @@ def load(name: str) -> type[Any]:
     if name not in NAMES:
         close = get_close_matches(name, NAMES, n=1)
         known = f"hfquant has {', '.join(f'`{known}`' for known in NAMES)}"
-        raise RecipeError(
-            f"unknown method `{name}`", f"did you mean `{close[0]}`? {known}" if close else known
-        )
+        raise RecipeError(f"unknown method `{name}`", f"did you mean `{close[0]}`? {known}" if close else known)
     found: type[Any] = importlib.import_module(f"{__name__}.{name}").Method
     return found

@@ -58,9 +58,7 @@ def refit(codes: Tensor, scale: Tensor, zero: Tensor, Wt: Tensor, H: Tensor, gri
         v = V[:, a : a + step]
         A = torch.stack(
             [
-                _per_group(
-                    H[:, g * columns : (g + 1) * columns] @ v[g * columns : (g + 1) * columns] * v, columns
-                )
+                _per_group(H[:, g * columns : (g + 1) * columns] @ v[g * columns : (g + 1) * columns] * v, columns)
                 for g in range(groups)
             ],
             1,
@@ -81,9 +79,7 @@ def refit(codes: Tensor, scale: Tensor, zero: Tensor, Wt: Tensor, H: Tensor, gri
     return fitted
 
 
-def descend(
-    codes: Tensor, scale: Tensor, zero: Tensor, Wt: Tensor, H: Tensor, grid: Grid, block: int
-) -> Tensor:
+def descend(codes: Tensor, scale: Tensor, zero: Tensor, Wt: Tensor, H: Tensor, grid: Grid, block: int) -> Tensor:
     """One pass of coordinate descent over all columns.  codes float32 [in, out] -> the same, never worse."""
     n = Wt.shape[0]
     columns = grid.columns(n)

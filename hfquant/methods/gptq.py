@@ -27,15 +27,16 @@ class Method(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    damp: float = Field(
-        0.01, ge=0, le=1, description="λ as a fraction of mean(diag H); grows by itself where needed"
-    )
+    damp: float = Field(0.01, ge=0, le=1, description="λ as a fraction of mean(diag H); grows by itself where needed")
     act_order: bool = Field(True, description="round the columns with the largest inputs first")
     static_groups: bool = Field(True, description="fit all grids before the sweep; needed by `act_order`")
     search: int = Field(40, ge=0, description="ranges tried per group, weighted by diag(H); 0 = the extremes")
     refine: int = Field(3, ge=0, description="rounds of scale refit and coordinate descent after the sweep")
     match_original: float = Field(
         0.0, ge=0, le=1, description="how far to aim at the original model's outputs instead of this stream's"
+    )
+    true_sequential: bool = Field(
+        True, description="observe each layer behind the compressed ones before it in the same block"
     )
     block: int = Field(128, ge=1, description="columns corrected together; speed only")
 
@@ -44,9 +45,7 @@ class Method(BaseModel):
     @model_validator(mode="after")
     def _order_needs_static_groups(self) -> Self:
         if self.act_order and not self.static_groups:
-            raise ValueError(
-                "act_order needs static_groups: otherwise a group's columns are not stored together"
-            )
+            raise ValueError("act_order needs static_groups: otherwise a group's columns are not stored together")
         return self
 
     @property

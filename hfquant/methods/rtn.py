@@ -23,9 +23,7 @@ class Method(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
     needs_hessian: ClassVar[bool] = False
 
-    search: int = Field(
-        40, ge=0, le=1000, description="narrower ranges tried per group; 0 spans the extremes"
-    )
+    search: int = Field(40, ge=0, le=1000, description="narrower ranges tried per group; 0 spans the extremes")
 
     def __call__(self, layer: Layer, grid: Grid, scale_dtype: torch.dtype) -> Layer:
         """Set `Q` of a layer with W [out, in]; scales are stored, and used here, as `scale_dtype`."""

@@ -36,9 +36,16 @@ def download(model: str, revision: str | None) -> tuple[Path, str]:
         raise SourceError(f"{model} has no revision `{revision}`", "give a branch, a tag or a commit") from error
     except RepositoryNotFoundError as error:
         raise SourceError(
-            f"{model} is not on the Hub, or private", "check the spelling; log in with `hf auth login` if it is yours"
+            f"{model} is not on the Hub, or private",
+            "check the spelling; log in with `hf auth login` if it is yours",
         ) from error
-    except (OfflineModeIsEnabled, LocalEntryNotFoundError, EntryNotFoundError, HfHubHTTPError, OSError) as error:
+    except (
+        OfflineModeIsEnabled,
+        LocalEntryNotFoundError,
+        EntryNotFoundError,
+        HfHubHTTPError,
+        OSError,
+    ) as error:
         raise SourceError(
             f"{model} is not a local folder and the Hub cannot be reached: {str(error).splitlines()[0]}",
             "give the path of a model folder, or check the connection",

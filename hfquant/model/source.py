@@ -165,7 +165,8 @@ def _tensors(path: Path, name: str) -> dict[str, TensorInfo]:
     for file in files:
         if file.parent.resolve() != path.resolve() or not file.is_file():
             raise SourceError(
-                f"{name} lacks the shard {file.name} that its index names", "download the model again: the copy is incomplete"
+                f"{name} lacks the shard {file.name} that its index names",
+                "download the model again: the copy is incomplete",
             )
         found |= read_header(file)
     if missing := weight_map.keys() - found.keys():
@@ -219,7 +220,11 @@ def _other_files(path: Path) -> tuple[Path, ...]:
     """Everything in the folder that is not weights, config or a card: tokenizer, generation config, processor..."""
     ours = {"config.json", "README.md", "report.json", ".gitattributes"}
     return tuple(
-        sorted(f for f in path.iterdir() if f.is_file() and f.name not in ours and not f.name.endswith(WEIGHTS) and f.suffix != ".py")
+        sorted(
+            f
+            for f in path.iterdir()
+            if f.is_file() and f.name not in ours and not f.name.endswith(WEIGHTS) and f.suffix != ".py"
+        )
     )
 
 

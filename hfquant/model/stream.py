@@ -11,7 +11,9 @@ from .skeleton import Skeleton
 from .source import Source
 
 
-def stream_logits(source: Source, windows: Tensor, *, dtype: torch.dtype, batch: int = 4, folder: Path | None = None) -> Iterator[Tensor]:
+def stream_logits(
+    source: Source, windows: Tensor, *, dtype: torch.dtype, batch: int = 4, folder: Path | None = None
+) -> Iterator[Tensor]:
     """Logits of every window, in order.  windows int64 [n, seq] -> [1, seq, vocabulary] each.
 
     Hidden states lie in `folder`, by default a temporary one.
@@ -23,7 +25,7 @@ def stream_logits(source: Source, windows: Tensor, *, dtype: torch.dtype, batch:
         for passage in streamer.passages():
             for i, name in enumerate(passage.stack.blocks):
                 block = streamer.skeleton.load_module(name)
-                done = passage.run(block, i, passage.stream.path.with_name(f"{passage.stack.name}.{i + 1:05d}"))
+                done = passage.run(block, i, passage.stream.path.with_name(f"{passage.stack.name}.stream.{i + 1:05d}"))
                 streamer.skeleton.drop_module(name)
                 passage.stream.delete()
                 passage.stream = done

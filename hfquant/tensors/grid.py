@@ -126,8 +126,6 @@ class Grid:
 def storable(scale: Tensor, dtype: torch.dtype) -> Tensor:
     """`scale` as it will be read back, never zero (an all-zero group) and never infinite."""
     info = torch.finfo(dtype)
-    least = (
-        info.tiny * info.eps if dtype == torch.float16 else info.tiny
-    )  # fp16's normal range ends too early
+    least = info.tiny * info.eps if dtype == torch.float16 else info.tiny  # fp16's normal range ends too early
     rounded = scale.clamp(-info.max, info.max).to(dtype).float()
     return torch.where(rounded.abs() < least, torch.full_like(rounded, least).copysign(scale), rounded)

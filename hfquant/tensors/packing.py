@@ -41,9 +41,7 @@ def unpack_stream(packed: Tensor, bits: int, n: int) -> Tensor:
     if 8 % bits == 0:
         return _spread(octets, bits)[:, :n]
     mask = 2**bits - 1
-    octets = F.pad(octets, (0, -octets.shape[1] % bits)).unflatten(
-        1, (-1, bits)
-    )  # 8 codes in every `bits` bytes
+    octets = F.pad(octets, (0, -octets.shape[1] % bits)).unflatten(1, (-1, bits))  # 8 codes in every `bits` bytes
     codes = []
     for i in range(8):
         byte, at = divmod(i * bits, 8)

@@ -88,9 +88,7 @@ class ShardWriter:
         if (tuple(tensor.shape), tensor.dtype) != (shape, dtype) or name not in self._missing:
             said = "nothing" if dtype is None else f"{list(shape)} {dtype}, once"
             got = f"{list(tensor.shape)} {tensor.dtype}"
-            raise CheckpointError(
-                f"{self.path.name} was to hold {said} as `{name}`, but was given {got}", BUG
-            )
+            raise CheckpointError(f"{self.path.name} was to hold {said} as `{name}`, but was given {got}", BUG)
         self._missing.discard(name)
         raw = tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy()
         self._file.seek(self._offset[name])

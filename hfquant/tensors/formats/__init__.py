@@ -47,7 +47,10 @@ class Wire:
             return self.layers[module]
         if any(fnmatchcase(module, pattern) for pattern in self.ignore):
             return None
-        return next((grid for pattern, grid in self.layers.items() if "*" in pattern and fnmatchcase(module, pattern)), None)
+        return next(
+            (grid for pattern, grid in self.layers.items() if "*" in pattern and fnmatchcase(module, pattern)),
+            None,
+        )
 
 
 class Format(Protocol):

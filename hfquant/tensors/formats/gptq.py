@@ -100,6 +100,4 @@ class Gptq:
         return Wire(format=self.name, layers={"*": grid}, ignore=ignore, scale_dtype=torch.float16, raw=config)
 
 
-
 FORMAT = Gptq()
-

@@ -76,16 +76,19 @@ def _ends(model: nn.Module) -> list[tuple[str, str, tuple[int, int]]]:
 def wire_for(targets: Mapping[str, Target], model: nn.Module, recipe: Recipe, dtype: torch.dtype) -> Wire:
     """How these targets are stored: the recipe's format, or the most widely readable one that can.
 
-    dtype: the model's.  Raises FormatError where the recipe's format cannot store a layer.
+    dtype: what the model is stored in.  Raises FormatError where the recipe's format cannot store a layer.
     """
     kinds = {"head": "linear"}
     layers = {t.layer: (t.grid, t.shape, kinds.get(t.kind, t.kind)) for t in targets.values()}
     name = formats.choose(layers) if recipe.format == "auto" else recipe.format
     formats.check(name, layers)
     ignore = [n for n, m in model.named_modules() if isinstance(m, nn.Linear) and n not in layers]
+    # float32 scales are a waste, except first in the model: transformers takes a model's dtype from its first
+    # floating parameter, the scale of a packed embedding
+    halved = dtype == torch.float32 and not any(t.kind == "embedding" for t in targets.values())
     return Wire(
         format=name,
         layers={layer: grid for layer, (grid, _, _) in layers.items()},
         ignore=tuple(ignore),
-        scale_dtype=dtype if name == "compressed_tensors" else torch.float16,
+        scale_dtype=torch.float16 if name == "gptq" or halved else dtype,
     )

@@ -1,0 +1,29 @@
+"""Finished weights -> tensors under the names they have in the checkpoint."""
+
+from torch import Tensor, tensor
+
+from ..model.skeleton import Skeleton
+from ..tensors.formats import Format
+from ..tensors.layer import Quantized
+
+
+def named_parts(skeleton: Skeleton, fmt: Format, parameter: str, kind: str, Q: Quantized) -> dict[str, Tensor]:
+    """The tensors that replace one parameter of the model.
+
+    Q of fused experts holds all experts' rows one after the other.  The native format stores them under the fused
+    parameter's own name; compressed-tensors per expert and projection, as the source has them.
+    """
+    parts = fmt.pack(Q)
+    if kind != "experts":
+        return dict(skeleton.stored_names(parameter, parts))
+    experts = skeleton.model.get_parameter(parameter).shape[0]
+    per_row = {c: t for c, t in parts.items() if c != "weight_shape"}
+    stacked = {c: t.view(experts, -1, *t.shape[1:]) for c, t in per_row.items()}
+    if fmt.name == "native":
+        return {parameter + component.removeprefix("weight"): t for component, t in stacked.items()}
+    named = dict(skeleton.stored_names(parameter, stacked))
+    if "weight_shape" in parts:
+        for name, t in list(named.items()):
+            if name.endswith(".weight_packed"):
+                named[name.replace("weight_packed", "weight_shape")] = tensor([t.shape[-2], Q.shape[1]])
+    return named

@@ -1,0 +1,198 @@
+"""What a block's layers see: which of them share an input, and XXᵀ of every such input."""
+
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import torch
+from scipy.linalg.blas import ssyrk
+from torch import Tensor, nn
+from torch.nn.functional import linear
+
+from ..model.blocks import Weight
+from .activations import Stream
+from .calls import Reached
+from .streaming import Passage
+
+
+@dataclass(frozen=True)
+class Group:
+    """Weights that read the same input (q, k, v; gate, up), in the order in which a block reaches them.
+
+    `leader` is the module at which the input is looked at.  One expert tensor is a group of its own.
+    """
+
+    leader: str
+    members: tuple[Weight, ...]
+
+    @property
+    def is_experts(self) -> bool:
+        return self.members[0].kind == "experts"
+
+
+@dataclass
+class Statistics:
+    """Sums over the tokens that reached one input.
+
+    H [in, in] = Σ x xᵀ.  C [in, in] = Σ x̃ xᵀ, x̃ being the same token's input in the original model.
+    """
+
+    in_features: int
+    tokens: int = 0
+    C: Tensor | None = None
+    _triangle: Any = field(default=None, repr=False)
+    _on_device: Tensor | None = None
+
+    def add(self, x: Tensor, original: Tensor | None = None) -> None:
+        """x [tokens, in]"""
+        x = x.float()
+        self.tokens += x.shape[0]
+        if x.device.type == "cpu":
+            if self._triangle is None:
+                self._triangle = np.zeros((self.in_features, self.in_features), np.float32, order="F")
+            # a symmetric rank-k update: half the arithmetic of a product, exact in float32
+            self._triangle = ssyrk(1.0, x.numpy().T, beta=1.0, c=self._triangle, overwrite_c=1)
+        else:
+            if self._on_device is None:
+                self._on_device = torch.zeros(self.in_features, self.in_features, device=x.device)
+            self._on_device.addmm_(x.T, x)
+        if original is not None:
+            if self.C is None:
+                self.C = torch.zeros(self.in_features, self.in_features, device=x.device)
+            self.C.addmm_(original.float().T, x)
+
+    @property
+    def H(self) -> Tensor | None:
+        """Mean over tokens times two, as in the GPTQ paper; None if no token came."""
+        if not self.tokens:
+            return None
+        if self._on_device is not None:
+            return (self._on_device * (2 / self.tokens)).cpu()
+        upper = torch.from_numpy(np.triu(self._triangle))
+        return (upper + upper.triu(1).T).mul_(2 / self.tokens)
+
+    @property
+    def cross(self) -> Tensor | None:
+        return None if self.C is None else (self.C * (2 / self.tokens)).cpu()
+
+
+def discover(block: nn.Module, passage: Passage, index: int, weights: Sequence[Weight]) -> list[Group]:
+    """The groups of a block, seen by running one batch through it.  Weights it never uses are in no group."""
+    reached: list[tuple[int, Weight]] = []
+    alive: list[Tensor] = []  # so that no address is used twice while the block runs
+
+    def hook(weight: Weight) -> Any:
+        def record(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+            x = _input(args, kwargs)
+            alive.append(x)
+            reached.append((id(x), weight))
+
+        return record
+
+    with ExitStack() as hooks:
+        for weight in weights:
+            handle = block.get_submodule(weight.module).register_forward_pre_hook(hook(weight), with_kwargs=True)
+            hooks.callback(handle.remove)
+        args, kwargs = passage.arguments(index, 0)
+        block(*args, **kwargs)
+    groups: dict[Any, list[Weight]] = {}
+    for address, weight in reached:
+        key = weight.name if weight.kind == "experts" else address
+        if weight not in groups.setdefault(key, []):
+            groups[key].append(weight)
+    return [Group(members[0].module, tuple(members)) for members in groups.values()]
+
+
+def observe(
+    block: nn.Module,
+    passage: Passage,
+    index: int,
+    groups: Sequence[Group],
+    original: tuple[nn.Module, Stream] | None = None,
+) -> dict[tuple[Group, int], Statistics]:
+    """Run all batches and sum what reaches the groups: (group, expert) -> statistics, expert 0 for ordinary ones.
+
+    A batch is left as soon as the last of these groups has been reached.  `original` is the untouched block and the
+    hidden states before it in the original model; with it C is summed too (not for experts: the two streams may
+    route a token differently).
+    """
+    found: dict[tuple[Group, int], Statistics] = {}
+    for batch in range(len(passage.batches)):
+        beside: dict[str, Tensor] = {}
+        if original is not None:
+            module, stream = original
+            with _watch(module, groups, lambda g, x: beside.__setitem__(g.leader, _flat(_input(*x)))):
+                _run_until_reached(module, passage.arguments(index, batch, stream))
+
+        def add(group: Group, call: tuple[tuple[Any, ...], dict[str, Any]], beside: dict[str, Tensor] = beside) -> None:
+            if group.is_experts:
+                experts = block.get_submodule(group.leader)
+                for expert, x in _expert_inputs(experts, group.members[0], call):
+                    found.setdefault((group, expert), Statistics(x.shape[-1])).add(x)
+            else:
+                x = _flat(_input(*call))
+                found.setdefault((group, 0), Statistics(x.shape[-1])).add(x, beside.get(group.leader))
+
+        with _watch(block, groups, add):
+            _run_until_reached(block, passage.arguments(index, batch))
+    return found
+
+
+@contextmanager
+def _watch(block: nn.Module, groups: Sequence[Group], see: Any) -> Iterator[None]:
+    """Within: see(group, (args, kwargs)) when the block reaches a group; after the last of them it is left."""
+    left = len(groups)
+
+    def hook(group: Group) -> Any:
+        def reached(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+            nonlocal left
+            see(group, (args, kwargs))
+            left -= 1
+            if not left:
+                raise Reached
+
+        return reached
+
+    with ExitStack() as hooks:
+        for group in groups:
+            module = block.get_submodule(group.leader)
+            hooks.callback(module.register_forward_pre_hook(hook(group), with_kwargs=True).remove)
+        yield
+
+
+def _run_until_reached(block: nn.Module, call: tuple[tuple[Any, ...], dict[str, Any]]) -> None:
+    try:
+        block(*call[0], **call[1])
+    except Reached:
+        return
+
+
+def _input(args: tuple[Any, ...], kwargs: dict[str, Any]) -> Tensor:
+    x: Tensor = args[0] if args else next(iter(kwargs.values()))
+    return x
+
+
+def _flat(x: Tensor) -> Tensor:
+    return x.reshape(-1, x.shape[-1])
+
+
+def _expert_inputs(
+    experts: Any, weight: Weight, call: tuple[tuple[Any, ...], dict[str, Any]]
+) -> Iterator[tuple[int, Tensor]]:
+    """(expert, the tokens that reach it [tokens, in]) for one of the tensors of a fused-experts module."""
+    args, kwargs = call
+    hidden_states = _flat(_input(args, kwargs))
+    routed = args[1] if len(args) > 1 else kwargs["top_k_index"]
+    routed = routed.reshape(hidden_states.shape[0], -1)
+    first = experts.gate_up_proj if experts.has_gate else experts.up_proj
+    into_down = weight.name.endswith("down_proj")
+    for expert in range(first.shape[0]):
+        x = hidden_states[(routed == expert).any(-1)]
+        if not len(x):
+            continue
+        if into_down:
+            x = linear(x, first[expert])
+            x = experts._apply_gate(x) if experts.has_gate else experts.act_fn(x)
+        yield expert, x

@@ -1,0 +1,243 @@
+"""The loop: block after block, each written down as soon as it is finished."""
+
+import shutil
+import time
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ..errors import CheckpointError, ResourceError
+from ..model.blocks import weights
+from ..model.calibration import digest
+from ..tensors import formats
+from ..tensors.grid import Grid
+from .activations import Stream
+from .block import Finished, Work, compress_block
+from .ends import compress_end
+from .finish import finish
+from .naming import named_parts
+from .plan import LayerPlan, Plan, plan
+from .streaming import Passage, Streamer
+
+
+@dataclass(frozen=True)
+class LayerResult:
+    """A finished layer: what progress, report and card are made of.
+
+    error: ‖(W − Ŵ)X‖ / ‖WX‖ on the calibration inputs, ‖W − Ŵ‖ / ‖W‖ where there were none.
+    """
+
+    name: str
+    kind: str
+    shape: tuple[int, int]
+    grid: Grid
+    method: str
+    error: float | None
+    bytes_before: int
+    bytes_after: int
+    seconds: float
+    notes: tuple[str, ...]
+    block: int
+    blocks: int
+
+
+def compress(model: "str | Path | Plan", *args: Any, **kwargs: Any) -> Iterator[LayerResult]:
+    """Compress a model, yielding every layer as it is finished; afterwards `out` is a complete checkpoint.
+
+    Takes a `Plan`, or the arguments of `plan`.  Stopped at any moment, the same call goes on where it was and ends
+    in the same bytes.
+    """
+    todo = model if isinstance(model, Plan) else plan(model, *args, **kwargs)
+    return _Run(todo).layers()
+
+
+class _Run:
+    def __init__(self, plan: Plan) -> None:
+        self.plan, self.journal, self.skeleton = plan, plan.journal, plan.skeleton
+        self.steps = [(step.method, step.build()) for step in plan.recipe.steps]
+        self.format = formats.load(plan.wire.format)
+        self.index = {name: i for i, name in enumerate(n for stack in plan.stacks for n in stack.blocks)}
+        self.rows: list[dict[str, Any]] = []
+        self.finished: set[str] = set()
+
+    @torch.no_grad()
+    def layers(self) -> Iterator[LayerResult]:
+        start = time.perf_counter()
+        self.plan.out.mkdir(parents=True, exist_ok=True)
+        self.journal.begin(self.plan.fingerprint)
+        entries = self.journal.entries()
+        self.finished = {entry["block"] for entry in entries}
+        self.rows = [row for entry in entries for row in entry["layers"]]
+        yield from self._data_free() if self.plan.tokens is None else self._calibrated(self.plan.tokens)
+        yield from self._ends()
+        files = finish(self.plan)
+        before = sum(entry["seconds"] for entry in entries)
+        self._report(files, before + time.perf_counter() - start, len(entries))
+        self.journal.remove()
+
+    def _data_free(self) -> Iterator[LayerResult]:
+        for name in self.index:
+            if name not in self.finished:
+                yield from self._block(name, None, 0, None)
+
+    def _calibrated(self, tokens: Tensor) -> Iterator[LayerResult]:
+        streamer = Streamer(self.skeleton, tokens, self.journal.stream, self.plan.batch, self.plan.device)
+        for passage in streamer.passages():
+            yield from self._follow(streamer, passage)
+        for name in self.index:  # blocks that text never reaches: a vision tower
+            if name not in self.finished:
+                yield from self._block(name, None, 0, None)
+
+    def _follow(self, streamer: Streamer, passage: Passage) -> Iterator[LayerResult]:
+        """All blocks of one stack, from the first that is not finished."""
+        names = passage.stack.blocks
+        begin = next((i for i, name in enumerate(names) if name not in self.finished), len(names))
+        original = self._original(passage) if begin == 0 else None
+        if begin:
+            passage.stream = self._stored(passage, begin)
+            if self._needs_original and begin < len(names):
+                original = self._stored(passage, begin, "original")
+        for i in range(begin, len(names)):
+            while True:
+                try:
+                    yield from self._block(names[i], passage, i, original)
+                    break
+                except (MemoryError, RuntimeError) as error:
+                    if not _out_of_memory(error):
+                        raise
+                    self._shrink(streamer, passage)
+            if original is not None:
+                original = self._stored(passage, i + 1, "original")
+
+    @property
+    def _needs_original(self) -> bool:
+        return any(getattr(step, "needs_original", False) for _, step in self.steps)
+
+    def _original(self, passage: Passage) -> Stream | None:
+        """The original model's hidden states before the first block: the same as everyone's."""
+        if not self._needs_original:
+            return None
+        copy = self._at(passage, 0, "original")
+        shutil.copyfile(passage.stream.path, copy.path)
+        return copy
+
+    def _at(self, passage: Passage, i: int, which: str = "stream") -> Stream:
+        """Where the hidden states before block i of a stack lie."""
+        path = self.journal.stream / f"{passage.stack.name}.{which}.{i:05d}"
+        return Stream(path, passage.stream.samples, passage.stream.shape, passage.stream.dtype)
+
+    def _stored(self, passage: Passage, i: int, which: str = "stream") -> Stream:
+        stream = self._at(passage, i, which)
+        if not stream.complete():
+            raise CheckpointError(f"{stream.path} is missing or damaged", "start again with `--fresh`")
+        return stream
+
+    def _shrink(self, streamer: Streamer, passage: Passage) -> None:
+        """Out of memory: go on with batches half as large."""
+        if streamer.batch == 1:
+            raise ResourceError(
+                "out of memory with a single calibration sequence at a time",
+                "use shorter ones (`--seq-len`); what is finished is kept, run the same command again",
+            )
+        self.skeleton.drop_module(passage.stack.blocks[0])
+        streamer.shrink(passage)
+
+    def _block(self, name: str, passage: Passage | None, i: int, original: Stream | None) -> Iterator[LayerResult]:
+        begun = time.perf_counter()
+        block = self.skeleton.load_module(name, torch.float32)
+        masters = {w: w.get(block) for w in weights(block) if f"{name}.{w.name}" in self.plan.targets}
+        for p in block.parameters():
+            p.data = p.data.to(self.plan.device, self.skeleton.dtype, copy=True)
+        if passage is not None and original is not None:
+            passage.run(block, i, self._at(passage, i + 1, "original").path, original).sync()
+        grids = {w: self.plan.targets[f"{name}.{w.name}"].grid for w in masters}
+        rows: list[dict[str, Any]] = []
+        tensors: dict[str, Tensor] = {}
+        work = Work(grids, self.steps, self.plan.wire.scale_dtype)
+        for done in compress_block(block, masters, work, passage, i, original):
+            layer = self.plan.layers[f"{name}.{done.weight.name}"]
+            tensors |= named_parts(self.skeleton, self.format, layer.name, layer.kind, done.Q)
+            result = self._result(layer, done)
+            rows.append(_row(result))
+            yield result
+        if passage is not None:
+            self._advance(passage, block, i)
+        self.skeleton.drop_module(name)
+        self._finish_block(name, self.index[name], tensors, rows, time.perf_counter() - begun)
+        for stale in () if passage is None else (self._at(passage, i), self._at(passage, i, "original")):
+            stale.delete()
+
+    def _advance(self, passage: Passage, block: nn.Module, i: int) -> None:
+        """The compressed block's outputs are what the next block will see."""
+        passage.stream = passage.run(block, i, self._at(passage, i + 1).path)
+        passage.stream.sync()
+
+    def _ends(self) -> Iterator[LayerResult]:
+        """Embeddings and head, where the recipe compresses them."""
+        layers = [layer for layer in self.plan.layers.values() if layer.block == len(self.index)]
+        if not layers or "ends" in self.finished:
+            return
+        begun, rows, tensors = time.perf_counter(), [], {}
+        for layer in layers:
+            done = compress_end(self.skeleton, layer.name, layer.grid, self.plan.wire.scale_dtype)
+            tensors |= named_parts(self.skeleton, self.format, layer.name, layer.kind, done.Q)
+            result = self._result(layer, done)
+            rows.append(_row(result))
+            yield result
+        self._finish_block("ends", len(self.index), tensors, rows, time.perf_counter() - begun)
+
+    def _finish_block(
+        self, name: str, index: int, tensors: Mapping[str, Tensor], rows: list[dict[str, Any]], seconds: float
+    ) -> None:
+        self.journal.write_block(index, tensors)
+        self.journal.append({"block": name, "layers": rows, "seconds": seconds})
+        self.finished.add(name)
+        self.rows += rows
+
+    def _result(self, layer: LayerPlan, done: Finished) -> LayerResult:
+        return LayerResult(
+            name=layer.name, kind=layer.kind, shape=layer.shape, grid=layer.grid, method=done.method, error=done.error,
+            bytes_before=layer.bytes_before, bytes_after=layer.bytes_after, seconds=done.seconds, notes=done.notes,
+            block=layer.block, blocks=self.plan.blocks,
+        )  # fmt: skip
+
+    def _report(self, files: list[str], seconds: float, resumed: int) -> None:
+        from ..measure.machine import hardware, peak_memory, versions
+        from ..measure.report import merge
+
+        plan, source = self.plan, self.plan.source
+        calibration = None
+        if plan.tokens is not None:
+            calibration = plan.recipe.calibration.model_dump() | {"sha256": digest(plan.tokens)}
+        rows = sorted(self.rows, key=lambda row: row["block"])
+        merge(
+            plan.out,
+            source={
+                "id": source.id, "revision": source.revision, "bytes": source.total_bytes,
+                "parameters": source.parameters, "dtype": str(source.dtype).removeprefix("torch."),
+            },
+            recipe=plan.recipe.model_dump(mode="json"),
+            calibration=calibration,
+            wire={"format": plan.wire.format, "config": self.format.config(plan.wire)},
+            layers=rows,
+            compression={
+                "seconds": seconds, "peak_memory_bytes": peak_memory(), "hardware": hardware(),
+                "versions": versions(), "resumed": resumed,
+                "compute_dtype": str(self.skeleton.dtype).removeprefix("torch."),
+            },
+            output={"bytes": sum((plan.out / f).stat().st_size for f in files if f.endswith(".safetensors")), "files": files},
+        )  # fmt: skip
+
+
+def _row(result: LayerResult) -> dict[str, Any]:
+    row = asdict(result)
+    row["grid"] = asdict(result.grid)
+    return row
+
+
+def _out_of_memory(error: Exception) -> bool:
+    return isinstance(error, MemoryError | torch.OutOfMemoryError) or "can't allocate memory" in str(error)

@@ -1,0 +1,285 @@
+"""Everything that can be known, and everything that can go wrong, before any work starts."""
+
+import shutil
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from .. import __version__
+from ..errors import CalibrationError, CheckpointError, ResourceError, SourceError
+from ..model.blocks import Stack, stacks
+from ..model.calibration import digest, self_generated, token_batches
+from ..model.inputs import vocabulary
+from ..model.skeleton import Skeleton
+from ..model.source import Source, first_not_finite, open_source
+from ..recipe import Recipe
+from ..tensors import formats
+from ..tensors.formats import Wire
+from ..tensors.grid import Grid
+from .estimate import Estimate, estimate
+from .journal import Journal
+from .selection import Target, select, wire_for
+
+
+@dataclass(frozen=True)
+class LayerPlan:
+    """One weight that will be compressed.  `shape` is (out, in), of each expert for fused experts."""
+
+    name: str
+    kind: str
+    shape: tuple[int, int]
+    grid: Grid
+    bytes_before: int
+    bytes_after: int
+    block: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class Plan:
+    """A compression, checked and estimated.  `layers` by parameter name; `resumed` blocks are already finished."""
+
+    source: Source
+    recipe: Recipe
+    out: Path
+    skeleton: Skeleton
+    stacks: tuple[Stack, ...]
+    targets: Mapping[str, Target]
+    wire: Wire
+    layers: Mapping[str, LayerPlan]
+    dtype: torch.dtype
+    tokens: Tensor | None
+    batch: int
+    device: str
+    journal: Journal
+    fingerprint: Mapping[str, Any]
+    estimate: Estimate
+    resumed: int
+
+    @property
+    def blocks(self) -> int:
+        """Units of work that the journal knows: the blocks, and the two ends of the model where they change too."""
+        ends = any(layer.block == len(self._names) for layer in self.layers.values())
+        return len(self._names) + ends
+
+    @property
+    def _names(self) -> list[str]:
+        return [name for stack in self.stacks for name in stack.blocks]
+
+
+def plan(
+    model: str | Path,
+    recipe: "str | Path | Mapping[str, Any] | Recipe",
+    out: str | Path,
+    *,
+    calibration: str | None = None,
+    samples: int | None = None,
+    seq_len: int | None = None,
+    seed: int | None = None,
+    fresh: bool = False,
+    max_memory: int | None = None,
+    device: str = "cpu",
+) -> Plan:
+    """Check a compression and estimate what it will need; nothing is written but an unpacked GGUF source.
+
+    model: folder, GGUF file or Hub id.  max_memory: bytes; batches are made smaller to stay below it.
+    Raises an HfquantError for whatever would stop the work later.
+    """
+    chosen = _with_calibration(Recipe.parse(recipe), source=calibration, samples=samples, seq_len=seq_len, seed=seed)
+    out, journal = Path(out).expanduser(), Journal(Path(out).expanduser())
+    _check_device(device)
+    _check_out(out, journal, fresh)
+    source = open_source(model, staging=journal.folder / "source")
+    dtype = _stored_dtype(chosen, source)
+    skeleton = Skeleton(source, compute_dtype(source, device))
+    if missing := skeleton.missing():
+        raise SourceError(
+            f"{source.id} lacks {len(missing)} of its model's weights, `{missing[0]}` among them",
+            "download the model again, or check `architectures` in config.json",
+        )
+    found = tuple(stacks(skeleton.model))
+    targets = select(skeleton.model, chosen)
+    wire = wire_for(targets, skeleton.model, chosen, dtype)
+    tokens = _tokens(source, chosen, skeleton.model)
+    layers = _layers(targets, wire, found, skeleton)
+    if name := first_not_finite(source):
+        raise SourceError(f"{source.id}: `{name}` holds NaN or infinite values", "start from a sound copy of the model")
+    batch, expected = _fit(skeleton, chosen, layers, tokens, dtype, max_memory)
+    fingerprint = _fingerprint(source, chosen, tokens, wire, dtype, device)
+    resumed = _resumed(journal, fingerprint, out)
+    _check_disk(out, expected)
+    return Plan(
+        source=source, recipe=chosen, out=out, skeleton=skeleton, stacks=found, targets=targets, wire=wire,
+        layers=layers, dtype=dtype, tokens=tokens, batch=batch, device=device, journal=journal,
+        fingerprint=fingerprint, estimate=expected, resumed=resumed,
+    )  # fmt: skip
+
+
+def compute_dtype(source: Source, device: str = "cpu") -> torch.dtype:
+    """What the blocks compute in: bfloat16 where the hardware multiplies it faster than float32."""
+    if device != "cpu":
+        return torch.bfloat16 if source.dtype == torch.float32 else source.dtype
+    fast = torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
+    return torch.bfloat16 if fast else torch.float32
+
+
+def _with_calibration(recipe: Recipe, **changes: Any) -> Recipe:
+    given = {key: value for key, value in changes.items() if value is not None}
+    return recipe.model_copy(update={"calibration": recipe.calibration.model_copy(update=given)}) if given else recipe
+
+
+def _check_device(device: str) -> None:
+    try:
+        kind = torch.device(device).type
+    except RuntimeError as error:
+        raise ResourceError(f"unknown device `{device}`", "use `cpu`, `cuda` or `cuda:0`") from error
+    if kind == "cuda" and not torch.cuda.is_available():
+        raise ResourceError("there is no CUDA device here", "leave out `--device`: the CPU path needs nothing else")
+    if kind not in ("cpu", "cuda"):
+        raise ResourceError(f"device `{device}` is not supported", "use `cpu` or `cuda`")
+
+
+def _check_out(out: Path, journal: Journal, fresh: bool) -> None:
+    if out.exists() and not out.is_dir():
+        raise CheckpointError(f"`{out}` is a file", "give a folder for the result")
+    if fresh:
+        _clear(out, journal)
+    if not out.exists() or not any(out.iterdir()) or journal.folder.is_dir():
+        return
+    if _is_ours(out):
+        raise CheckpointError(
+            f"`{out}` already holds a finished model", "use `--fresh` to replace it, or another folder"
+        )
+    raise CheckpointError(f"`{out}` is not empty and not hfquant's", "give an empty or a new folder")
+
+
+def _is_ours(out: Path) -> bool:
+    from ..measure.report import FILE, read
+
+    return (out / FILE).is_file() and "output" in read(out)
+
+
+def _clear(out: Path, journal: Journal) -> None:
+    """Remove what an earlier run left, and nothing else."""
+    from ..measure.report import FILE, read
+
+    if _is_ours(out):
+        for name in [*read(out)["output"]["files"], FILE, "README.md"]:
+            (out / Path(name).name).unlink(missing_ok=True)
+    journal.remove()
+
+
+def _stored_dtype(recipe: Recipe, source: Source) -> torch.dtype:
+    """What is not quantized is stored as this: 16 bit unless asked otherwise."""
+    if recipe.dtype == "auto":
+        return torch.bfloat16 if source.dtype.itemsize > 2 else source.dtype
+    if recipe.dtype == "keep":
+        return source.dtype
+    named: torch.dtype = getattr(torch, recipe.dtype)
+    return named
+
+
+def _tokens(source: Source, recipe: Recipe, model: Any) -> Tensor | None:
+    if not recipe.needs_calibration:
+        return None
+    c = recipe.calibration
+    longest = getattr(source.config.get_text_config(decoder=True), "max_position_embeddings", None)
+    if longest is not None and c.seq_len > longest:
+        raise CalibrationError(
+            f"calibration sequences of {c.seq_len} tokens are longer than the model's {longest}",
+            f"use `--seq-len {longest}`",
+        )
+    if c.source == "self":
+        dense = type(model).from_pretrained(source.path, dtype=torch.float32)
+        return self_generated(dense, samples=c.samples, seq_len=c.seq_len, seed=c.seed)
+    tokenizer = None if c.source.endswith(".npy") else source.tokenizer()
+    tokens = token_batches(c.source, tokenizer, samples=c.samples, seq_len=c.seq_len, seed=c.seed)
+    if int(tokens.max()) >= vocabulary(source.config) or int(tokens.min()) < 0:
+        raise CalibrationError(
+            f"the calibration tokens reach {int(tokens.max())}, the model's vocabulary ends at {vocabulary(source.config)}",
+            "the tokenizer does not belong to this model",
+        )
+    return tokens
+
+
+def _layers(
+    targets: Mapping[str, Target], wire: Wire, found: tuple[Stack, ...], skeleton: Skeleton
+) -> dict[str, LayerPlan]:
+    blocks = [name for stack in found for name in stack.blocks]
+    fmt = formats.load(wire.format)
+    layers = {}
+    for name, target in targets.items():
+        block = next((i for i, prefix in enumerate(blocks) if name.startswith(prefix + ".")), len(blocks))
+        parameter = skeleton.model.get_parameter(name)
+        copies = parameter.shape[0] if target.kind == "experts" else 1
+        spec = fmt.spec(target.grid, target.shape, wire.scale_dtype)
+        after = copies * sum(torch.Size(shape).numel() * dtype.itemsize for shape, dtype in spec.values())
+        before = parameter.numel() * skeleton.source.dtype.itemsize
+        layers[name] = LayerPlan(name, target.kind, target.shape, target.grid, before, after, block)
+    return layers
+
+
+def _fit(
+    skeleton: Skeleton,
+    recipe: Recipe,
+    layers: Mapping[str, LayerPlan],
+    tokens: Tensor | None,
+    dtype: torch.dtype,
+    max_memory: int | None,
+) -> tuple[int, Estimate]:
+    """The largest batch, of at most 4096 tokens, whose estimated peak stays below `max_memory`."""
+    batch = 1 if tokens is None else max(1, min(tokens.shape[0], 4096 // tokens.shape[1]))
+    while True:
+        expected = estimate(skeleton, recipe, list(layers.values()), tokens, batch, dtype)
+        if max_memory is None or expected.peak_memory <= max_memory:
+            return batch, expected
+        if batch == 1:
+            raise ResourceError(
+                f"about {expected.peak_memory / 1e6:,.0f} MB are needed, {max_memory / 1e6:,.0f} MB are allowed",
+                "allow more with `--max-memory`, use fewer or shorter samples, or a recipe without calibration",
+            )
+        batch //= 2
+
+
+def _fingerprint(
+    source: Source, recipe: Recipe, tokens: Tensor | None, wire: Wire, dtype: torch.dtype, device: str
+) -> dict[str, Any]:
+    """What decides the bytes: a run with another fingerprint cannot continue this one."""
+    import hashlib
+
+    headers = repr(sorted((n, str(t.dtype), t.shape) for n, t in source.tensors.items()))
+    stats = repr(sorted({(t.file.name, t.file.stat().st_size) for t in source.tensors.values()}))
+    return {
+        "hfquant": __version__,
+        "source": hashlib.sha256((headers + stats).encode()).hexdigest(),
+        "recipe": recipe.hash,
+        "calibration": None if tokens is None else digest(tokens),
+        "format": wire.format,
+        "dtype": str(dtype),
+        "device": torch.device(device).type,
+    }
+
+
+def _resumed(journal: Journal, fingerprint: Mapping[str, Any], out: Path) -> int:
+    begun = journal.plan()
+    if begun is None:
+        return 0
+    if different := sorted(key for key in fingerprint if begun.get(key) != fingerprint[key]):
+        raise CheckpointError(
+            f"`{out}` holds an unfinished compression with another {' and '.join(different)}",
+            "finish it with the settings it was begun with, or start again with `--fresh`",
+        )
+    return len(journal.entries())
+
+
+def _check_disk(out: Path, expected: Estimate) -> None:
+    folder = next(p for p in (out, *out.absolute().parents) if p.exists())
+    free = shutil.disk_usage(folder).free
+    if free < expected.disk:
+        raise ResourceError(
+            f"about {expected.disk / 1e6:,.0f} MB of disk are needed for `{out}`, {free / 1e6:,.0f} MB are free",
+            "free some space, or write to another disk",
+        )

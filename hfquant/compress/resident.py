@@ -1,0 +1,96 @@
+"""The same compression for a model that is in memory already: what `from_pretrained` uses for calibrated recipes."""
+
+import tempfile
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, cast
+
+import torch
+from torch import Tensor, nn
+
+from ..methods.rtn import Method as Rtn
+from ..model.blocks import weights
+from ..model.skeleton import Skeleton
+from ..recipe import Recipe
+from ..tensors.layer import Layer, Quantized
+from .block import Work, compress_block
+from .selection import Target
+from .streaming import Streamer
+
+
+@dataclass(frozen=True)
+class _Config:
+    config: Any
+
+
+class Resident:
+    """Stands for a skeleton whose every part is loaded and stays so."""
+
+    stored: Mapping[str, list[str]] = {}
+
+    def __init__(self, model: nn.Module, dtype: torch.dtype) -> None:
+        self.model, self.dtype = model, dtype
+        self.source = _Config(model.config)
+
+    def load(self, names: Any, dtype: Any = None) -> None: ...
+
+    def drop(self, names: Any) -> None: ...
+
+    def load_module(self, prefix: str, dtype: Any = None) -> nn.Module:
+        return self.model.get_submodule(prefix)
+
+    def drop_module(self, prefix: str) -> None: ...
+
+
+@torch.no_grad()
+def compress_model(
+    model: nn.Module,
+    recipe: Recipe,
+    targets: Mapping[str, Target],
+    batches: Sequence[Tensor],
+    scale_dtype: torch.dtype,
+) -> Iterator[tuple[str, Quantized]]:
+    """Compress a loaded model, yielding (parameter name, result) in the order in which they are finished.
+
+    The model's own weights are overwritten with the rounded ones as the work goes on.  batches: token ids int64
+    [n, seq], all of one length.  Hidden states between blocks lie in a temporary folder.
+    """
+    steps = [(step.method, step.build()) for step in recipe.steps]
+    tokens = torch.cat(list(batches)).cpu()
+    dtype = next(p.dtype for p in model.parameters() if p.is_floating_point())
+    inside: set[str] = set()
+    with tempfile.TemporaryDirectory(prefix="hfquant-") as folder:
+        skeleton = cast(Skeleton, Resident(model, dtype))
+        streamer = Streamer(skeleton, tokens, Path(folder), min(len(tokens), max(1, 4096 // tokens.shape[1])))
+        for passage in streamer.passages():
+            original = None
+            for i, name in enumerate(passage.stack.blocks):
+                block = model.get_submodule(name)
+                masters = {w: w.get(block).float().clone() for w in weights(block) if f"{name}.{w.name}" in targets}
+                grids = {w: targets[f"{name}.{w.name}"].grid for w in masters}
+                work = Work(grids, steps, scale_dtype)
+                if work.needs_original and original is None:
+                    original = passage.stream
+                ahead = None
+                if original is not None:
+                    ahead = passage.run(block, i, Path(folder) / f"{passage.stack.name}.original.{i + 1:05d}", original)
+                for done in compress_block(block, masters, work, passage, i, original):
+                    inside.add(f"{name}.{done.weight.name}")
+                    yield f"{name}.{done.weight.name}", done.Q
+                before = passage.stream
+                passage.stream = passage.run(block, i, Path(folder) / f"{passage.stack.name}.stream.{i + 1:05d}")
+                if original is not None:
+                    original.delete()
+                before.delete()
+                original = ahead
+    for name in targets.keys() - inside:
+        layer = Rtn()(Layer(name=name, W=_matrix(model, targets[name]).float()), targets[name].grid, scale_dtype)
+        assert layer.Q is not None
+        yield name, layer.Q
+
+
+def _matrix(model: nn.Module, target: Target) -> Tensor:
+    """[out, in], the rows of all experts one after the other."""
+    p = model.get_parameter(target.parameter).detach()
+    return p.T if target.kind == "conv1d" else p.reshape(-1, p.shape[-1])
