@@ -1,61 +1,81 @@
-"""Recipes that look at activations, on a model that is already in memory."""
+"""Recipes that look at activations, on a model that is in memory already."""
 
 from collections.abc import Iterable
+from dataclasses import replace
 from typing import Any
 
 import torch
+import transformers
 from torch import Tensor, nn
-from transformers import AutoTokenizer
 
 from ..errors import CalibrationError
 from ..recipe import Recipe
+from ..runtime.swap import swap
 from ..tensors.formats import Wire, load
+from ..tensors.layer import Quantized
+from .checkpoint import mark_initialized
 from .config import HfQuantConfig
-from .selection import select, wire_for
-
-BATCH = 8  # windows that go through the model together
+from .onload import frozen, pack
 
 
-def compress_loaded(model: nn.Module, config: HfQuantConfig) -> Wire:
-    """Compress a dense model in place, layer after layer, and say how it is stored now.
+def compress_loaded(model: Any, config: HfQuantConfig) -> Wire:
+    """Compress a dense model in place, block after block, and say how it is stored now.
 
     Raises CalibrationError if there is no text to show it, FormatError if a layer does not fit the format.
     """
     from ..compress import compress_model
+    from ..compress.selection import select, wire_for
 
-    recipe = config.recipe
-    targets = select(model, recipe)
-    wire = wire_for(targets, model, recipe, next(p.dtype for p in model.parameters() if p.is_floating_point()))
-    by_layer = {target.layer: target for target in targets.values()}
-    parts: dict[str, Tensor] = {}
-    for name, Q in compress_model(model, recipe, calibration_batches(model, config), load(wire.format)):
-        pass
+    targets = select(model, config.recipe)
+    wire = wire_for(targets, model, config.recipe, model.dtype)
+    batches, parts = calibration_batches(model, config), dict[str, Tensor]()
+    for parameter, Q in compress_model(model, config.recipe, targets, batches, wire.scale_dtype):
+        dense = model.get_parameter(parameter)
+        experts = _split(Q, dense.shape[0]) if targets[parameter].kind == "experts" else [Q]
+        packed = pack(load(wire.format), targets[parameter], experts)
+        parts |= {name: tensor.to(dense.device) for name, tensor in packed.items()}
+    swap(model, wire)
+    mark_initialized(model)
+    for name, tensor in parts.items():
+        path, _, leaf = name.rpartition(".")
+        model.get_submodule(path)._parameters[leaf] = frozen(tensor)
+    model.tie_weights(recompute_mapping=False)
     return wire
+
+
+def _split(Q: Quantized, experts: int) -> list[Quantized]:
+    """All experts' rows one after the other -> one by one."""
+    pieces = zip(*(t.chunk(experts) for t in (Q.codes, Q.scale, Q.zero_point)), strict=True)
+    return [replace(Q, codes=codes, scale=scale, zero_point=zero) for codes, scale, zero in pieces]
 
 
 def calibration_batches(model: nn.Module, config: HfQuantConfig) -> list[Tensor]:
     """Token batches [n, seq] int64: the user's, or cut from the user's texts, or from the recipe's source."""
-    if config.batches is None:
-        from ..model.calibration import token_batches
+    from ..model.calibration import self_generated, token_batches
 
+    if config.batches is None:
         asked = config.recipe.calibration
-        tokens = token_batches(
-            asked.source, _tokenizer(model, config), samples=asked.samples, seq_len=asked.seq_len, seed=asked.seed
-        )
-        return list(tokens.split(BATCH))
-    given = list(config.batches)
+        size = {"samples": asked.samples, "seq_len": asked.seq_len, "seed": asked.seed}
+        if asked.source == "self":
+            return [self_generated(model, **size)]
+        return [token_batches(asked.source, _tokenizer(model, config), **size)]
+    given: list[Any] = list(config.batches)
     if given and all(isinstance(text, str) for text in given):
-        return list(_windows(given, _tokenizer(model, config), config.recipe).split(BATCH))  # type: ignore[arg-type]
+        return [_windows(given, _tokenizer(model, config), config.recipe)]
     if not given or not all(isinstance(b, Tensor) and b.ndim == 2 and b.dtype == torch.int64 for b in given):
         raise CalibrationError(
             "calibration must be a list of texts, or of token batches [batch, seq] int64",
             "pass e.g. `calibration=[tokenizer(text, return_tensors='pt').input_ids]`",
         )
-    return given  # type: ignore[return-value]
+    if len({batch.shape[1] for batch in given}) > 1:
+        raise CalibrationError(
+            "the calibration batches differ in length", "cut them to one length, or pass the texts themselves"
+        )
+    return given
 
 
 def _windows(texts: Iterable[str], tokenizer: Any, recipe: Recipe) -> Tensor:
-    """The texts one after the other, cut into windows [samples, seq_len]."""
+    """The texts one after the other, cut into windows [samples, seq_len]; the seed picks."""
     samples, length = recipe.calibration.samples, recipe.calibration.seq_len
     ids = [token for text in texts for token in tokenizer(text, verbose=False)["input_ids"]]
     if len(ids) < length:
@@ -63,9 +83,10 @@ def _windows(texts: Iterable[str], tokenizer: Any, recipe: Recipe) -> Tensor:
             f"the calibration texts have {len(ids)} tokens, less than one sample of {length}",
             "pass more text, or a smaller `seq_len`",
         )
-    whole = torch.tensor(ids[: len(ids) // length * length]).view(-1, length)
-    return whole[torch.randperm(len(whole), generator=torch.Generator().manual_seed(recipe.calibration.seed))[:samples]]
+    windows = torch.tensor(ids[: len(ids) // length * length]).view(-1, length)
+    order = torch.randperm(len(windows), generator=torch.Generator().manual_seed(recipe.calibration.seed))
+    return windows[order[:samples]]
 
 
 def _tokenizer(model: Any, config: HfQuantConfig) -> Any:
-    return config.tokenizer or AutoTokenizer.from_pretrained(model.config.name_or_path)
+    return config.tokenizer or transformers.AutoTokenizer.from_pretrained(model.config.name_or_path)

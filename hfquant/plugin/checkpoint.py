@@ -1,6 +1,7 @@
 """What has to be true of the files and of the model that came out of them."""
 
 from collections.abc import Iterable, Mapping
+from typing import TYPE_CHECKING
 
 import torch
 from safetensors import safe_open
@@ -10,7 +11,9 @@ from ..errors import CheckpointError
 from ..runtime.experts import QExperts
 from ..runtime.nn import Packed
 from ..tensors.formats import Format
-from .selection import Target
+
+if TYPE_CHECKING:
+    from ..compress.selection import Target
 
 SCALES = (".weight_scale", ".scales")
 DTYPES = {"F16": torch.float16, "BF16": torch.bfloat16, "F32": torch.float32, "F64": torch.float64}
@@ -32,7 +35,7 @@ def stored_scale_dtype(files: Iterable[str], fmt: Format) -> torch.dtype | None:
     return None
 
 
-def check_loaded(model: nn.Module, targets: Mapping[str, Target]) -> None:
+def check_loaded(model: nn.Module, targets: Mapping[str, "Target"]) -> None:
     """Raise CheckpointError if a packed tensor was not in the checkpoint.
 
     transformers warns and leaves memory as it found it; a truncated upload would load and generate garbage.
@@ -53,6 +56,14 @@ def check_loaded(model: nn.Module, targets: Mapping[str, Target]) -> None:
         )
 
 
+def mark_initialized(model: nn.Module) -> None:
+    """Keep transformers from initialising packed modules, by parameters they do not have; `check_loaded` sees to
+    what is missing."""
+    for module in model.modules():
+        if is_packed(module):
+            module._is_hf_initialized = True  # type: ignore[assignment]
+
+
 def scale_leaves(model: nn.Module) -> set[str]:
     """The names that scales have in their modules: `weight_scale`, `gate_up_proj_scale`, `scales`."""
     names = {n for m in model.modules() if is_packed(m) for n, _ in m.named_parameters(recurse=False)}
@@ -63,6 +74,6 @@ def is_packed(module: nn.Module) -> bool:
     return isinstance(module, (Packed, QExperts))
 
 
-def _compressed(model: nn.Module, target: Target) -> bool:
+def _compressed(model: nn.Module, target: "Target") -> bool:
     """Whether the weight of a dense checkpoint was read, and so compressed."""
     return is_packed(model.get_submodule(target.parameter.rpartition(".")[0]))

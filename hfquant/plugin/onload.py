@@ -1,6 +1,6 @@
 """Compression of a dense checkpoint while it is read: one dense weight in memory at a time."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
@@ -14,10 +14,12 @@ from ..runtime.experts import QExperts
 from ..runtime.nn import Packed
 from ..runtime.swap import swap, tied_modules
 
+from ..tensors.formats import Format
 from ..tensors.layer import Layer, Quantized
-from .selection import Target
+from .checkpoint import mark_initialized
 
 if TYPE_CHECKING:
+    from ..compress.selection import Target
     from .quantizer import HfQuantizerForHfQuant
 
 
@@ -41,20 +43,16 @@ class QuantizeOnLoad(ConversionOps):
             parts = self._parts(target, tensor)
             self._swap(model, target, missing_keys)
             missing_keys.discard(name)
-            loaded |= {part: _frozen(p.to(tensor.device)) for part, p in parts.items()}
+            loaded |= {part: frozen(p.to(tensor.device)) for part, p in parts.items()}
         return loaded
 
-    def _parts(self, target: Target, tensor: Tensor) -> dict[str, Tensor]:
-        """Full name -> component, with a leading expert dimension where the weight has one."""
-        recipe, wire, fmt = self.quantizer.quantization_config.recipe, self.quantizer.wire, self.quantizer.fmt
-        matrices = tensor.unbind(0) if target.kind == "experts" else [tensor.T if target.kind == "conv1d" else tensor]
-        packed = [fmt.pack(run_steps(recipe, target, W, wire.scale_dtype)) for W in matrices]
-        return {
-            component_name(target, c): torch.stack([p[c] for p in packed]) if target.kind == "experts" else packed[0][c]
-            for c in packed[0]
-        }
+    def _parts(self, target: "Target", tensor: Tensor) -> dict[str, Tensor]:
+        recipe, scale_dtype = self.quantizer.quantization_config.recipe, self.quantizer.wire.scale_dtype
+        W = tensor.T if target.kind == "conv1d" else tensor
+        matrices = W.unbind(0) if target.kind == "experts" else [W]
+        return pack(self.quantizer.fmt, target, [run_steps(recipe, target, W, scale_dtype) for W in matrices])
 
-    def _swap(self, model: nn.Module, target: Target, missing_keys: set[str]) -> None:
+    def _swap(self, model: nn.Module, target: "Target", missing_keys: set[str]) -> None:
         """Put the packed module, still on meta, in place; keep what was loaded of the dense one."""
         path = target.layer
         dense = model.get_submodule(path)
@@ -63,6 +61,7 @@ class QuantizeOnLoad(ConversionOps):
         loaded = {n: p for n, p in dense.named_parameters(recurse=False) if not p.is_meta}
         tied = [name for name, source in tied_modules(model).items() if source == path]
         swap(model, replace(self.quantizer.wire, layers={target.layer: target.grid}, ignore=()))
+        mark_initialized(model)
         module = model.get_submodule(path)
         for name, parameter in loaded.items():
             if name in module._parameters:
@@ -72,13 +71,19 @@ class QuantizeOnLoad(ConversionOps):
             missing_keys |= {f"{other}.{component}" for other in tied for component in module.components}
 
 
-def component_name(target: Target, component: str) -> str:
-    """The name of a component in the model: `q_proj.weight_scale`, `experts.down_proj_scale`."""
+def pack(fmt: Format, target: "Target", matrices: Sequence[Quantized]) -> dict[str, Tensor]:
+    """Full name in the model -> component: `q_proj.weight_scale`; of experts stacked, `experts.down_proj_scale`."""
+    packed = [fmt.pack(Q) for Q in matrices]
+    if target.kind != "experts":
+        return {f"{target.layer}.{component}": tensor for component, tensor in packed[0].items()}
     leaf = target.parameter.rpartition(".")[2]
-    return f"{target.layer}.{experts.component_name(leaf, component) if target.kind == 'experts' else component}"
+    return {
+        f"{target.layer}.{experts.component_name(leaf, component)}": torch.stack([p[component] for p in packed])
+        for component in packed[0]
+    }
 
 
-def run_steps(recipe: Recipe, target: Target, W: Tensor, scale_dtype: torch.dtype) -> Quantized:
+def run_steps(recipe: Recipe, target: "Target", W: Tensor, scale_dtype: torch.dtype) -> Quantized:
     """The recipe's steps on one weight matrix [out, in], as the streaming compressor applies them."""
     layer = Layer(name=target.layer, W=W.detach().to("cpu", torch.float32).contiguous())
     for step in recipe.steps:
@@ -87,5 +92,8 @@ def run_steps(recipe: Recipe, target: Target, W: Tensor, scale_dtype: torch.dtyp
     return layer.Q
 
 
-def _frozen(tensor: Tensor) -> nn.Parameter:
-    return nn.Parameter(tensor.contiguous(), requires_grad=False)
+def frozen(tensor: Tensor) -> nn.Parameter:
+    """A parameter that transformers will take for loaded."""
+    parameter = nn.Parameter(tensor.contiguous(), requires_grad=False)
+    parameter._is_hf_initialized = True  # type: ignore[attr-defined]
+    return parameter

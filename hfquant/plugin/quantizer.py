@@ -3,7 +3,7 @@
 import copy
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import nn
@@ -14,11 +14,13 @@ from ..errors import CheckpointError, HfquantError, ResourceError
 from ..runtime.swap import dequantize_, swap
 from ..tensors import formats
 from ..tensors.formats import Format, Wire
-from .checkpoint import check_loaded, scale_leaves, stored_scale_dtype
+from .checkpoint import check_loaded, mark_initialized, scale_leaves, stored_scale_dtype
 from .config import HfQuantConfig
 from .conversions import companions, component_names
 from .onload import QuantizeOnLoad
-from .selection import Target, select, wire_for
+
+if TYPE_CHECKING:
+    from ..compress.selection import Target
 
 
 class HfQuantizerForHfQuant(HfQuantizer):  # type: ignore[misc]
@@ -34,7 +36,7 @@ class HfQuantizerForHfQuant(HfQuantizer):  # type: ignore[misc]
     def __init__(self, quantization_config: HfQuantConfig, **kwargs: Any) -> None:
         # a copy: what becomes of this model is no business of the next one loaded with the user's config
         super().__init__(copy.copy(quantization_config), **kwargs)
-        self.targets: dict[str, Target] = {}
+        self.targets: dict[str, "Target"] = {}
         self._scales: set[str] = set()
         if self.pre_quantized and self.quantization_config.wire is None:
             raise CheckpointError(
@@ -106,9 +108,12 @@ class HfQuantizerForHfQuant(HfQuantizer):  # type: ignore[misc]
         scale_dtype = stored_scale_dtype(files or (), self.fmt) or self.wire.scale_dtype
         self.quantization_config.wire = replace(self.wire, scale_dtype=scale_dtype)
         swap(model, self.wire)
+        mark_initialized(model)
         self._scales = scale_leaves(model)
 
     def _prepare_dense(self, model: nn.Module) -> None:
+        from ..compress.selection import select, wire_for
+
         recipe = self.quantization_config.recipe
         self.targets = select(model, recipe)
         self.quantization_config.stored_as(wire_for(self.targets, model, recipe, model.dtype))

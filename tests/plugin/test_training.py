@@ -1,0 +1,80 @@
+"""Adapters on a compressed model, and what may be done with them."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from transformers import PreTrainedModel, Trainer, TrainingArguments
+
+import hfquant
+from hfquant.plugin import HfQuantConfig
+
+from .models import IDS, load_with_transformers, logits, packed
+
+peft = pytest.importorskip("peft")
+
+GRIDS = {"compressed_tensors": "w4g32sym", "gptq": "w3g32asym", "native": "w5g48asym"}
+
+
+@pytest.fixture(params=GRIDS)
+def model(request: pytest.FixtureRequest, dense: Callable[[str], Path]) -> PreTrainedModel:
+    recipe = {"steps": [{"method": "rtn", "search": 0}], "grid": GRIDS[request.param], "format": request.param}
+    return load_with_transformers("llama", dense("llama"), quantization_config=HfQuantConfig(recipe))
+
+
+@pytest.mark.parametrize("targets", [None, "all-linear", ["up_proj"]])
+def test_lora_attaches_and_learns(targets: object, model: PreTrainedModel) -> None:
+    config = peft.LoraConfig(r=4, target_modules=targets, task_type="CAUSAL_LM")
+    adapted = peft.get_peft_model(model, config)
+    before = {n: p.clone() for n, p in model.named_parameters() if not p.requires_grad}
+    optimizer = torch.optim.SGD([p for p in adapted.parameters() if p.requires_grad], lr=1.0)
+    losses = []
+    for _ in range(3):
+        loss = adapted(IDS, labels=IDS).loss
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        losses.append(loss.item())
+    assert losses[-1] < losses[0]
+    trained = [p for n, p in adapted.named_parameters() if "lora_A" in n]
+    assert trained
+    assert all(p.grad is not None and p.grad.abs().sum() > 0 for p in trained)
+    assert all(torch.equal(before[n], p) for n, p in model.named_parameters() if n in before)
+
+
+@pytest.mark.parametrize("safe", [False, True])
+@pytest.mark.parametrize("call", ["merge_and_unload", "merge_adapter"])
+def test_merging_refuses_loudly(call: str, safe: bool, model: PreTrainedModel) -> None:
+    config = peft.LoraConfig(r=4, target_modules="all-linear", task_type="CAUSAL_LM", init_lora_weights=False)
+    adapted = peft.get_peft_model(model, config).eval()
+    with pytest.raises((TypeError, RuntimeError)):
+        getattr(adapted, call)(**{"safe_merge": safe})
+
+
+def test_merging_works_after_dequantize(model: PreTrainedModel, tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    config = peft.LoraConfig(r=4, target_modules=["up_proj"], task_type="CAUSAL_LM", init_lora_weights=False)
+    adapted = peft.get_peft_model(model, config).eval()
+    first = logits(adapted)
+    adapted.save_pretrained(tmp_path)
+    plain = hfquant.dequantize(adapted.unload())
+    merged = peft.PeftModel.from_pretrained(plain, tmp_path).merge_and_unload()
+    assert not packed(merged)
+    assert torch.allclose(logits(merged), first, atol=1e-4)
+
+
+def test_add_adapter_saves_the_adapter_alone(model: PreTrainedModel, tmp_path: Path) -> None:
+    model.add_adapter(peft.LoraConfig(r=4, target_modules=["q_proj"], init_lora_weights=False))
+    model(IDS, labels=IDS).loss.backward()
+    model.save_pretrained(tmp_path)
+    assert (tmp_path / "adapter_model.safetensors").exists()
+    assert not (tmp_path / "model.safetensors").exists()
+
+
+def test_a_trainer_takes_it_with_adapters_only(model: PreTrainedModel, tmp_path: Path) -> None:
+    arguments = TrainingArguments(str(tmp_path), report_to=[], use_cpu=True)
+    with pytest.raises(ValueError, match="purely quantized"):
+        Trainer(model, arguments)
+    adapted = peft.get_peft_model(model, peft.LoraConfig(r=4, target_modules=["q_proj"], task_type="CAUSAL_LM"))
+    assert Trainer(adapted, arguments).model is adapted
