@@ -32,9 +32,7 @@ REPORT = {
 
 def layer(block: int, leaf: str, blocks: int = 3, **changes: Any) -> SimpleNamespace:
     facts = {"name": f"model.layers.{block}.{leaf}", "shape": (64, 64), "block": block, "blocks": blocks}
-    return SimpleNamespace(
-        **facts | {"error": 0.05, "grid": Grid(4, 64), "notes": (), "kind": "linear"} | changes
-    )
+    return SimpleNamespace(**facts | {"error": 0.05, "grid": Grid(4, 64), "notes": (), "kind": "linear"} | changes)
 
 
 @dataclass

@@ -20,19 +20,14 @@ COMMANDS = ("compress", "eval", "inspect", "recipes", "generate")
 
 def test_help_answers_at_once() -> None:
     start = time.monotonic()
-    done = subprocess.run(
-        [sys.executable, "-m", "hfquant", "--help"], capture_output=True, text=True, check=True
-    )
+    done = subprocess.run([sys.executable, "-m", "hfquant", "--help"], capture_output=True, text=True, check=True)
     assert time.monotonic() - start < 1.5  # 0.2 s on an idle machine
     assert all(command in done.stdout for command in COMMANDS)
 
 
 def test_nothing_heavy_is_imported() -> None:
     code = "import sys, hfquant.cli; print(*{'torch', 'transformers', 'numpy', 'scipy'} & set(sys.modules))"
-    assert (
-        subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
-        == "\n"
-    )
+    assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout == "\n"
 
 
 @pytest.mark.parametrize("command", COMMANDS)
@@ -73,15 +68,11 @@ def test_unknown_recipe(run: Run) -> None:
     assert done.stderr.startswith("error: unknown method `rtm`\n\nhint: did you mean `rtn`?")
 
 
-@pytest.mark.parametrize(
-    "command", [["eval"], ["inspect"], ["generate", "--prompt", "x"]], ids=lambda c: str(c[0])
-)
+@pytest.mark.parametrize("command", [["eval"], ["inspect"], ["generate", "--prompt", "x"]], ids=lambda c: str(c[0]))
 def test_a_folder_that_is_no_compressed_model(run: Run, tmp_path: Path, command: list[str]) -> None:
     done = run(*command, tmp_path)
     assert done.exit_code == 2
-    assert done.stderr.startswith(
-        f"error: `{tmp_path}` is not a compressed model: it has no config.json\n\nhint: give"
-    )
+    assert done.stderr.startswith(f"error: `{tmp_path}` is not a compressed model: it has no config.json\n\nhint: give")
     (tmp_path / "config.json").write_text('{"model_type": "llama"}')
     assert "holds a model that is not compressed" in run(*command, tmp_path).stderr
 
