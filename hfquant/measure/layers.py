@@ -40,7 +40,7 @@ def layers(folder: Path, report: Mapping[str, Any]) -> Iterator[LayerFacts]:
 
     `report` is its report.json, where the errors come from.  Raises what `hfquant.load` raises.
     """
-    errors = {row["name"]: row.get("error") for row in report.get("layers", ())}
+    errors = {row["name"].removesuffix(".weight"): row.get("error") for row in report.get("layers", ())}
     seen: set[int] = set()
     for name, module in load(folder).named_modules():
         if isinstance(module, Packed) and id(module.parts[0]) not in seen:

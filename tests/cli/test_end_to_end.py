@@ -1,0 +1,103 @@
+"""The commands with the real engine, on a model of a megabyte."""
+
+import hashlib
+import json
+import shlex
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from typer.testing import Result
+
+from hfquant.cli import engine
+from tests import families
+
+Run = Callable[..., Result]
+SMALL = ("--samples", 4, "--seq-len", 32)
+
+
+def weights(folder: Path) -> dict[str, str]:
+    return {f.name: hashlib.sha256(f.read_bytes()).hexdigest() for f in sorted(folder.glob("*.safetensors"))}
+
+
+@pytest.fixture(scope="module")
+def out(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("out") / "small"
+
+
+@pytest.fixture
+def model(trained: Callable[[str], Path]) -> Path:
+    return trained("llama")
+
+
+def test_compress_then_inspect_then_eval(run: Run, model: Path, out: Path) -> None:
+    done = run("compress", model, "-r", "gptq-w4g32", "-o", out, *SMALL)
+    assert done.exit_code == 0, done.stderr
+    assert "parameters" in done.stderr
+    assert "block 3/3" in done.stderr
+    facts = dict(line.split(maxsplit=1) for line in done.stdout.splitlines())
+    assert facts["model"].strip() == str(out)
+    ratio = float(facts["perplexity"].split("(x ")[1].split(")")[0])
+    assert 1 < ratio < 1.2
+    inspected = json.loads(run("inspect", out, "--json").stdout)
+    assert {row["name"] for row in inspected["layers"]} == families.linears("llama")
+    assert all(0 < row["error"] < 0.3 for row in inspected["layers"])
+    again = json.loads(run("eval", out, "--windows", "4", "--window-len", "64", "--json").stdout)
+    assert again["evaluation"]["windows"] == 4
+    assert again["evaluation"]["reference_perplexity"] > 1
+    assert again["gate"]["passed"] is True
+
+
+def test_a_finished_folder_is_not_overwritten(run: Run, model: Path, out: Path) -> None:
+    before = weights(out)
+    done = run("compress", model, "-r", "gptq-w4g32", "-o", out, *SMALL)
+    assert done.exit_code == 2
+    assert done.stderr.startswith(f"error: `{out}` already holds a finished model\n\nhint: use `--fresh`")
+    assert weights(out) == before
+
+
+def test_interrupt_and_the_command_it_suggests(
+    run: Run, model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whole = tmp_path / "whole"
+    assert run("compress", model, "-r", "gptq-w3g32", "-o", whole, *SMALL).exit_code == 0
+
+    def stopping(plan: Any) -> Iterator[Any]:
+        for at, layer in enumerate(real(plan)):
+            if at == 9:  # in the second of three blocks
+                raise KeyboardInterrupt
+            yield layer
+
+    real = engine.layers
+    out = tmp_path / "out"
+    with monkeypatch.context() as patch:
+        patch.setattr(engine, "layers", stopping)
+        done = run("compress", model, "-r", "gptq-w3g32", "-o", out, *SMALL)
+    assert done.exit_code == 130
+    assert f"error: interrupted: 1 of 3 blocks are finished and kept in `{out}`" in done.stderr
+    command = shlex.split(done.stderr.split("hint: go on with `")[1].split("`")[0])
+    resumed = run(*command[1:])
+    assert resumed.exit_code == 0, resumed.stderr
+    assert "resuming     1 of 3 blocks are done" in resumed.stderr
+    assert weights(out) == weights(whole)
+
+
+def test_collapse_fails_the_command(run: Run, model: Path, tmp_path: Path) -> None:
+    done = run("compress", model, "-r", "rtn-w2", "-o", tmp_path / "out", "--set", "gate.max_ppl_ratio=1.01", "--json")
+    assert done.exit_code == 3
+    assert json.loads(done.stdout)["gate"]["passed"] is False
+    assert "error: the compressed model was written, but its quality is below the gate" in done.stderr
+    assert "hint: use more bits" in done.stderr
+
+
+def test_too_little_memory(run: Run, model: Path, tmp_path: Path) -> None:
+    done = run("compress", model, "-r", "rtn-w4", "-o", tmp_path / "out", "--max-memory", "1MB")
+    assert done.exit_code == 2
+    assert "1 MB are allowed\n\nhint: allow more with `--max-memory`" in done.stderr
+
+
+def test_no_such_model(run: Run, tmp_path: Path) -> None:
+    done = run("compress", "./nothing-here", "-r", "rtn-w4", "-o", tmp_path / "out")
+    assert done.exit_code == 2
+    assert done.stderr.startswith("error: nothing-here does not exist\n\nhint: ")
