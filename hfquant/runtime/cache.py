@@ -1,10 +1,10 @@
 """What a kernel derived from packed components, kept for as long as those components stay what they were.
 
 The cache lives beside the tensors, not in the modules: it is in no state dict, no pickle and no copy, and a
-compiled graph finds it as well as eager code does.  A changed component is noticed by what torch itself uses to
-notice it (autograd's version counter), a replaced one by its identity and its storage.  Writing through an alias
-that torch does not track (`parameter.data.copy_`, numpy, another process) goes unnoticed by torch and by this
-cache alike; after such a write call `forget`.
+compiled graph finds it as well as eager code does.  A changed component is noticed by what torch itself uses
+to notice it (autograd's version counter), a replaced one by its identity and its storage.  Writing through an
+alias that torch does not track (`parameter.data.copy_`, numpy, another process) goes unnoticed by torch and by
+this cache alike; after such a write call `forget`.
 """
 
 import weakref

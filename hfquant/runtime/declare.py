@@ -1,7 +1,9 @@
 """Parameters for the components of a format."""
 
+from collections.abc import Callable, Sequence
+
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from ..tensors.formats import Spec
 
@@ -15,3 +17,20 @@ def declare(module: nn.Module, spec: Spec, device: torch.device | str) -> tuple[
             param._is_hf_initialized = True  # type: ignore[attr-defined]
         module.register_parameter(name, param)
     return tuple(spec)
+
+
+def keep_dtype(fn: Callable[[Tensor], Tensor], parts: Sequence[Tensor]) -> Callable[[Tensor], Tensor]:
+    """What `nn.Module.to` does, except that packed components change only their device.
+
+    The type of a scale belongs to the checkpoint: to round it again would change the weights, and what is
+    saved.
+    """
+    packed = {id(part) for part in parts}
+
+    def apply(tensor: Tensor) -> Tensor:
+        moved = fn(tensor)
+        if id(tensor) in packed and moved.dtype != tensor.dtype:
+            return tensor.to(moved.device)
+        return moved
+
+    return apply

@@ -15,7 +15,7 @@ from ..tensors.formats import Format, Spec
 from ..tensors.grid import Grid
 from ..tensors.layer import Quantized
 from . import cache, ops  # noqa: F401  (ops registers torch.ops.hfquant)
-from .declare import declare
+from .declare import declare, keep_dtype
 from .reference import dense, unpack
 
 FLAGS = ("has_gate", "has_bias", "is_transposed", "is_concatenated")
@@ -44,7 +44,7 @@ def refuses(module: nn.Module) -> str | None:
 
 
 def component_name(param: str, component: str) -> str:
-    """Format component -> parameter of the experts module: (gate_up_proj, weight_scale) -> gate_up_proj_scale."""
+    """A format's component -> the module's parameter: (gate_up_proj, weight_scale) -> gate_up_proj_scale."""
     return param + component.removeprefix("weight")
 
 
@@ -118,10 +118,11 @@ class QExperts(nn.Module):
         return y
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
+        parts = [part for param in self.packed for part in self.parts(param)]
         for param in self.packed:
             cache.forget(self.parts(param))
-        super()._apply(fn, recurse)
-        if not self.parts(next(iter(self.packed)))[0].is_meta:
+        super()._apply(keep_dtype(fn, parts), recurse)
+        if not parts[0].is_meta:
             self.dtype = fn(torch.empty(0, dtype=self.dtype)).dtype
         return self
 
@@ -130,7 +131,8 @@ def swap_experts(module: nn.Module, grid: Grid, fmt: Format, scale_dtype: torch.
     """Make dense experts into packed ones on meta, in place.  Raises FormatError if they cannot be."""
     if reason := refuses(module):
         raise FormatError(
-            f"the experts of {type(module).__name__} cannot be compressed: {reason}", "keep them: add the module to `keep`"
+            f"the experts of {type(module).__name__} cannot be compressed: {reason}",
+            "keep them: add the module to `keep`",
         )
     packed = matrices(module)
     for param, shape in packed.items():

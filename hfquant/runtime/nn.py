@@ -11,9 +11,9 @@ from ..tensors.formats import Format
 from ..tensors.grid import Grid
 from ..tensors.layer import Quantized
 from . import cache, ops  # noqa: F401  (ops registers torch.ops.hfquant)
-from .declare import declare
+from .declare import declare, keep_dtype
 from .reference import dense, unpack
-from .view import WeightView
+from .view import ReadOnlyWeightError, WeightView
 
 
 class Packed(nn.Module):
@@ -27,7 +27,13 @@ class Packed(nn.Module):
     _matrix: tuple[str, int, int, bool, int, int]  # how the operators name the weight
 
     def _declare(
-        self, shape: tuple[int, int], grid: Grid, fmt: Format, scale_dtype: torch.dtype, dtype: torch.dtype, device: Any
+        self,
+        shape: tuple[int, int],
+        grid: Grid,
+        fmt: Format,
+        scale_dtype: torch.dtype,
+        dtype: torch.dtype,
+        device: Any,
     ) -> None:
         self.shape, self.grid, self.fmt, self.dtype = shape, grid, fmt, dtype
         self.components = declare(self, fmt.spec(grid, shape, scale_dtype), device)
@@ -38,7 +44,8 @@ class Packed(nn.Module):
         """The components, in the order in which the operators take them."""
         return [self._parameters[name] for name in self.components]  # type: ignore[misc]
 
-    def _fill(self, Q: Quantized) -> None:
+    def fill(self, Q: Quantized) -> None:
+        """Store Q in the place of what the components are now."""
         for name, tensor in self.fmt.pack(Q).items():
             self._parameters[name] = nn.Parameter(tensor, requires_grad=False)
 
@@ -52,21 +59,17 @@ class Packed(nn.Module):
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
         cache.forget(self.parts)
-        super()._apply(fn, recurse)
-        cache.forget(self.parts)
-        if self.dtype.is_floating_point:
-            self.dtype = fn(torch.empty(0, dtype=self.dtype)).dtype if not self._on_meta() else self.dtype
+        super()._apply(keep_dtype(fn, self.parts), recurse)
+        if not self.parts[0].is_meta:
+            self.dtype = fn(torch.empty(0, dtype=self.dtype)).dtype
         return self
-
-    def _on_meta(self) -> bool:
-        return self.parts[0].is_meta
 
 
 class QLinear(Packed, nn.Linear):
     """y = x Wᵀ + b with W packed.  x [..., in] -> [..., out] in x's dtype.
 
     A subclass of nn.Linear so that PEFT takes it for one; nn.Linear.__init__, which would allocate a dense
-    weight, is not called.  `transposed` remembers that the model's own layer is a Conv1D, which stores [in, out].
+    weight, is not called.  `transposed`: the model's own layer is a Conv1D, which stores [in, out].
     """
 
     def __init__(
@@ -95,9 +98,15 @@ class QLinear(Packed, nn.Linear):
         formats.check(fmt.name, {"this layer": (Q.grid, Q.shape, "linear")})
         out_features, in_features = Q.shape
         layer = cls(
-            in_features, out_features, bias is not None, grid=Q.grid, fmt=fmt, scale_dtype=Q.scale.dtype, dtype=dtype
+            in_features,
+            out_features,
+            bias is not None,
+            grid=Q.grid,
+            fmt=fmt,
+            scale_dtype=Q.scale.dtype,
+            dtype=dtype,
         )
-        layer._fill(Q)
+        layer.fill(Q)
         if bias is not None:
             layer.bias = nn.Parameter(bias.detach().to(dtype), requires_grad=False)
         return layer
@@ -114,6 +123,14 @@ class QLinear(Packed, nn.Linear):
             return self._view()
         return super().__getattr__(name)
 
+    def __setattr__(self, name: str, value: Any) -> None:
+        if name == "weight" and "_matrix" in self.__dict__ and "weight" not in self._parameters:
+            raise ReadOnlyWeightError(
+                "the weight of a compressed layer is packed and cannot be replaced",
+                "call `model.dequantize()` first (for instance before merging an adapter)",
+            )
+        super().__setattr__(name, value)
+
     def _view(self) -> Tensor:
         parts, arguments = self.parts, (*self._matrix, self.dtype)
 
@@ -126,15 +143,15 @@ class QLinear(Packed, nn.Linear):
         return WeightView.of(self.shape, self.dtype, parts[0].device, decode)
 
     def extra_repr(self) -> str:
-        bias = self.bias is not None
-        return f"in_features={self.in_features}, out_features={self.out_features}, bias={bias}, {self.grid}, {self.fmt.name}"
+        sizes = f"in_features={self.in_features}, out_features={self.out_features}"
+        return f"{sizes}, bias={self.bias is not None}, {self.grid}, {self.fmt.name}"
 
 
 class QEmbedding(Packed, nn.Embedding):
     """A table whose rows are gathered packed and decoded.  ids [...] -> [..., embedding_dim]
 
-    A head tied to the table is a QLinear with the same Parameter objects.  `factor` multiplies what is looked up
-    (BART, Gemma); Gemma rounds it to the model's dtype first (`round_factor`), and trained with that.
+    A head tied to the table is a QLinear with the same Parameter objects.  `factor` multiplies what is looked
+    up (BART, Gemma); Gemma rounds it to the model's dtype first (`round_factor`), and trained with that.
     """
 
     def __init__(
@@ -158,13 +175,13 @@ class QEmbedding(Packed, nn.Embedding):
         self._declare(shape, grid, fmt, scale_dtype, dtype, device)
         self.factor, self.round_factor = factor, round_factor
         # the dense module this one stands for, without weights; in a tuple, so that it is no submodule
-        self.origin: tuple[nn.Embedding] | None = None
+        self.origin: tuple[nn.Module] | None = None
 
     @classmethod
     def from_quantized(cls, Q: Quantized, fmt: Format, dtype: torch.dtype) -> Self:
         """A table that holds Q.  Raises FormatError if the format cannot store it."""
         table = cls(*Q.shape, grid=Q.grid, fmt=fmt, scale_dtype=Q.scale.dtype, dtype=dtype)
-        table._fill(Q)
+        table.fill(Q)
         return table
 
     def forward(self, ids: Tensor) -> Tensor:

@@ -5,8 +5,8 @@ width and group size.  Each is one opaque node for torch.compile; inside, the de
 the call, else the reference does.  Their gradients reach x and the bias; packed weights have none.
 """
 
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Callable, Sequence
+from typing import Any, cast
 
 import torch
 import torch.nn.functional as F
@@ -26,9 +26,7 @@ LIBRARY.define(f"embedding(Tensor ids, {_WEIGHT}, int in_features, ScalarType dt
 LIBRARY.define(f"weight({_WEIGHT}, int in_features, ScalarType dtype) -> Tensor")
 
 
-def _dense(
-    parts: Sequence[Tensor], fmt: str, grid: Grid, shape: tuple[int, int], dtype: torch.dtype
-) -> Tensor:
+def _dense(parts: Sequence[Tensor], fmt: str, grid: Grid, shape: tuple[int, int], dtype: torch.dtype) -> Tensor:
     return dense(unpack(formats.load(fmt), grid, parts, shape), dtype)
 
 
@@ -183,6 +181,7 @@ def _register() -> None:
         "weight": (_weight, fake_weight),
     }
     for name, (run, fake) in implementations.items():
+        run, fake = cast(Callable[..., Tensor], run), cast(Callable[..., Tensor], fake)
         LIBRARY.impl(name, run, "CompositeExplicitAutograd")
         torch.library.register_fake(f"hfquant::{name}", fake, lib=LIBRARY)
     for name, backward, context in (

@@ -10,7 +10,7 @@ from ..tensors.grid import Grid
 from ..tensors.layer import Quantized
 
 # Elements decoded at a time: the float32 temporaries of a chunk stay in the cache of a core.
-CHUNK = 1 << 18
+CHUNK = 1 << 19
 
 
 def component_names(fmt: Format, grid: Grid, in_features: int) -> tuple[str, ...]:

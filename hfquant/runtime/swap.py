@@ -42,8 +42,8 @@ def swap(model: nn.Module, wire: Wire) -> list[str]:
     """Replace, on meta, every module the wire has a grid for; returns their names.
 
     Modules whose weight is tied to a replaced embedding are replaced too, and share its parameters.  A module
-    named exactly in the wire must be replaceable (FormatError); one that only matches a pattern and is not what
-    the format stores (an embedding, a head tied to it) stays as it is.
+    named exactly in the wire must be replaceable (FormatError); one that only matches a pattern and is not
+    what the format stores (an embedding, a head tied to it) stays as it is.
     """
     fmt, tied = formats.load(wire.format), tied_modules(model)
     swapped = []
@@ -81,15 +81,23 @@ def _packed(module: nn.Module, grid: Grid, fmt: Format, scale_dtype: torch.dtype
         "dtype": cast(Tensor, module.weight).dtype,
     }
     if not isinstance(module, nn.Embedding):
-        has_bias = getattr(module, "bias", None) is not None
-        return QLinear(in_features, out_features, has_bias, transposed=_is_conv1d(module), **common)
+        bias = getattr(module, "bias", None)
+        layer = QLinear(in_features, out_features, bias is not None, transposed=_is_conv1d(module), **common)
+        if bias is not None and not bias.is_meta:  # the model has its values already; keep this one
+            layer.bias = bias
+        return layer
     # Gemma's factor is a buffer (its value is on meta by now) beside the number it was made from
     rounded = hasattr(module, "scalar_embed_scale")
     factor = getattr(module, "scalar_embed_scale", getattr(module, "embed_scale", None))
     table = QEmbedding(
-        out_features, in_features, padding_idx=module.padding_idx, factor=factor, round_factor=rounded, **common
+        out_features,
+        in_features,
+        padding_idx=module.padding_idx,
+        factor=factor,
+        round_factor=rounded,
+        **common,
     )
-    table.origin = _husk(module),
+    table.origin = (_husk(module),)
     return table
 
 
@@ -128,9 +136,10 @@ def _share(model: nn.Module, name: str, source: str, wire: Wire) -> bool:
             )
         return False
     if not isinstance(module, Packed):
-        scale_dtype = cast(Tensor, owner.parts[1]).dtype
-        model.set_submodule(name, _packed(module, owner.grid, owner.fmt, scale_dtype))
-    share(cast(Packed, model.get_submodule(name)), owner)
+        scale_dtype = owner.parts[1].dtype
+        module = _packed(module, owner.grid, owner.fmt, scale_dtype)
+        model.set_submodule(name, module)
+    share(module, owner)
     keys = getattr(model, "all_tied_weights_keys", None)
     if keys is not None:
         keys.update({f"{name}.{c}": f"{source}.{c}" for c in owner.components})
@@ -166,8 +175,9 @@ def _dense(module: Packed, weight: nn.Parameter, dtype: torch.dtype) -> nn.Modul
     if module.transposed:
         from transformers.pytorch_utils import Conv1D
 
-        new = Conv1D(0, 0)
-        new.nf, new.nx = out_features, in_features
+        conv1d: Any = Conv1D(0, 0)
+        conv1d.nf, conv1d.nx = out_features, in_features
+        new = conv1d
         weight = nn.Parameter(weight.T.contiguous(), requires_grad=False)
     else:
         new = nn.Linear(in_features, out_features, module.bias is not None, device="meta")
@@ -177,7 +187,8 @@ def _dense(module: Packed, weight: nn.Parameter, dtype: torch.dtype) -> nn.Modul
     return new
 
 
-def _dense_embedding(module: QEmbedding, weight: nn.Parameter) -> nn.Embedding:
+def _dense_embedding(module: QEmbedding, weight: nn.Parameter) -> nn.Module:
+    new: nn.Module
     if module.origin is None:
         new = nn.Embedding(*module.shape, padding_idx=module.padding_idx, device="meta")
     else:

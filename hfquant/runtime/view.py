@@ -1,78 +1,119 @@
-"""The `.weight` of a layer whose packed components have other names: dense, read-only, decoded only when used.
+"""The `.weight` of a layer whose packed components have other names: read-only, decoded only when used.
 
 Models ask a layer for `weight.dtype`, PEFT for its device; both are answered without decoding anything.  PEFT
 also merges adapters with `weight.data += delta`, which on a decoded copy would be lost in silence: every
 in-place operation is refused.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any, NoReturn
 
 import torch
 from torch import Tensor
 
+from ..errors import HfquantError
+
+
+class ReadOnlyWeightError(HfquantError, RuntimeError):
+    """Something tried to change the weight of a compressed layer through its decoded copy."""
+
+
+_Function = Callable[..., Any]
 # what a tensor knows of itself without its values
-_METADATA = {
-    getattr(torch.Tensor, name).__get__
-    for name in ("dtype", "shape", "device", "requires_grad", "layout", "is_meta", "is_cuda", "is_cpu", "grad", "ndim")
-    if hasattr(getattr(torch.Tensor, name), "__get__")
-} | {torch.Tensor.size, torch.Tensor.dim, torch.Tensor.numel, torch.Tensor.is_floating_point, torch.Tensor.stride}
+_ATTRIBUTES = (
+    "dtype",
+    "shape",
+    "device",
+    "requires_grad",
+    "layout",
+    "is_meta",
+    "is_cuda",
+    "is_cpu",
+    "grad",
+    "grad_fn",
+    "is_leaf",
+    "ndim",
+    "itemsize",
+    "nbytes",
+)
+_METADATA: frozenset[_Function] = frozenset(
+    [getattr(Tensor, name).__get__ for name in _ATTRIBUTES]
+    + [Tensor.size, Tensor.dim, Tensor.numel, Tensor.is_floating_point, Tensor.is_complex, Tensor.stride]
+    + [Tensor.element_size, Tensor.is_contiguous, Tensor.__len__]
+)
+_SAME: frozenset[_Function] = frozenset([getattr(Tensor, "data").__get__, Tensor.detach])  # noqa: B009
+_WRITES = frozenset(["__set__", "__delete__", "__setitem__"])
+_WRITES |= {f"__i{name}__" for name in ("add", "sub", "mul", "truediv", "floordiv", "mod", "pow", "and", "or")}
 
 
 class WeightView(Tensor):
     """Shape, dtype and device of a weight; its values on first use."""
 
     decode: Callable[[], Tensor]
+    _is_hf_initialized: bool
 
     @staticmethod
-    def of(shape: tuple[int, int], dtype: torch.dtype, device: torch.device, decode: Callable[[], Tensor]) -> "WeightView":
+    def of(
+        shape: tuple[int, int], dtype: torch.dtype, device: torch.device, decode: Callable[[], Tensor]
+    ) -> "WeightView":
+        """A view [out, in] of what `decode` returns."""
         view: WeightView = Tensor._make_wrapper_subclass(WeightView, shape, dtype=dtype, device=device)
         view.decode = decode
-        # transformers initialises what does not say that it already is
-        view._is_hf_initialized = True
+        view._is_hf_initialized = True  # transformers initialises what does not say that it already is
         return view
 
     @classmethod
     def __torch_function__(
-        cls, func: Callable[..., Any], types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+        cls, func: _Function, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
         kwargs = kwargs or {}
-        name = getattr(func, "__name__", "")
         if func in _METADATA:
             with torch._C.DisableTorchFunctionSubclass():
                 return func(*args, **kwargs)
-        if _writes(name) and args and isinstance(args[0], WeightView) or isinstance(kwargs.get("out"), WeightView):
-            _refuse(name)
-        if func is Tensor.data.__get__ or func is Tensor.detach:
+        if func in _SAME:
             return args[0]  # still read-only: `weight.data += delta` must not pass
-        plain = [_decoded(arg) for arg in args]
-        return func(*plain, **{key: _decoded(value) for key, value in kwargs.items()})
-
-    def __repr__(self, **_: Any) -> str:
-        return f"WeightView({tuple(self.shape)}, dtype={self.dtype}, packed)"
+        if _written(func, args, kwargs):
+            _refuse(func)
+        if func is Tensor.__repr__:
+            return f"WeightView({tuple(args[0].shape)}, dtype={args[0].dtype}, packed)"
+        return func(*_decoded(args), **_decoded(kwargs))
 
     @classmethod
-    def __torch_dispatch__(cls, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        plain = [_decoded(arg) for arg in args]
-        return func(*plain, **{key: _decoded(value) for key, value in (kwargs or {}).items()})
+    def __torch_dispatch__(  # type: ignore[override]  # torch's stub leaves out `cls`
+        cls, func: Any, types: Iterable[type], args: tuple[Any, ...] = (), kwargs: dict[Any, Any] | None = None
+    ) -> Any:
+        if func._schema.is_mutable:
+            _refuse(func)
+        return func(*_decoded(args), **_decoded(kwargs or {}))
 
 
 def _decoded(value: Any) -> Any:
+    """`value` with every view in it replaced by the weight."""
     if isinstance(value, WeightView):
         return value.decode()
     if isinstance(value, (list, tuple)):
         return type(value)(_decoded(v) for v in value)
+    if isinstance(value, dict):
+        return {key: _decoded(v) for key, v in value.items()}
     return value
 
 
-def _writes(name: str) -> bool:
-    """In-place methods end in one underscore; `a += b` and `a.data = b` arrive under their own names."""
-    in_place = name.endswith("_") and not name.endswith("__")
-    return in_place or name in ("__set__", "__setitem__", "__iadd__", "__isub__", "__imul__", "__itruediv__", "__delete__")
+def _written(func: _Function, args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:
+    """Whether a call changes a view.
+
+    In-place methods end in one underscore; `a += b` and `a.data = b` arrive under their own names.
+    """
+    name = getattr(func, "__name__", "")
+    in_place = (name.endswith("_") and not name.endswith("__")) or name in _WRITES
+    # nn.init passes what it fills by keyword
+    target = (args[0] if args else kwargs.get("tensor")) if in_place else kwargs.get("out")
+    return isinstance(target, WeightView)
 
 
-def _refuse(name: str) -> NoReturn:
-    raise TypeError(
-        f"`{name}` on the weight of a compressed layer: the weight is packed, a change of this copy would be "
-        "lost\n\nhint: call `model.dequantize()` first (for instance before merging an adapter)"
+def _refuse(func: _Function) -> NoReturn:
+    # no TypeError: torch would take it for "not implemented" and try `a = a + b` for `a += b`
+    raise ReadOnlyWeightError(
+        f"`{getattr(func, '__name__', func)}` on the weight of a compressed layer: the weight is packed, and a "
+        "change of this copy would be lost",
+        "call `model.dequantize()` first (for instance before merging an adapter)",
     )

@@ -1,7 +1,7 @@
 """Decoding on a CPU: torch's 4-bit kernel, for every width, group size and shape.
 
-The kernel computes Σₖ x[k] · (scale[g] · (q[k] − 8) + offset[g]) with q in 0..15, groups g of 32, 64, 128 or 256
-columns, rows in multiples of 16, everything but the accumulator in bfloat16.  So:
+The kernel computes Σₖ x[k] · (scale[g] · (q[k] − 8) + offset[g]) with q in 0..15, groups g of 32, 64, 128 or
+256 columns, rows in multiples of 16, everything but the accumulator in bfloat16.  So:
 
   2, 3 bits   q = code + 8 − zero_point fits into 0..15, and the offset is 0
   4 bits      q = code, offset = scale · (8 − zero_point)
@@ -10,7 +10,7 @@ columns, rows in multiples of 16, everything but the accumulator in bfloat16.  S
   groups      a scale is repeated over the kernel's smaller groups; a group of odd size is padded, x with it
 
 What differs from the reference: scales are rounded to bfloat16 (as the reference rounds the weights), and at
-4 bits the offset of an asymmetric grid is rounded too.  `tests/runtime/test_cpu.py` states and checks the bound.
+4 bits the offset of an asymmetric grid is rounded too.  `tests/runtime/test_cpu.py` states the bound.
 
 Memory: 4 bits per weight up to 4 bits, 8 above, plus 32 bits per kernel group, beside the packed parameters,
 which stay as they are so that they can be saved again.  A 4-bit model of group 64 holds 4.25 + 4.5 bits per
@@ -37,7 +37,7 @@ GROUPS = (256, 128, 64, 32)  # columns that may share a scale in the kernel
 ROWS = 16  # out_features the kernel handles together
 CHUNK = 1 << 22  # weights converted at a time; a multiple of 64 rows, the kernel's blocks
 # x rows (tokens) up to which the kernel beats decoding the weight once for all of them, by number of halves
-MAX_TOKENS = {1: 16, 2: 16}
+MAX_TOKENS = {1: 64, 2: 32}
 
 
 @dataclass(frozen=True)
