@@ -23,9 +23,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
 from hfquant.model.texts import packaged
 
-HELD_OUT = (
-    16_000  # bytes at the end of the packaged evaluation text that neither training nor calibration sees
-)
+HELD_OUT = 16_000  # bytes at the end of the packaged evaluation text that neither training nor calibration sees
 SPECIAL = ("<pad>", "<s>", "</s>", "<mask>")
 VOCABULARY = 256 + len(SPECIAL)
 WINDOW = 64
@@ -161,6 +159,8 @@ FAMILIES: dict[str, Family] = {
             "transformer.h.{0,1}.attn.attention.{k_proj,v_proj,q_proj,out_proj}",
             "transformer.h.{0,1}.mlp.{c_fc,c_proj}",
         ),
+        steps=600,
+        lr=1e-2,
     ),
     "gpt_neox": Family(
         "GPTNeoXConfig",
@@ -171,9 +171,7 @@ FAMILIES: dict[str, Family] = {
             "num_attention_heads": 4,
             "max_position_embeddings": 256,
         },
-        (
-            "gpt_neox.layers.{0,1,2}.{attention.query_key_value,attention.dense,mlp.dense_h_to_4h,mlp.dense_4h_to_h}",
-        ),
+        ("gpt_neox.layers.{0,1,2}.{attention.query_key_value,attention.dense,mlp.dense_h_to_4h,mlp.dense_4h_to_h}",),
     ),
     "opt": Family("OPTConfig", OPT, OPT_LINEARS, steps=500, lr=1e-2, quick=True),
     "opt-350m": Family(  # the one OPT with norms after the blocks and embeddings narrower than the stream
@@ -243,8 +241,7 @@ FAMILIES: dict[str, Family] = {
     ),
     "mixtral": Family(
         "MixtralConfig",
-        LLAMA
-        | {"num_hidden_layers": 2, "intermediate_size": 96, "num_local_experts": 4, "num_experts_per_tok": 2},
+        LLAMA | {"num_hidden_layers": 2, "intermediate_size": 96, "num_local_experts": 4, "num_experts_per_tok": 2},
         MOE_LINEARS,
         quick=True,
     ),
@@ -283,10 +280,11 @@ FAMILIES: dict[str, Family] = {
             "model.{encoder,decoder}.layers.{0,1}.{fc1,fc2}",
         ),
         "AutoModelForSpeechSeq2Seq",
+        steps=600,
+        lr=6e-3,
     ),
 }
 QUICK = [name for name, family in FAMILIES.items() if family.quick]
-TEXT_FAMILIES = [name for name in FAMILIES if name != "whisper"]
 
 
 def linears(family: str) -> set[str]:
@@ -351,9 +349,7 @@ def train(
         return _save(_train(family, steps or FAMILIES[family].steps, seed, progress), folder)
 
 
-def _train(
-    family: str, steps: int, seed: int, progress: Callable[[int, float], None] | None
-) -> PreTrainedModel:
+def _train(family: str, steps: int, seed: int, progress: Callable[[int, float], None] | None) -> PreTrainedModel:
     made = FAMILIES[family]
     model = random_model(family, seed=seed).train()
     text, order = tokens()[:-HELD_OUT], torch.Generator().manual_seed(seed)
