@@ -7,10 +7,11 @@ from typing import Any
 
 import yaml
 from huggingface_hub import ModelCardData
-from jinja2 import Environment, PackageLoader, StrictUndefined
+from jinja2 import ChainableUndefined, Environment, PackageLoader
 
 from ..tensors.shards import write_text
 from .markdown import Safe, code, fence, finalize, number, size
+from .report import SECTIONS
 
 FILE = "README.md"
 HUB_ID = re.compile(r"[\w.-]{1,96}/[\w.-]{1,96}", re.ASCII)
@@ -30,25 +31,14 @@ def render(report: Mapping[str, Any]) -> str:
     environment = Environment(
         loader=PackageLoader("hfquant.measure", "."),
         finalize=finalize,
-        undefined=StrictUndefined,
+        undefined=ChainableUndefined,  # what a report does not say is a dash
         trim_blocks=True,
         lstrip_blocks=True,
         keep_trailing_newline=True,
         autoescape=False,  # Markdown, not HTML: `finalize` makes code spans of all text that is not ours
     )
     environment.filters |= {"code": code, "fence": fence, "number": number, "size": size, "yaml": _yaml}
-    names = (
-        "source",
-        "recipe",
-        "calibration",
-        "wire",
-        "compression",
-        "output",
-        "evaluation",
-        "sample",
-        "gate",
-    )
-    sections = {name: report.get(name) or {} for name in names}
+    sections = {name: report.get(name) or {} for name in SECTIONS if name != "layers"}
     layers = [_row(layer) for layer in report.get("layers") or []]
     return environment.get_template("card.md.jinja").render(
         **sections,
@@ -79,7 +69,7 @@ def metadata(report: Mapping[str, Any]) -> ModelCardData:
 
 
 def display_name(report: Mapping[str, Any]) -> str:
-    """The original's Hub id, or the last part of its path: folders of the one who made it are nobody's business."""
+    """The original's Hub id, or the last part of its path: where it lay on a disk is nobody's business."""
     named = str((report.get("source") or {}).get("id") or "a model")
     return _hub_id(report) or re.split(r"[/\\]", named.rstrip("/\\"))[-1] or "a model"
 
@@ -111,7 +101,7 @@ def _row(layer: Mapping[str, Any]) -> dict[str, Any]:
     if isinstance(grid, Mapping):
         group = "per row" if grid["group_size"] == -1 else f"groups of {grid['group_size']}"
         grid = f"{grid['bits']} bit, {group}, {'symmetric' if grid['symmetric'] else 'asymmetric'}"
-    shape = " × ".join(str(n) for n in layer.get("shape") or [])
+    shape = " × ".join(str(n) for n in layer.get("shape") or []) or None
     return {**layer, "grid": grid, "shape": shape, "notes": "; ".join(layer.get("notes") or [])}
 
 

@@ -58,10 +58,7 @@ def logits(model: PreTrainedModel, windows: Tensor, feed: Feed | None = None) ->
 
 def to(inputs: dict[str, Tensor], model: PreTrainedModel) -> dict[str, Tensor]:
     """Inputs on the model's device, in its dtype where they are not token ids."""
-    return {
-        name: x.to(model.device, model.dtype if x.is_floating_point() else x.dtype)
-        for name, x in inputs.items()
-    }
+    return {name: x.to(model.device, model.dtype if x.is_floating_point() else x.dtype) for name, x in inputs.items()}
 
 
 def perplexity(model: PreTrainedModel, windows: Tensor, *, feed: Feed | None = None) -> Scores:
@@ -88,9 +85,7 @@ def compare(
     return Scores(**{**scores.to_dict(), "settings": settings})
 
 
-def score(
-    reference: Iterable[Tensor] | None, candidate: Iterable[Tensor], windows: Tensor, feed: Feed
-) -> Scores:
+def score(reference: Iterable[Tensor] | None, candidate: Iterable[Tensor], windows: Tensor, feed: Feed) -> Scores:
     """The numbers alone: logits [1, seq, vocab] of both models per window of windows [n, seq]."""
     total = torch.zeros(4, dtype=torch.float64)
     originals = [None] * len(windows) if reference is None else reference

@@ -22,9 +22,7 @@ class Sample:
     tokens_per_second: float | None
 
 
-def sample(
-    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, prompt: str, new_tokens: int = 32
-) -> Sample:
+def sample(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, prompt: str, new_tokens: int = 32) -> Sample:
     """The most likely continuation of a prompt, token by token, without the tricks of generation configs.
 
     How the prompt is given to the model: `Feed.prompt`.  The text ends at the model's end token; the speed is

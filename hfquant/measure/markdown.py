@@ -7,9 +7,14 @@ fenced code, inside which neither Markdown nor HTML means anything.
 import re
 import unicodedata
 
+from jinja2 import Undefined
+
 
 class Safe(str):
     """Markdown that may be put into a page as it is."""
+
+
+NOTHING = Safe("–")
 
 
 def code(text: str) -> Safe:
@@ -31,28 +36,28 @@ def fence(text: str, language: str = "text") -> Safe:
 
 
 def visible(text: str) -> str:
-    """Without control and formatting characters (those that reverse text among them); line ends become \\n."""
+    """Without control and formatting characters, those that reverse text among them; line ends are \\n."""
     lines = re.sub(r"\r\n?|\x85|\u2028|\u2029", "\n", text)
     return "".join(c for c in lines if c in "\n\t" or unicodedata.category(c) not in ("Cc", "Cf", "Cs"))
 
 
 def finalize(value: object) -> object:
     """What Jinja prints for an expression: all text that is not known to be safe becomes a code span."""
-    if value is None:
-        return Safe("–")
+    if value is None or isinstance(value, Undefined):
+        return NOTHING
     return code(value) if isinstance(value, str) and not isinstance(value, Safe) else value
 
 
-def size(count: int | float | None) -> Safe:
-    """Bytes, in MB or GB of 1000."""
-    if count is None:
-        return Safe("–")
+def size(count: object) -> Safe:
+    """Bytes, in MB or GB of 1000; a dash for none."""
+    if not isinstance(count, int | float):
+        return NOTHING
     return Safe(f"{count / 1e9:.2f} GB" if count >= 1e9 else f"{count / 1e6:.1f} MB")
 
 
-def number(value: float | int | None, form: str = ".4g") -> Safe:
+def number(value: object, form: str = ".4g") -> Safe:
     """A number with so many digits, a dash for none."""
-    return Safe("–" if value is None else format(value, form))
+    return Safe(format(value, form)) if isinstance(value, int | float) else NOTHING
 
 
 def _longest_run(text: str) -> int:

@@ -1,4 +1,4 @@
-"""The model a compressed one was made from: its logits, and what it says, without holding more than must be."""
+"""The model a compressed one was made from: opened, made to speak, its licence read."""
 
 import tempfile
 from collections.abc import Iterator

@@ -24,9 +24,7 @@ def scan(folder: str | Path) -> dict[str, int]:
     files = sorted(path.glob("*.safetensors"))
     index = path / INDEX
     if not files and not index.is_file():
-        raise CheckpointError(
-            f"{path} holds no safetensors files", "give the folder of a compressed checkpoint"
-        )
+        raise CheckpointError(f"{path} holds no safetensors files", "give the folder of a compressed checkpoint")
     found: dict[str, TensorInfo] = {}
     for file in files:
         header = _header(file)
@@ -61,15 +59,11 @@ def _check_index(weight_map: Mapping[str, str], found: Mapping[str, TensorInfo])
     present = {info.file.name for info in found.values()}
     for name, file in sorted(weight_map.items()):
         if file not in present:
-            raise CheckpointError(
-                f"the shard {file} is missing: the index says that it holds `{name}`", AGAIN
-            )
+            raise CheckpointError(f"the shard {file} is missing: the index says that it holds `{name}`", AGAIN)
         if name not in found or found[name].file.name != file:
             raise CheckpointError(f"`{name}` is not in {file}, where the index says it is", AGAIN)
     if extra := found.keys() - weight_map.keys():
-        raise CheckpointError(
-            f"`{min(extra)}` is in {found[min(extra)].file.name} but not in the index", AGAIN
-        )
+        raise CheckpointError(f"`{min(extra)}` is in {found[min(extra)].file.name} but not in the index", AGAIN)
 
 
 def _check_tensor(name: str, info: TensorInfo) -> None:

@@ -1,4 +1,4 @@
-"""Reload a finished checkpoint from disk, measure it against the original, write report and card, then judge."""
+"""Reload a checkpoint from disk, measure it against the original, write report and card, then judge."""
 
 import time
 from collections.abc import Callable, Mapping
@@ -43,11 +43,15 @@ def verify(
 ) -> dict[str, Any]:
     """Measure the checkpoint in `out` -> the whole report, which is also in `out`/report.json.
 
-    against: the original (folder, Hub id, GGUF file); by default the one the report names; where there is none,
-    the model is scored alone.  text: a file, by default the packaged text.  windows: how many, evenly spread over
-    the text; None for all.  window_len: tokens in each, fewer where the model cannot have as many.  dtype: in
-    which both models compute; "auto" is the checkpoint's own.  prompt: by default the first words of the text.
-    enforce: raise if the report does not reach the recipe's gate.  loader: called as `loader(out, dtype=...)`.
+    against: the original (folder, Hub id, GGUF file); by default the one the report names; where there is
+    none, the model is scored alone and the gate, which compares, is left as it was.
+    text: a file, by default the packaged text.
+    windows, window_len: how many, evenly spread over the text (None for all), and tokens in each, fewer where
+    the model cannot have as many.
+    dtype: in which both models compute; "auto" is the checkpoint's own.
+    prompt: by default the first words of the text.
+    enforce: raise if the report does not reach the recipe's gate.
+    loader: called as `loader(out, dtype=...)`.
 
     Report and card (README.md) are written before the gate is applied.  Raises CheckpointError for a damaged
     checkpoint, SourceError for an original that cannot be opened, CalibrationError for an unusable text, and
@@ -80,9 +84,10 @@ def verify(
     texts = {"prompt": start, "original": original and original.text, "compressed": said.text}
     done = report.merge(folder, **sections, evaluation=evaluation, sample=texts)
     limits = Gate(**(done.get("recipe") or {}).get("gate") or {})
-    done = report.merge(folder, gate=verdict(done, limits))
+    if scores.reference_perplexity is not None:
+        done = report.merge(folder, gate=verdict(done, limits))
     card.write(folder, done)
-    if enforce:
+    if enforce and scores.reference_perplexity is not None:
         gate(done, limits)
     return done
 
