@@ -15,6 +15,9 @@ What differs from the reference: scales are rounded to bfloat16 (as the referenc
 Memory: 4 bits per weight up to 4 bits, 8 above, plus 32 bits per kernel group, beside the packed parameters,
 which stay as they are so that they can be saved again.  A 4-bit model of group 64 holds 4.25 + 4.5 bits per
 weight, about half of bfloat16; an 8-bit one about as much as bfloat16.  HFQUANT_KERNELS=reference avoids it.
+
+HFQUANT_KERNELS=bfloat16 lets float32 and float16 activations in as well, rounded; by default they take the
+reference, which is exact.
 """
 
 import math
@@ -151,14 +154,15 @@ def refuses(x: Tensor, parts: Sequence[Tensor], grid: Grid) -> str | None:
     """Why the kernel does not take x [..., in]; None if it does."""
     if x.device.type != "cpu" or parts[0].device.type != "cpu":
         return f"activations on {x.device}, weights on {parts[0].device}"
-    if x.dtype != torch.bfloat16:
+    wanted = os.environ.get("HFQUANT_KERNELS", "auto")
+    if x.dtype != torch.bfloat16 and wanted != "bfloat16":
         return f"activations are {x.dtype}, the 4-bit kernel is fast in bfloat16 only"
     tokens = x.numel() // max(x.shape[-1], 1)
     if not 0 < tokens <= MAX_TOKENS[halves(grid.bits)]:
         return f"{tokens} rows, decoding the weight once is faster"
     if torch.backends.cpu.get_cpu_capability() not in ("AVX2", "AVX512"):
         return f"no vectorised 4-bit kernel for {torch.backends.cpu.get_cpu_capability()}"
-    if os.environ.get("HFQUANT_KERNELS") == "reference":
+    if wanted == "reference":
         return "HFQUANT_KERNELS=reference"
     if not cache.trackable(parts):
         return "weights made under torch.inference_mode: a change of them could not be noticed"
@@ -183,7 +187,8 @@ def linear(
         return prepare(unpack(formats.load(fmt), grid, chosen, shape))
 
     pack: Pack = cache.derive(parts, index, make)
-    return pack(x.reshape(-1, shape[1])).view(*x.shape[:-1], shape[0])
+    y = pack(x.reshape(-1, shape[1]).to(torch.bfloat16))
+    return y.view(*x.shape[:-1], shape[0]).to(x.dtype)
 
 
 _EXPLAINED: set[str] = set()
