@@ -10,8 +10,8 @@ from ..tensors.layer import Quantized
 def named_parts(skeleton: Skeleton, fmt: Format, parameter: str, kind: str, Q: Quantized) -> dict[str, Tensor]:
     """The tensors that replace one parameter of the model.
 
-    Q of fused experts holds all experts' rows one after the other.  The native format stores them under the fused
-    parameter's own name; compressed-tensors per expert and projection, as the source has them.
+    Q of fused experts holds all experts' rows one after the other.  They are stored as the source
+    has them: fused under the parameter's own name, or per expert and projection.
     """
     parts = fmt.pack(Q)
     if kind != "experts":
@@ -19,7 +19,7 @@ def named_parts(skeleton: Skeleton, fmt: Format, parameter: str, kind: str, Q: Q
     experts = skeleton.model.get_parameter(parameter).shape[0]
     per_row = {c: t for c, t in parts.items() if c != "weight_shape"}
     stacked = {c: t.view(experts, -1, *t.shape[1:]) for c, t in per_row.items()}
-    if fmt.name == "native":
+    if fmt.name == "native" and parameter not in skeleton.converted:
         return {parameter + component.removeprefix("weight"): t for component, t in stacked.items()}
     named = dict(skeleton.stored_names(parameter, stacked))
     if "weight_shape" in parts:

@@ -19,7 +19,7 @@ CHECKPOINT = "checkpoint"  # the key under which `load` hands over the quantizat
 Batches = Iterable[Tensor] | Iterable[str]
 
 
-class HfQuantConfig(QuantizationConfigMixin):
+class HfQuantConfig(QuantizationConfigMixin):  # type: ignore[misc]
     """How a model is to be compressed while it is loaded, and afterwards how it was.
 
     recipe: a preset or shorthand (`"rtn-w4g64"`, `"gptq-w3g128"`), a YAML file, a dict or a `Recipe`.  Recipes

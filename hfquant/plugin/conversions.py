@@ -63,7 +63,7 @@ def _copies(converter: WeightConverter, parameters: Sequence[str], components: S
     return made
 
 
-class MergeShapes(ConversionOps):
+class MergeShapes(ConversionOps):  # type: ignore[misc]
     """(out, in) of each expert's projections -> [experts, 2] with the rows of the merged parameter."""
 
     def convert(
@@ -78,7 +78,7 @@ class MergeShapes(ConversionOps):
         return SplitShapes()
 
 
-class SplitShapes(ConversionOps):
+class SplitShapes(ConversionOps):  # type: ignore[misc]
     """The inverse: the projections that one parameter was merged from have equal shapes."""
 
     def convert(

@@ -13,7 +13,16 @@ from .config import CHECKPOINT, METHOD
 if TYPE_CHECKING:
     from transformers import PreTrainedConfig, PreTrainedModel
 
-HUB = ("cache_dir", "force_download", "local_files_only", "proxies", "revision", "subfolder", "token", "trust_remote_code")
+HUB = (
+    "cache_dir",
+    "force_download",
+    "local_files_only",
+    "proxies",
+    "revision",
+    "subfolder",
+    "token",
+    "trust_remote_code",
+)
 
 
 def load(model: str | Path, *, dequantize: bool = False, **kwargs: Any) -> "PreTrainedModel":
@@ -40,7 +49,7 @@ def load(model: str | Path, *, dequantize: bool = False, **kwargs: Any) -> "PreT
     stored.pop("dequantize", None)
     formats.parse(stored)
     config.quantization_config = {"quant_method": METHOD, CHECKPOINT: stored, "dequantize": dequantize}
-    loaded: "PreTrainedModel" = _model_class(config).from_pretrained(model, config=config, **kwargs)
+    loaded: PreTrainedModel = _model_class(config).from_pretrained(model, config=config, **kwargs)
     return loaded
 
 
@@ -56,5 +65,5 @@ def _model_class(config: "PreTrainedConfig") -> Any:
 
 def dequantize(model: "PreTrainedModel", dtype: Any = None) -> "PreTrainedModel":
     """Turn a compressed model into a dense one, in place, and return it.  dtype: the model's own by default."""
-    dense: "PreTrainedModel" = model.dequantize(dtype)
+    dense: PreTrainedModel = model.dequantize(dtype)
     return dense

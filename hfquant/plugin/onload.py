@@ -13,7 +13,6 @@ from ..runtime import experts
 from ..runtime.experts import QExperts
 from ..runtime.nn import Packed
 from ..runtime.swap import swap, tied_modules
-
 from ..tensors.formats import Format
 from ..tensors.layer import Layer, Quantized
 from .checkpoint import mark_initialized
@@ -23,14 +22,14 @@ if TYPE_CHECKING:
     from .quantizer import HfQuantizerForHfQuant
 
 
-class QuantizeOnLoad(ConversionOps):
+class QuantizeOnLoad(ConversionOps):  # type: ignore[misc]
     """{dense parameter: tensor} -> {component: tensor}, with packed modules put where the dense ones were."""
 
     def __init__(self, quantizer: "HfQuantizerForHfQuant") -> None:
         self.quantizer = quantizer
 
     @torch.no_grad()
-    def convert(  # type: ignore[override]
+    def convert(
         self, input_dict: Mapping[str, Any], *, model: nn.Module, missing_keys: set[str], **_: Any
     ) -> dict[str, Tensor]:
         loaded: dict[str, Tensor] = {}

@@ -6,7 +6,6 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import torch
-from torch import nn
 from transformers.core_model_loading import ConversionOps, WeightTransform
 from transformers.quantizers.base import HfQuantizer
 
@@ -36,7 +35,7 @@ class HfQuantizerForHfQuant(HfQuantizer):  # type: ignore[misc]
     def __init__(self, quantization_config: HfQuantConfig, **kwargs: Any) -> None:
         # a copy: what becomes of this model is no business of the next one loaded with the user's config
         super().__init__(copy.copy(quantization_config), **kwargs)
-        self.targets: dict[str, "Target"] = {}
+        self.targets: dict[str, Target] = {}
         self._scales: set[str] = set()
         if self.pre_quantized and self.quantization_config.wire is None:
             raise CheckpointError(
@@ -97,21 +96,21 @@ class HfQuantizerForHfQuant(HfQuantizer):  # type: ignore[misc]
 
     # -- loading
 
-    def _process_model_before_weight_loading(self, model: nn.Module, **kwargs: Any) -> nn.Module:
+    def _process_model_before_weight_loading(self, model: Any, **kwargs: Any) -> Any:
         if self.pre_quantized:
             self._prepare_packed(model, kwargs.get("checkpoint_files"))
         elif not self.quantization_config.recipe.needs_calibration:
             self._prepare_dense(model)
         return model
 
-    def _prepare_packed(self, model: nn.Module, files: Sequence[str] | None) -> None:
+    def _prepare_packed(self, model: Any, files: Sequence[str] | None) -> None:
         scale_dtype = stored_scale_dtype(files or (), self.fmt) or self.wire.scale_dtype
         self.quantization_config.wire = replace(self.wire, scale_dtype=scale_dtype)
         swap(model, self.wire)
         mark_initialized(model)
         self._scales = scale_leaves(model)
 
-    def _prepare_dense(self, model: nn.Module) -> None:
+    def _prepare_dense(self, model: Any) -> None:
         from ..compress.selection import select, wire_for
 
         recipe = self.quantization_config.recipe
@@ -119,19 +118,19 @@ class HfQuantizerForHfQuant(HfQuantizer):  # type: ignore[misc]
         self.quantization_config.stored_as(wire_for(self.targets, model, recipe, model.dtype))
         self._components()
 
-    def update_weight_conversions(self, conversions: list[WeightTransform], model: nn.Module) -> list[WeightTransform]:
+    def update_weight_conversions(self, conversions: list[WeightTransform], model: Any) -> list[WeightTransform]:
         """Conversions for every component of fused experts that are packed."""
         names = self.serialized_names.get("weight", [])
         return companions(conversions, model, names, used=not self.pre_quantized)
 
-    def param_needs_quantization(self, model: nn.Module, param_name: str, **_: Any) -> bool:
+    def param_needs_quantization(self, model: Any, param_name: str, **_: Any) -> bool:
         """Only ever true for dense checkpoints: it also switches transformers' shape check off."""
         return param_name in self.targets
 
     def get_quantize_ops(self) -> ConversionOps:
         return QuantizeOnLoad(self)
 
-    def _process_model_after_weight_loading(self, model: nn.Module, **_: Any) -> nn.Module:
+    def _process_model_after_weight_loading(self, model: Any, **_: Any) -> Any:
         if not self.pre_quantized and self.quantization_config.recipe.needs_calibration:
             from .calibrated import compress_loaded
 
@@ -147,7 +146,7 @@ class HfQuantizerForHfQuant(HfQuantizer):  # type: ignore[misc]
 
     # -- afterwards
 
-    def _dequantize(self, model: nn.Module, dtype: torch.dtype | None = None) -> nn.Module:
+    def _dequantize(self, model: Any, dtype: torch.dtype | None = None) -> Any:
         dequantize_(model, dtype or model.dtype)
         return model
 

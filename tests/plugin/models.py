@@ -10,12 +10,15 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
+from hfquant.model.texts import packaged
 from hfquant.runtime.experts import QExperts
 from hfquant.runtime.nn import Packed
-from tests.families import FAMILIES, inputs, tokens
+from tests.families import FAMILIES, byte_tokenizer, inputs
 
 MATRIX = ("llama", "llama-tied", "gpt2", "opt", "t5", "flan-t5", "bart", "mixtral", "qwen3_moe")
-IDS = tokens()[:24].view(2, 12)
+TEXT = packaged("evaluation")[:4000]
+TOKENS = torch.tensor(byte_tokenizer()(TEXT, verbose=False)["input_ids"])
+IDS = TOKENS[:24].view(2, 12)
 
 
 def load_with_transformers(family: str, folder: Path, **kwargs: Any) -> PreTrainedModel:

@@ -8,12 +8,12 @@ import torch
 
 from hfquant.errors import CalibrationError, ResourceError
 from hfquant.plugin import HfQuantConfig, load
-from tests.families import TEXT, byte_tokenizer, linears, tokens
+from tests.families import byte_tokenizer, linears
 
-from .models import load_with_transformers, logits, packed, quantization_config, relative
+from .models import TEXT, TOKENS, load_with_transformers, logits, packed, quantization_config, relative
 
 Dense = Callable[[str], Path]
-WINDOWS = tokens()[: 8 * 64].view(8, 64)
+WINDOWS = TOKENS[: 8 * 64].view(8, 64)
 
 
 def request(format: str = "auto", grid: str = "w4g32", **more: object) -> HfQuantConfig:
@@ -52,7 +52,7 @@ def test_calibration_makes_a_difference_and_is_not_copied(dense: Dense) -> None:
 
 @pytest.mark.parametrize("source", ["default", "texts", "file", "self"])
 def test_where_the_text_comes_from(source: str, dense: Dense, tmp_path: Path) -> None:
-    text = TEXT.read_text("utf-8")[:4000]
+    text = TEXT
     (tmp_path / "text.txt").write_text(text, "utf-8")
     given = {"default": None, "texts": [text[:2000], text[2000:]], "file": tmp_path / "text.txt", "self": "self"}
     config = request(calibration=given[source], samples=4, seq_len=32)
@@ -66,7 +66,7 @@ def test_the_users_tokenizer_is_used(dense: Dense, tmp_path: Path) -> None:
     bare.mkdir()
     for name in ("config.json", "model.safetensors"):
         (bare / name).write_bytes((dense("llama") / name).read_bytes())
-    config = request(calibration=[TEXT.read_text("utf-8")[:2000]], samples=4, seq_len=32, tokenizer=byte_tokenizer())
+    config = request(calibration=[TEXT[:2000]], samples=4, seq_len=32, tokenizer=byte_tokenizer())
     assert packed(load_with_transformers("llama", bare, quantization_config=config))
 
 

@@ -110,7 +110,9 @@ def test_another_quantization_is_named(make: Make, tmp_path: Path) -> None:
         load(tmp_path / "a")
 
 
-@pytest.mark.parametrize("lost", ["mlp.up_proj.weight_scale", "mlp.up_proj.weight", "self_attn.q_proj.weight_zero_point"])
+@pytest.mark.parametrize(
+    "lost", ["mlp.up_proj.weight_scale", "mlp.up_proj.weight", "self_attn.q_proj.weight_zero_point"]
+)
 def test_a_missing_tensor_is_an_error(lost: str, make: Make, tmp_path: Path) -> None:
     name = f"model.layers.1.{lost}"
     folder = edited(make("llama"), tmp_path / "a", lambda tensors: drop(tensors, name))
