@@ -1,0 +1,183 @@
+"""Decode speed of compressed models against the bfloat16 original, at batch 1 on this machine's CPU.
+
+    python benchmarks/decode.py MODEL [MODEL ...] [--quick]
+
+Every variant (2..8 bits, groups of 64, 128 and whole rows, symmetric and not) is rounded to nearest in memory.
+The original and the variant then decode the same tokens in turns, several rounds of each in one process; the
+ratio is the median over the rounds of compressed time / original time, so that whatever else the machine does
+hits both.  "cpu" is the processor time of the process, "wall" the clock.  Embeddings and the head stay bfloat16.
+
+Writes results/decode.json and results/decode.md next to this file.
+"""
+
+import argparse
+import json
+import os
+import platform
+import statistics
+import time
+from collections.abc import Callable, Iterator
+from itertools import product
+from pathlib import Path
+from typing import Any
+
+import torch
+import transformers
+from torch import Tensor, nn
+from transformers import AutoModelForCausalLM, PreTrainedModel
+
+from hfquant.runtime import cache
+from hfquant.runtime.nn import QLinear
+from hfquant.tensors import formats
+from hfquant.tensors.grid import Grid
+from hfquant.tensors.layer import Quantized
+
+RESULTS = Path(__file__).parent / "results"
+
+
+def linears(model: PreTrainedModel) -> dict[str, nn.Linear]:
+    """The linear layers a recipe compresses by default: all but the head."""
+    head = model.get_output_embeddings()
+    return {n: m for n, m in model.named_modules() if isinstance(m, nn.Linear) and m is not head}
+
+
+def compress(layer: nn.Linear, grid: Grid) -> QLinear:
+    W = layer.weight.detach().float()
+    scale, zero = grid.fit(W)
+    Q = Quantized(codes=grid.encode(W, scale, zero), scale=scale, zero_point=zero, grid=grid)
+    return QLinear.from_quantized(Q, layer.bias, formats.load("native"), layer.weight.dtype)
+
+
+def install(model: PreTrainedModel, layers: dict[str, nn.Linear] | dict[str, QLinear]) -> None:
+    for name, layer in layers.items():
+        model.set_submodule(name, layer)
+
+
+@torch.no_grad()
+def decode(model: PreTrainedModel, prompt: Tensor, following: Tensor) -> dict[str, float]:
+    """Seconds for the prompt and, per token, for feeding `following` one by one (the tokens are given, so
+    that every variant does the same work)."""
+    start = _clocks()
+    cached = model(prompt, use_cache=True).past_key_values
+    middle = _clocks()
+    for token in following.split(1, 1):
+        cached = model(token, past_key_values=cached, use_cache=True).past_key_values
+    end, tokens = _clocks(), following.shape[1]
+    return {
+        "cpu": (end[0] - middle[0]) / tokens,
+        "wall": (end[1] - middle[1]) / tokens,
+        "prompt_cpu": middle[0] - start[0],
+    }
+
+
+def _clocks() -> tuple[float, float]:
+    return time.process_time(), time.perf_counter()
+
+
+def compare(
+    model: PreTrainedModel, original: dict[str, nn.Linear], grid: Grid, run: Callable[[], dict[str, float]], rounds: int
+) -> dict[str, Any]:
+    """One row of the table: a variant against the original, in turns."""
+    compressed = {name: compress(layer, grid) for name, layer in original.items()}
+    timings: dict[str, list[dict[str, float]]] = {"original": [], "compressed": []}
+    for turn in range(rounds + 1):  # the first turn warms up: packs are made, pages touched
+        for key, layers in (("original", original), ("compressed", compressed)):
+            install(model, layers)
+            timing = run()
+            if turn:
+                timings[key].append(timing)
+    row: dict[str, Any] = {"grid": str(grid), "bits": grid.bits, "group_size": grid.group_size}
+    row["symmetric"] = grid.symmetric
+    for clock in ("cpu", "wall", "prompt_cpu"):
+        before = [t[clock] for t in timings["original"]]
+        after = [t[clock] for t in timings["compressed"]]
+        row[f"{clock}_ratio"] = statistics.median(b / a for a, b in zip(before, after, strict=True))
+        row[f"{clock}_seconds"] = {"original": before, "compressed": after}
+    row["tokens_per_second"] = {k: 1 / min(t["wall"] for t in timings[k]) for k in timings}
+    row["bytes"] = {
+        "original": sum(layer.weight.nbytes for layer in original.values()),
+        "packed": sum(part.nbytes for layer in compressed.values() for part in layer.parts),
+        "kernel": cache.size(),
+    }
+    install(model, original)
+    return row
+
+
+def hardware() -> dict[str, Any]:
+    name = platform.processor()
+    if Path("/proc/cpuinfo").exists():
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+        name = next((line.split(":")[1].strip() for line in lines if line.startswith("model name")), name)
+    load = os.getloadavg()[0] if hasattr(os, "getloadavg") else None
+    capability = torch.backends.cpu.get_cpu_capability()
+    return {"cpu": name, "cores": os.cpu_count(), "capability": capability, "load_at_start": load}
+
+
+def variants(quick: bool) -> Iterator[Grid]:
+    for bits, group_size, symmetric in product(range(2, 9), (64, 128, -1), (True, False)):
+        if not quick or (group_size == 64 and symmetric) or bits == 4:
+            yield Grid(bits, group_size, symmetric)
+
+
+def table(document: dict[str, Any]) -> str:
+    settings, machine = document["settings"], document["hardware"]
+    lines = [
+        "# Decode at batch 1: compressed / bfloat16 (below 1 is faster)",
+        "",
+        f"{machine['cpu']}, {machine['cores']} cores, {machine['capability']}, load {machine['load_at_start']:.1f} "
+        f"at the start; {settings['threads']} thread(s), torch {document['versions']['torch']}, "
+        f"transformers {document['versions']['transformers']}.  Prompt {settings['prompt']} tokens, "
+        f"{settings['tokens']} decoded, median of {settings['rounds']} interleaved rounds.  "
+        "Ratios are of processor time unless it says wall; tokens/s are of the best round, by the wall clock.",
+    ]
+    for model in document["models"]:
+        lines += ["", f"## {model['model']}", ""]
+        lines += ["| grid | ratio | wall ratio | tokens/s | original | prompt ratio | MB packed + kernel (bf16) |"]
+        lines += ["|---|---|---|---|---|---|---|"]
+        for row in model["rows"]:
+            speed, size = row["tokens_per_second"], {k: v / 1e6 for k, v in row["bytes"].items()}
+            lines.append(
+                f"| {row['grid']} | {row['cpu_ratio']:.2f} | {row['wall_ratio']:.2f} "
+                f"| {speed['compressed']:.1f} | {speed['original']:.1f} | {row['prompt_cpu_ratio']:.2f} "
+                f"| {size['packed']:.0f} + {size['kernel']:.0f} ({size['original']:.0f}) |"
+            )
+    return "\n".join(lines) + "\n"
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("models", nargs="+", metavar="MODEL")
+    parser.add_argument("--quick", action="store_true", help="every width at group 64, everything at 4 bits")
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--tokens", type=int, default=16)
+    parser.add_argument("--prompt", type=int, default=32)
+    parser.add_argument("--threads", type=int, default=1, help="1 is what a busy machine can measure")
+    parser.add_argument("--out", type=Path, default=RESULTS)
+    args = parser.parse_args()
+    torch.set_num_threads(args.threads)
+    document: dict[str, Any] = {
+        "hardware": hardware(),
+        "versions": {"torch": torch.__version__, "transformers": transformers.__version__},
+        "settings": {k: getattr(args, k) for k in ("threads", "rounds", "tokens", "prompt")} | {"batch": 1},
+        "models": [],
+    }
+    for path in args.models:
+        model = AutoModelForCausalLM.from_pretrained(path, dtype=torch.bfloat16).eval()
+        generator = torch.Generator().manual_seed(0)
+        ids = torch.randint(0, model.config.vocab_size, (1, args.prompt + args.tokens), generator=generator)
+        original, rows = linears(model), []
+        document["models"].append({"model": Path(path).name, "rows": rows})
+
+        def run(model: PreTrainedModel = model, ids: Tensor = ids) -> dict[str, float]:
+            return decode(model, ids[:, : args.prompt], ids[:, args.prompt :])
+
+        for grid in variants(args.quick):
+            rows.append(compare(model, original, grid, run, args.rounds))
+            print(f"{Path(path).name} {grid}: {rows[-1]['cpu_ratio']:.2f}", flush=True)
+            args.out.mkdir(parents=True, exist_ok=True)
+            (args.out / "decode.json").write_text(json.dumps(document, indent=1) + "\n")
+            (args.out / "decode.md").write_text(table(document))
+
+
+if __name__ == "__main__":
+    main()
