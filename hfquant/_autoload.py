@@ -40,6 +40,9 @@ class _Waiting(MetaPathFinder):
 
 
 def _register() -> None:
+    plugin = sys.modules.get(f"{__package__}.plugin")
+    if plugin is not None and getattr(plugin.__spec__, "_initializing", False):
+        return  # it was imported first, is what imports the registry, and registers itself when it is complete
     from .plugin import register
 
     register()

@@ -91,6 +91,24 @@ def test_written_by_another_and_read_by_us(format: str, dense: Callable[[str], P
     assert (tmp_path / "a/model.safetensors").read_bytes() == (tmp_path / "b/model.safetensors").read_bytes()
 
 
+def test_patterns_of_modules_left_dense(make: Make, dense: Callable[[str], Path], tmp_path: Path) -> None:
+    """llm-compressor writes regular expressions."""
+    names = [n for n in stored(dense("llama")) if n.endswith("down_proj.weight")]
+
+    def change(tensors: dict[str, torch.Tensor]) -> None:
+        for name in names:
+            for component in ("packed", "scale", "shape"):
+                del tensors[f"{name}_{component}"]
+            tensors[name] = stored(dense("llama"))[name]
+
+    folder = edited(make("llama", "compressed_tensors"), tmp_path / "a", change)
+    config = json.loads((folder / "config.json").read_text("utf-8"))
+    config["quantization_config"]["ignore"] = ["lm_head", r"re:.*\.mlp\.down_proj$"]
+    (folder / "config.json").write_text(json.dumps(config), "utf-8")
+    assert not [n for n in packed(load(folder)) if n.endswith("down_proj")]
+    assert [n for n in packed(load(folder)) if n.endswith("up_proj")]
+
+
 def test_lazily_exported() -> None:
     assert hfquant.load is load
     assert hfquant.HfQuantConfig is HfQuantConfig
@@ -238,7 +256,6 @@ def test_experts_come_back_the_same(family: str, format: str, make: Make, tmp_pa
 
 
 def test_stock_transformers_asks_for_the_package_of_a_standard_format(make: Make) -> None:
-    pytest.importorskip("transformers")
     from transformers.utils import is_compressed_tensors_available
 
     if is_compressed_tensors_available():

@@ -45,7 +45,7 @@ def test_compressed_on_load_saved_and_loaded_again(family: str, dense: Dense, tm
     assert packed(model) == {re.sub(r"experts\..*", "experts", name) for name in linears(family)}
     first = logits(model)
     # a router of random experts may decide otherwise for a token
-    assert 0 < relative(first, logits(original)) < (0.1 if "moe" in family else 0.02)
+    assert 0 < relative(first, logits(original)) < (0.25 if family in ("mixtral", "qwen3_moe") else 0.05)
     assert model.get_memory_footprint() < original.get_memory_footprint()
 
     model.save_pretrained(tmp_path / "a")
@@ -162,7 +162,7 @@ def test_embeddings_stored_once_and_used_twice(family: str, dense: Dense, tmp_pa
     table, head = model.get_input_embeddings(), model.get_output_embeddings()
     assert all(table._parameters[c] is head._parameters[c] for c in table.components)
     first = logits(model)
-    assert relative(first, logits(load_with_transformers(family, dense(family)))) < 0.03
+    assert relative(first, logits(load_with_transformers(family, dense(family)))) < 0.05
     model.save_pretrained(tmp_path)
     again = load_with_transformers(family, tmp_path)
     table, head = again.get_input_embeddings(), again.get_output_embeddings()

@@ -5,6 +5,7 @@ that satisfies the protocol below; adding one touches nothing else.
 """
 
 import importlib
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from difflib import get_close_matches
@@ -45,12 +46,19 @@ class Wire:
         """
         if module in self.layers:
             return self.layers[module]
-        if any(fnmatchcase(module, pattern) for pattern in self.ignore):
+        if any(_ignores(pattern, module) for pattern in self.ignore):
             return None
         return next(
             (grid for pattern, grid in self.layers.items() if "*" in pattern and fnmatchcase(module, pattern)),
             None,
         )
+
+
+def _ignores(pattern: str, module: str) -> bool:
+    """A name, a glob, or, as compressed-tensors writes it, `re:` and a regular expression for the name's start."""
+    if pattern.startswith("re:"):
+        return re.match(pattern.removeprefix("re:"), module) is not None
+    return fnmatchcase(module, pattern)
 
 
 class Format(Protocol):
