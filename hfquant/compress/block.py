@@ -100,7 +100,7 @@ def _finish(
     by_grid: dict[Grid, list[Weight]] = {}
     for member in members:
         by_grid.setdefault(work.grids[member], []).append(member)
-    H, C = (statistics[0].H, statistics[0].cross) if statistics else (None, None)
+    H, C = (statistics[0].H, statistics[0].C) if statistics else (None, None)
     for grid, same in by_grid.items():
         start = time.perf_counter()
         tall = Layer(name=same[0].name, W=torch.cat([masters[w].float() for w in same]), H=H, C=C, notes=notes)

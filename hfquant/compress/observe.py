@@ -2,12 +2,10 @@
 
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
 import torch
-from scipy.linalg.blas import ssyrk
 from torch import Tensor, nn
 from torch.nn.functional import linear
 
@@ -15,6 +13,8 @@ from ..model.blocks import Weight
 from .activations import Stream
 from .calls import Reached
 from .streaming import Passage
+
+PANELS = 8
 
 
 @dataclass(frozen=True)
@@ -41,41 +41,46 @@ class Statistics:
 
     in_features: int
     tokens: int = 0
-    C: Tensor | None = None
-    _triangle: Any = field(default=None, repr=False)
-    _on_device: Tensor | None = None
+    _sum: Tensor | None = None  # the lower triangle of Σ x xᵀ, in panels
+    _cross: Tensor | None = None
 
     def add(self, x: Tensor, original: Tensor | None = None) -> None:
         """x [tokens, in]"""
         x = x.float()
         self.tokens += x.shape[0]
-        if x.device.type == "cpu":
-            if self._triangle is None:
-                self._triangle = np.zeros((self.in_features, self.in_features), np.float32, order="F")
-            # a symmetric rank-k update: half the arithmetic of a product, exact in float32
-            self._triangle = ssyrk(1.0, x.numpy().T, beta=1.0, c=self._triangle, overwrite_c=1)
-        else:
-            if self._on_device is None:
-                self._on_device = torch.zeros(self.in_features, self.in_features, device=x.device)
-            self._on_device.addmm_(x.T, x)
+        if self._sum is None:
+            self._sum = torch.zeros(self.in_features, self.in_features, device=x.device)
+        add_gram(self._sum, x)
         if original is not None:
-            if self.C is None:
-                self.C = torch.zeros(self.in_features, self.in_features, device=x.device)
-            self.C.addmm_(original.float().T, x)
+            if self._cross is None:
+                self._cross = torch.zeros_like(self._sum)
+            self._cross.addmm_(original.float().T, x)
 
     @property
     def H(self) -> Tensor | None:
         """Mean over tokens times two, as in the GPTQ paper; None if no token came."""
-        if not self.tokens:
+        if self._sum is None or not self.tokens:
             return None
-        if self._on_device is not None:
-            return (self._on_device * (2 / self.tokens)).cpu()
-        upper = torch.from_numpy(np.triu(self._triangle))
-        return (upper + upper.triu(1).T).mul_(2 / self.tokens)
+        lower = self._sum.tril()
+        return (lower + lower.tril(-1).T).mul_(2 / self.tokens).cpu()
 
     @property
-    def cross(self) -> Tensor | None:
-        return None if self.C is None else (self.C * (2 / self.tokens)).cpu()
+    def C(self) -> Tensor | None:
+        """Scaled as H; None where only one stream was run."""
+        return None if self._cross is None else (self._cross * (2 / self.tokens)).cpu()
+
+
+def add_gram(H: Tensor, x: Tensor) -> None:
+    """H += xᵀx, in float32, on and below the diagonal.  x [tokens, in]
+
+    A symmetric update in panels: half the arithmetic of the whole product, on torch's own threads.  (A BLAS of its own
+    would bring a second pool of threads, which on few cores spin against torch's.)
+    """
+    n = x.shape[1]
+    panel = max(64, -(-n // PANELS))
+    for a in range(0, n, panel):
+        b = min(a + panel, n)
+        H[a:, a:b].addmm_(x[:, a:].T, x[:, a:b])
 
 
 def discover(block: nn.Module, passage: Passage, index: int, weights: Sequence[Weight]) -> list[Group]:
@@ -123,7 +128,11 @@ def observe(
         beside: dict[str, Tensor] = {}
         if original is not None:
             module, stream = original
-            with _watch(module, groups, lambda g, x: beside.__setitem__(g.leader, _flat(_input(*x)))):
+
+            def note(group: Group, call: Any, beside: dict[str, Tensor] = beside) -> None:
+                beside[group.leader] = _flat(_input(*call))
+
+            with _watch(module, groups, note):
                 _run_until_reached(module, passage.arguments(index, batch, stream))
 
         def add(group: Group, call: tuple[tuple[Any, ...], dict[str, Any]], beside: dict[str, Tensor] = beside) -> None:

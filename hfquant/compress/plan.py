@@ -199,7 +199,8 @@ def _tokens(source: Source, recipe: Recipe, model: Any) -> Tensor | None:
     tokens = token_batches(c.source, tokenizer, samples=c.samples, seq_len=c.seq_len, seed=c.seed)
     if int(tokens.max()) >= vocabulary(source.config) or int(tokens.min()) < 0:
         raise CalibrationError(
-            f"the calibration tokens reach {int(tokens.max())}, the model's vocabulary ends at {vocabulary(source.config)}",
+            f"the calibration tokens reach {int(tokens.max())}, "
+            f"the model's vocabulary ends at {vocabulary(source.config)}",
             "the tokenizer does not belong to this model",
         )
     return tokens

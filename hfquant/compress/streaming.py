@@ -96,7 +96,7 @@ class Streamer:
         """After all passages: the model's logits, batch by batch [n, seq, vocabulary]."""
         self.skeleton.load(self._outside)
         for at, n in self.batches:
-            with stubbed(self.skeleton.model, self._replay(at, n), list(self.stacks.values())):
+            with stubbed(self.skeleton.model, self.replay(at, n), list(self.stacks.values())):
                 yield self._call(at, n).logits
         self.skeleton.drop(self._outside)
 
@@ -105,36 +105,22 @@ class Streamer:
         self.skeleton.load(self._outside)
         found: Passage | None = None
         for at, n in self.batches:
-            recorded: list[tuple[tuple[Any, ...], dict[str, Any]]] = []
-            replay = self._replay(at, n)
-
-            def stub(name: str, i: int, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-                nonlocal found
-                if name in self.finished:
-                    return replay(name, i, args, kwargs)
-                x = first_tensor(args, kwargs)
-                if found is None:
-                    found = self._begin(name, x, args, kwargs)
-                recorded.append((args, kwargs))
-                if i == 0:
-                    found.stream.write(at, x)
-                if i == len(found.stack.blocks) - 1:
-                    raise Reached
-                return like(found.output, x)
-
-            with stubbed(self.skeleton.model, stub, list(self.stacks.values())):
+            recording = _Recording(self, at, n, found)
+            with stubbed(self.skeleton.model, recording, list(self.stacks.values())):
                 try:
                     self._call(at, n)
                 except Reached:
                     pass
                 else:
                     break
+            found = recording.passage
             if found is not None:
-                found.calls.add(recorded)
+                found.calls.add(recording.calls)
         self.skeleton.drop(self._outside)
         return found
 
-    def _begin(self, name: str, x: Tensor, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Passage:
+    def begin(self, name: str, x: Tensor, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Passage:
+        """A passage through the stack of that name, whose first block is about to be called with x."""
         stack = self.stacks[name]
         calls = Calls(self.folder / f"{name}.calls")
         stream = Stream(
@@ -150,7 +136,7 @@ class Streamer:
             raise SourceError(f"the blocks of {name} change the shape of the hidden state; hfquant cannot stream them")
         return Passage(stack, calls, stream, self.batches, output, self.device)
 
-    def _replay(self, at: int, n: int) -> Callable[[str, int, tuple[Any, ...], dict[str, Any]], Any]:
+    def replay(self, at: int, n: int) -> Callable[[str, int, tuple[Any, ...], dict[str, Any]], Any]:
         """A stub for finished stacks: the last block returns the stored result, the others what they were given."""
 
         def stub(name: str, i: int, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
@@ -166,3 +152,25 @@ class Streamer:
             **{k: v.to(self.skeleton.dtype) if v.is_floating_point() else v for k, v in inputs.items()},
             use_cache=False,
         )
+
+
+class _Recording:
+    """The stub of one capturing run: notes every call of the stack being captured, then leaves the model."""
+
+    def __init__(self, streamer: Streamer, at: int, n: int, passage: Passage | None) -> None:
+        self.streamer, self.at, self.passage = streamer, at, passage
+        self.replay = streamer.replay(at, n)
+        self.calls: list[tuple[tuple[Any, ...], dict[str, Any]]] = []
+
+    def __call__(self, name: str, i: int, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        if name in self.streamer.finished:
+            return self.replay(name, i, args, kwargs)
+        x = first_tensor(args, kwargs)
+        if self.passage is None:
+            self.passage = self.streamer.begin(name, x, args, kwargs)
+        self.calls.append((args, kwargs))
+        if i == 0:
+            self.passage.stream.write(self.at, x)
+        if i == len(self.passage.stack.blocks) - 1:
+            raise Reached
+        return like(self.passage.output, x)

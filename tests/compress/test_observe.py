@@ -75,8 +75,8 @@ def test_C_is_H_when_nothing_was_compressed(built: Callable[[str], Path], tmp_pa
     beside: Stream = passage.stream
     for s in observe(block, passage, 0, found, (block, beside)).values():
         assert s.H is not None
-        assert s.cross is not None
-        torch.testing.assert_close(s.H, s.cross, rtol=1e-4, atol=1e-5)
+        assert s.C is not None
+        torch.testing.assert_close(s.H, s.C, rtol=1e-4, atol=1e-5)
 
 
 @torch.no_grad()

@@ -1,0 +1,103 @@
+"""Peak memory of compression against depth: a model of L identical blocks needs what one block needs.
+
+    python benchmarks/flat_memory.py [--gigabytes 3] [--limit 2GB] [--out benchmarks/results/flat_memory]
+
+Builds two Llama-type models with random bfloat16 weights, 8 blocks and as many as make the given size, writes
+them shard by shard, and compresses each in a process of its own; the large one under RLIMIT_DATA, so that the
+system, not this script, enforces the limit.
+"""
+
+import argparse
+import json
+import shutil
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+import torch
+
+from hfquant.measure.machine import hardware, versions
+from hfquant.tensors.shards import Entry, write_checkpoint
+
+WIDTH, INNER, HEADS, VOCABULARY = 1024, 4096, 16, 2048
+CHILD = """
+import resource, sys
+if int(sys.argv[4]):
+    resource.setrlimit(resource.RLIMIT_DATA, (int(sys.argv[4]),) * 2)
+from hfquant.compress import compress
+from hfquant.measure.machine import peak_memory
+for _ in compress(sys.argv[1], sys.argv[3], sys.argv[2], calibration=sys.argv[1] + "/tokens.npy", samples=16, seq_len=256):
+    pass
+print(peak_memory())
+"""
+
+
+def build(folder: Path, blocks: int) -> int:
+    """-> bytes of weights"""
+    import numpy as np
+    from transformers import AutoModelForCausalLM, LlamaConfig
+
+    folder.mkdir(parents=True)
+    config = LlamaConfig(
+        hidden_size=WIDTH, intermediate_size=INNER, num_hidden_layers=blocks, num_attention_heads=HEADS,
+        vocab_size=VOCABULARY, dtype="bfloat16", tie_word_embeddings=True,
+    )  # fmt: skip
+    config.architectures = ["LlamaForCausalLM"]
+    config.save_pretrained(folder)
+    with torch.device("meta"):
+        shapes = {n: tuple(p.shape) for n, p in AutoModelForCausalLM.from_config(config).named_parameters()}
+
+    def make(shape: tuple[int, ...]) -> torch.Tensor:
+        return torch.ones(shape, dtype=torch.bfloat16) if len(shape) == 1 else torch.randn(shape).mul_(0.02).bfloat16()
+
+    torch.manual_seed(0)
+    plan = [Entry(n, s, torch.bfloat16, lambda s=s: make(s)) for n, s in shapes.items() if n != "lm_head.weight"]
+    write_checkpoint(folder, plan, max_shard_size=500_000_000)
+    np.save(folder / "tokens.npy", np.random.default_rng(0).integers(0, VOCABULARY, 16 * 256 + 1))
+    return sum(e.nbytes for e in plan)
+
+
+def run(folder: Path, recipe: str, limit: int) -> int:
+    out = folder.with_name(folder.name + ".out")
+    command = [sys.executable, "-c", CHILD, str(folder), str(out), recipe, str(limit)]
+    done = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True)
+    shutil.rmtree(out)
+    return int(done.stdout.split()[-1])
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--gigabytes", type=float, default=3.2)
+    parser.add_argument("--limit", type=float, default=2.0, help="GB of data memory for the large model")
+    parser.add_argument("--recipe", default="gptq-w4g64")
+    parser.add_argument("--out", type=Path)
+    args = parser.parse_args()
+    per_block = 2 * (4 * WIDTH * WIDTH + 3 * WIDTH * INNER)
+    deep = max(64, round(args.gigabytes * 1e9 / per_block))
+    rows = []
+    with tempfile.TemporaryDirectory(prefix="flat-") as work:
+        for blocks, limit in ((8, 0), (deep, int(args.limit * 1e9))):
+            size = build(Path(work) / str(blocks), blocks)
+            peak = run(Path(work) / str(blocks), args.recipe, limit)
+            shutil.rmtree(Path(work) / str(blocks))
+            rows.append(
+                {
+                    "blocks": blocks,
+                    "model_GB": round(size / 1e9, 2),
+                    "limit_GB": limit / 1e9 or None,
+                    "peak_MB": round(peak / 1e6),
+                }
+            )
+            print(rows[-1], flush=True)
+    ratio = rows[1]["peak_MB"] / rows[0]["peak_MB"]
+    print(f"peak of {deep} blocks / peak of 8 blocks = {ratio:.3f}")
+    if args.out:
+        document = {"recipe": args.recipe, "calibration": "16 x 256 random tokens", "rows": rows, "ratio": round(ratio, 3),
+                    "hardware": hardware(), "versions": versions()}  # fmt: skip
+        args.out.parent.mkdir(parents=True, exist_ok=True)
+        args.out.with_suffix(".json").write_text(json.dumps(document, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    main()
