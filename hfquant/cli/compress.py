@@ -10,7 +10,7 @@ import typer
 from ..errors import ResourceError
 from . import engine
 from .arguments import Json, Set, size
-from .output import complain, log, print_facts, print_json
+from .output import busy, complain, log, print_facts, print_json
 from .progress import Tally, progress
 from .summary import estimate, result
 
@@ -33,9 +33,7 @@ def compress(
             show_default=False,
         ),
     ],
-    out: Annotated[
-        Path, typer.Option("--out", "-o", metavar="DIR", help="Where the result goes.", show_default=False)
-    ],
+    out: Annotated[Path, typer.Option("--out", "-o", metavar="DIR", help="Where the result goes.", show_default=False)],
     changes: Set = None,
     calibration: Annotated[
         str | None,
@@ -51,9 +49,7 @@ def compress(
     seq_len: Annotated[
         int | None, typer.Option(min=8, metavar="L", help="Tokens in each of them.", show_default="recipe's")
     ] = None,
-    seed: Annotated[
-        int | None, typer.Option(min=0, metavar="S", help="Chooses them.", show_default="recipe's")
-    ] = None,
+    seed: Annotated[int | None, typer.Option(min=0, metavar="S", help="Chooses them.", show_default="recipe's")] = None,
     fresh: Annotated[
         bool, typer.Option("--fresh/--resume", help="Start again, or go on where an interrupted run stopped.")
     ] = False,
@@ -107,8 +103,8 @@ def _run(ctx: typer.Context, plan: "Plan") -> None:
 
 def _measure(ctx: typer.Context, plan: "Plan", model: str) -> dict[str, Any]:
     try:
-        log().print("reading the result back and comparing it with the original")
-        return engine.verify(plan.out, against=model)
+        with busy("reading the result back and comparing it with the original"):
+            return engine.verify(plan.out, against=model)
     except KeyboardInterrupt:
         complain(
             f"interrupted: `{plan.out}` is complete but not measured",

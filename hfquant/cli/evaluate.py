@@ -7,7 +7,7 @@ import typer
 
 from . import engine
 from .arguments import Folder, Json
-from .output import data, print_facts, print_json
+from .output import busy, data, print_facts, print_json
 from .summary import scores
 
 
@@ -15,15 +15,11 @@ def evaluate(
     folder: Folder,
     against: Annotated[
         str | None,
-        typer.Option(
-            metavar="MODEL", help="The original, if the report does not know it.", show_default=False
-        ),
+        typer.Option(metavar="MODEL", help="The original, if the report does not know it.", show_default=False),
     ] = None,
     text: Annotated[
         Path | None,
-        typer.Option(
-            metavar="FILE", help="Text to measure on.", exists=True, dir_okay=False, show_default="packaged"
-        ),
+        typer.Option(metavar="FILE", help="Text to measure on.", exists=True, dir_okay=False, show_default="packaged"),
     ] = None,
     windows: Annotated[int, typer.Option(min=1, metavar="N", help="How many windows of text.")] = 64,
     window_len: Annotated[int, typer.Option(min=8, metavar="L", help="Tokens in each window.")] = 512,
@@ -38,9 +34,8 @@ def evaluate(
     Exit code 3 says that the quality is below the recipe's gate.
     """
     engine.read_config(folder)
-    report = engine.verify(
-        folder, against=against, text=text, windows=windows, window_len=window_len, dtype=dtype
-    )
+    with busy("measuring"):
+        report = engine.verify(folder, against=against, text=text, windows=windows, window_len=window_len, dtype=dtype)
     if as_json:
         print_json({key: report.get(key) for key in ("evaluation", "sample", "gate")})
     else:

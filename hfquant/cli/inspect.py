@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING
 
 from . import engine
 from .arguments import Folder, Json
-from .output import print_json, print_table
+from .output import busy, print_json, print_table
 from .units import size
 
 if TYPE_CHECKING:
@@ -17,7 +17,8 @@ NUMBERS = ("bits", "group", "sparsity", "error", "size")
 def inspect(folder: Folder, as_json: Json = False) -> None:
     """Show every compressed layer: bits, group, share of zeros, output error, bytes."""
     stored = engine.read_config(folder)
-    rows = list(engine.inspect(folder))
+    with busy("reading the layers"):
+        rows = list(engine.inspect(folder))
     if as_json:
         total = {"layers": len(rows), "bytes": sum(row.bytes for row in rows)}
         print_json(

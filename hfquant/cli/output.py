@@ -1,8 +1,8 @@
 """What is printed, and where: data on stdout, the rest on stderr, plain text where it is not a terminal."""
 
 import json
-import sys
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 from rich import box
@@ -12,13 +12,25 @@ from rich.text import Text
 
 
 def data() -> Console:
-    """stdout.  Piped output is never wrapped or cut to a width."""
-    return Console(highlight=False, width=None if sys.stdout.isatty() else 10_000)
+    """stdout"""
+    return Console(highlight=False)
 
 
 def log() -> Console:
     """stderr"""
     return Console(stderr=True, highlight=False, soft_wrap=True)
+
+
+@contextmanager
+def busy(doing: str) -> Iterator[None]:
+    """Say what takes a while: with a spinner on a terminal, in a line elsewhere."""
+    console = log()
+    if console.is_terminal:
+        with console.status(doing):
+            yield
+    else:
+        console.print(doing)
+        yield
 
 
 def complain(message: str, hint: str | None = None) -> None:
@@ -45,25 +57,31 @@ def _finite(value: Any) -> Any:
     return value
 
 
-def print_facts(console: Console, facts: Mapping[str, str | None], title: str | None = None) -> None:
+def print_facts(console: Console, facts: Mapping[str, str | None]) -> None:
     """Names and values in two columns; a value of None is left out."""
-    table = Table(box=None, show_header=False, pad_edge=False, padding=(0, 2, 0, 0))
-    table.add_column(style="cyan", no_wrap=True)
-    table.add_column(overflow="fold")
-    for name, value in facts.items():
-        if value is not None:
-            table.add_row(name, Text(value))
-    if title:
-        console.print(Text(title, "bold"))
-    console.print(table, soft_wrap=False)
+    known = {name: value for name, value in facts.items() if value is not None}
+    width = max(map(len, known), default=0)
+    for name, value in known.items():
+        console.print(Text(name.ljust(width), "cyan"), Text(value), sep="  ", soft_wrap=True)
 
 
 def print_table(columns: Sequence[str], rows: Iterable[Sequence[str]], right: Sequence[str] = ()) -> None:
     """A table on stdout; `right` names the columns whose values are numbers."""
     console = data()
-    table = Table(box=box.SIMPLE_HEAD if console.is_terminal else None, pad_edge=False, header_style="bold")
+    if not console.is_terminal:
+        _print_plain([columns, *rows], [column in right for column in columns])
+        return
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, header_style="bold")
     for column in columns:
         table.add_column(column, justify="right" if column in right else "left", overflow="fold")
     for row in rows:
         table.add_row(*map(Text, row))
     console.print(table)
+
+
+def _print_plain(rows: Sequence[Sequence[str]], right: Sequence[bool]) -> None:
+    """Columns padded with spaces, for files and pipes."""
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    for row in rows:
+        cells = zip(row, widths, right, strict=True)
+        print("  ".join(cell.rjust(w) if number else cell.ljust(w) for cell, w, number in cells).rstrip())
