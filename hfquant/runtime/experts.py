@@ -106,7 +106,7 @@ class QExperts(nn.Module):
         x = self._project("gate_up_proj" if self.has_gate else "up_proj", x, expert)
         x = self._apply_gate(x) if self.has_gate else self.act_fn(x)
         x = self._project("down_proj", x, expert)
-        weighted = x * (top_k_weights.reshape(-1) * (expert < self.num_experts))[:, None]
+        weighted = x * top_k_weights.reshape(-1, 1)
         return weighted.view(tokens, k, -1).sum(1).to(hidden_states.dtype)
 
     def _project(self, param: str, x: Tensor, expert: Tensor) -> Tensor:
@@ -114,7 +114,8 @@ class QExperts(nn.Module):
         weight = self.fmt.name, grid.bits, grid.group_size, grid.symmetric, out_features
         y: Tensor = torch.ops.hfquant.experts(x, expert, self.parts(param), *weight)
         if self.has_bias:
-            y = y + getattr(self, f"{param}_bias")[expert.clamp(max=self.num_experts - 1)].to(y.dtype)
+            bias = getattr(self, f"{param}_bias")[expert.clamp(max=self.num_experts - 1)].to(y.dtype)
+            y = y + bias * (expert < self.num_experts)[:, None]
         return y
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:

@@ -68,14 +68,31 @@ def test_forward_is_the_dense_class(family: str, fmt: str, grid: Grid, dtype: to
         assert y.norm() > 0
 
 
-def test_a_sentinel_contributes_nothing() -> None:
+@pytest.mark.parametrize("has_bias", [False, True])
+def test_a_sentinel_contributes_nothing(has_bias: bool) -> None:
     _, experts = experts_of(model_of("mixtral"))
     source = copy.deepcopy(experts)
     swap_experts(experts, Grid(4, 32, True), formats.load("native"), torch.float16)
     fill(experts, source)
+    experts.has_bias = has_bias
+    experts.gate_up_proj_bias, experts.down_proj_bias = (nn.Parameter(torch.randn(4, n)) for n in (192, 64))
     x, weights = torch.randn(1, 64), torch.tensor([[0.5, 0.5]])
     alone = experts(x, torch.tensor([[1, 4]]), weights)
     torch.testing.assert_close(alone, experts(x, torch.tensor([[1]]), weights[:, :1]))
+
+
+def test_biases_are_added() -> None:
+    _, experts = experts_of(model_of("mixtral"))
+    source = copy.deepcopy(experts)
+    swap_experts(experts, Grid(8, 32, True), formats.load("native"), torch.float16)
+    fill(experts, source)
+    experts.has_bias = True
+    first, second = torch.randn(4, 192), torch.randn(4, 64)
+    experts.gate_up_proj_bias, experts.down_proj_bias = nn.Parameter(first), nn.Parameter(second)
+    x = torch.randn(1, 64)
+    gate, up = (x @ experts.dequantize("gate_up_proj", torch.float32)[2].T + first[2]).chunk(2, -1)
+    expected = (experts.act_fn(gate) * up) @ experts.dequantize("down_proj", torch.float32)[2].T + second[2]
+    torch.testing.assert_close(experts(x, torch.tensor([[2]]), torch.ones(1, 1)), expected)
 
 
 @pytest.mark.parametrize(
