@@ -181,7 +181,9 @@ class _Run:
         layers = [layer for layer in self.plan.layers.values() if layer.block == len(self.index)]
         if not layers or "ends" in self.finished:
             return
-        begun, rows, tensors = time.perf_counter(), [], {}
+        begun = time.perf_counter()
+        rows: list[dict[str, Any]] = []
+        tensors: dict[str, Tensor] = {}
         for layer in layers:
             done = compress_end(self.skeleton, layer.name, layer.grid, self.plan.wire.scale_dtype)
             tensors |= named_parts(self.skeleton, self.format, layer.name, layer.kind, done.Q)
@@ -229,7 +231,10 @@ class _Run:
                 "versions": versions(), "resumed": resumed,
                 "compute_dtype": str(self.skeleton.dtype).removeprefix("torch."),
             },
-            output={"bytes": sum((plan.out / f).stat().st_size for f in files if f.endswith(".safetensors")), "files": files},
+            output={
+                "bytes": sum((plan.out / f).stat().st_size for f in files if f.endswith(".safetensors")),
+                "files": files,
+            },
         )  # fmt: skip
 
 

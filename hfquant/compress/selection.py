@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import nn
@@ -61,7 +62,8 @@ def _ends(model: nn.Module) -> list[tuple[str, str, tuple[int, int]]]:
     """The same of the token embeddings, and of the head where it has a weight of its own."""
     found = []
     tied = getattr(model, "all_tied_weights_keys", {})
-    table, head = model.get_input_embeddings(), model.get_output_embeddings()
+    whole: Any = model
+    table, head = whole.get_input_embeddings(), whole.get_output_embeddings()
     for name, module in model.named_modules():
         parameter = f"{name}.weight"
         if parameter in tied:
