@@ -140,9 +140,7 @@ def test_refusals_name_the_layer_and_the_way_out(
 def test_native_refuses_nothing() -> None:
     native = formats.load("native")
     assert all(native.refuses(g, s, k) is None for g in GRIDS for s in SHAPES for k in formats.KINDS)
-    check(
-        "native", {"a": (Grid(3, 50, False), (5, 7), "conv1d"), "b": (Grid(7, -1, True), (5, 7), "embedding")}
-    )
+    check("native", {"a": (Grid(3, 50, False), (5, 7), "conv1d"), "b": (Grid(7, -1, True), (5, 7), "embedding")})
 
 
 def test_standard_formats_do_not_mix_grids() -> None:
@@ -174,9 +172,7 @@ CHOICES: list[tuple[str, list[tuple[Grid, tuple[int, int], str]]]] = [
 
 
 @pytest.mark.parametrize(("name", "layers"), CHOICES, ids=lambda x: x if isinstance(x, str) else str(x[0][0]))
-def test_choice_is_the_most_widely_loadable(
-    name: str, layers: list[tuple[Grid, tuple[int, int], str]]
-) -> None:
+def test_choice_is_the_most_widely_loadable(name: str, layers: list[tuple[Grid, tuple[int, int], str]]) -> None:
     named = {f"layer{i}": layer for i, layer in enumerate(layers)}
     assert choose(named) == name
     check(name, named)

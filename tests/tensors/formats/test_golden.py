@@ -86,9 +86,7 @@ def test_native(bits: int) -> None:
     assert list(parts) == ["weight", "weight_scale", "weight_zero_point"]
     assert parts["weight"].dtype == torch.int8
     assert parts["weight"].shape == (1, len(PLANES[bits]), 4)
-    assert parts["weight"].numpy().tobytes() == b"".join(
-        w.to_bytes(4, "little", signed=True) for w in PLANES[bits]
-    )
+    assert parts["weight"].numpy().tobytes() == b"".join(w.to_bytes(4, "little", signed=True) for w in PLANES[bits])
     assert parts["weight_scale"].view(torch.int16).tolist() == [[0x3F00, -0x4180]]  # 0.5 and -0.25 (0xBE80)
     assert parts["weight_zero_point"].tolist() == [[1, 0]]
 
@@ -161,9 +159,7 @@ def test_whole_layer(name: str) -> None:
 
 def test_native_config() -> None:
     """This is the `quantization_config` of published checkpoints: see the head of this file."""
-    wire = Wire(
-        format="native", layers={"a": Grid(3, 64, False), "b": Grid(4, -1, True)}, ignore=("lm_head",)
-    )
+    wire = Wire(format="native", layers={"a": Grid(3, 64, False), "b": Grid(4, -1, True)}, ignore=("lm_head",))
     assert load("native").config(wire) == {
         "quant_method": "hfquant",
         "format": "native",
