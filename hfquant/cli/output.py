@@ -5,9 +5,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
-from rich import box
 from rich.console import Console
-from rich.table import Table
 from rich.text import Text
 
 
@@ -66,22 +64,9 @@ def print_facts(console: Console, facts: Mapping[str, str | None]) -> None:
 
 
 def print_table(columns: Sequence[str], rows: Iterable[Sequence[str]], right: Sequence[str] = ()) -> None:
-    """A table on stdout; `right` names the columns whose values are numbers."""
-    console = data()
-    if not console.is_terminal:
-        _print_plain([columns, *rows], [column in right for column in columns])
-        return
-    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, header_style="bold")
-    for column in columns:
-        table.add_column(column, justify="right" if column in right else "left", overflow="fold")
-    for row in rows:
-        table.add_row(*map(Text, row))
-    console.print(table)
-
-
-def _print_plain(rows: Sequence[Sequence[str]], right: Sequence[bool]) -> None:
-    """Columns padded with spaces, for files and pipes."""
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    for row in rows:
-        cells = zip(row, widths, right, strict=True)
-        print("  ".join(cell.rjust(w) if number else cell.ljust(w) for cell, w, number in cells).rstrip())
+    """Columns on stdout, padded with blanks: for eyes and pipes alike.  `right` names those that hold numbers."""
+    cells = [list(columns), *map(list, rows)]
+    widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
+    for at, row in enumerate(cells):
+        said = (cell.rjust(w) if c in right else cell.ljust(w) for cell, w, c in zip(row, widths, columns, strict=True))
+        data().print(Text("  ".join(said).rstrip(), "" if at else "bold"), soft_wrap=True)
