@@ -36,12 +36,12 @@ def fill(model: nn.Module, dense: nn.Module) -> None:
 def bound(x: Tensor, Q: Quantized, y: Tensor, bias: Tensor | None = None) -> Tensor:
     """How far the 4-bit kernel's y = x Ŵᵀ (+ bias) may be from the exact one.  [tokens, out]
 
-    u = 2⁻⁸ is the largest relative error of rounding to bfloat16.  Scales are rounded: u Σ|x||Ŵ|.  At 4 bits so
-    is the offset s·(8 − z) of a group: u Σ|x||s·(8 − z)|.  The result is rounded, once more after the bias.  A
-    twentieth is added for products of these and for the float32 sums.
+    u = 2⁻⁸ is the largest relative error of rounding to bfloat16.  Scales are rounded: u Σ|x||Ŵ|.  At 4 bits
+    so is the offset s·(8 − z) of a group: u Σ|x||s·(8 − z)|.  An x that is not bfloat16 is rounded.  The result
+    is rounded, once more after the bias.  A twentieth is added for products of these and for the float32 sums.
     """
     u, columns = 2.0**-8, Q.shape[1]
-    size = Q.dequantize().double().abs()
+    size = Q.dequantize().double().abs() * (1 if x.dtype == torch.bfloat16 else 2)
     if Q.grid.bits == 4:
         size += (Q.grid.expand(Q.scale.double() * (8 - Q.zero_point.double()), columns)).abs()
     results = y.double().abs() + (0 if bias is None else (y - bias).double().abs())

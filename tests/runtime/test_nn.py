@@ -28,7 +28,7 @@ def grids(fmt: str, bits: int) -> list[tuple[Grid, tuple[int, int]]]:
 @pytest.mark.parametrize("bits", range(2, 9))
 @pytest.mark.parametrize("fmt", formats.NAMES)
 def test_forward_is_the_dense_layer_of_its_codes(fmt: str, bits: int) -> None:
-    """float32 and float16: exactly F.linear with the decoded weight.  bfloat16: within the kernel's bound."""
+    """float32, or many rows: exactly F.linear with the decoded weight.  Else: within the kernel's bound."""
     cases = grids(fmt, bits)
     assert cases or bits in (5, 6, 7)
     for grid, (out_features, in_features) in cases:
@@ -40,7 +40,7 @@ def test_forward_is_the_dense_layer_of_its_codes(fmt: str, bits: int) -> None:
                 y, b = layer(x), layer.bias
                 assert y.dtype == dtype
                 assert y.shape == (rows, out_features)
-                if dtype != torch.bfloat16 or rows == 70:
+                if dtype == torch.float32 or rows == 70:
                     assert torch.equal(y, F.linear(x, Q.dequantize().to(dtype), b)), (grid, dtype, rows)
                 else:
                     exact = F.linear(x.double(), Q.dequantize().double(), None if b is None else b.double())
