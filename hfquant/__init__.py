@@ -10,21 +10,30 @@ from typing import TYPE_CHECKING, Any
 from . import _autoload
 
 if TYPE_CHECKING:
+    from .compress.pipeline import compress as compress
+    from .compress.plan import plan as plan
     from .plugin import HfQuantConfig as HfQuantConfig
     from .plugin import dequantize as dequantize
     from .plugin import load as load
 
 __version__ = "0.1.0"
 
-_HOME = {"HfQuantConfig": "plugin", "load": "plugin", "dequantize": "plugin"}
+_HOME = {
+    "HfQuantConfig": "plugin",
+    "compress": "compress",
+    "dequantize": "plugin",
+    "load": "plugin",
+    "plan": "compress",
+}
 
-__all__ = ["HfQuantConfig", "__version__", "dequantize", "load"]
+__all__ = ["HfQuantConfig", "__version__", "compress", "dequantize", "load", "plan"]
 
 
 def __getattr__(name: str) -> Any:
     if name not in _HOME:
         raise AttributeError(f"module `{__name__}` has no attribute `{name}`")
-    value = getattr(importlib.import_module(f"{__name__}.{_HOME[name]}"), name)
+    module = importlib.import_module(f"{__name__}.{_HOME[name]}")
+    value = module if name == _HOME[name] else getattr(module, name)  # `compress` is a package that can be called
     globals()[name] = value
     return value
 

@@ -7,6 +7,9 @@ import pytest
 
 FIRST = [
     "import hfquant; hfquant.load",
+    # `compress` is the name of a function and of the package that it lives in
+    "from hfquant import compress, plan; assert callable(compress) and callable(plan)",
+    "import hfquant.compress; assert callable(hfquant.compress) and callable(hfquant.plan)",
     "import hfquant, transformers.quantizers.auto",
     "import hfquant; from transformers import AutoModelForCausalLM; AutoModelForCausalLM.from_pretrained",
     "from hfquant.cli import engine; engine._quiet(); from hfquant.measure.layers import layers",
