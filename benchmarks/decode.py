@@ -128,7 +128,8 @@ def table(document: dict[str, Any]) -> str:
         f"at the start; {settings['threads']} thread(s), torch {document['versions']['torch']}, "
         f"transformers {document['versions']['transformers']}.  Prompt {settings['prompt']} tokens, "
         f"{settings['tokens']} decoded, median of {settings['rounds']} interleaved rounds.  "
-        "Ratios are of processor time unless it says wall; tokens/s are of the best round, by the wall clock.",
+        "Ratios are of processor time unless it says wall.  Tokens/s are of the best round, by the wall clock: "
+        "compare them within a row only, they move with whatever else the machine does.",
     ]
     for model in document["models"]:
         lines += ["", f"## {model['model']}", ""]
