@@ -26,9 +26,7 @@ def layer(out_features: int = 24, in_features: int = 96, tokens: int = 512, seed
 
 def rounded(given: Layer, grid: Grid) -> Layer:
     scale, zero = grid.fit(given.W)
-    return replace(
-        given, Q=Quantized(codes=grid.encode(given.W, scale, zero), scale=scale, zero_point=zero, grid=grid)
-    )
+    return replace(given, Q=Quantized(codes=grid.encode(given.W, scale, zero), scale=scale, zero_point=zero, grid=grid))
 
 
 def gptq(given: Layer, grid: Grid, **options: object) -> Layer:
@@ -110,9 +108,7 @@ def test_activation_order_is_obq_in_that_order() -> None:
 
 
 @pytest.mark.parametrize("options", [TEXTBOOK, {}], ids=["textbook", "best"])
-@pytest.mark.parametrize(
-    "grid", [Grid(b, g, s) for b in (2, 3, 4) for g in (-1, 32) for s in (True, False)], ids=str
-)
+@pytest.mark.parametrize("grid", [Grid(b, g, s) for b in (2, 3, 4) for g in (-1, 32) for s in (True, False)], ids=str)
 def test_better_than_rounding(grid: Grid, options: dict[str, object]) -> None:
     given = layer(64, 128, 1024)
     ours, nearest = gptq(given, grid, **options), rounded(given, grid)
@@ -163,9 +159,7 @@ def test_result_is_on_the_grid(bits: int, options: dict[str, object]) -> None:
     assert torch.isfinite(Q.scale).all()
     assert (Q.scale != 0).all()
     values = Q.dequantize()
-    assert torch.equal(
-        Q.grid.decode(Q.grid.encode(values, Q.scale, Q.zero_point), Q.scale, Q.zero_point), values
-    )
+    assert torch.equal(Q.grid.decode(Q.grid.encode(values, Q.scale, Q.zero_point), Q.scale, Q.zero_point), values)
 
 
 def dead(given: Layer, columns: list[int]) -> Layer:
@@ -224,9 +218,7 @@ def test_fewer_tokens_than_columns(damp: float) -> None:
     assert 0 < objective(done) < objective(rounded(given, grid))
 
 
-@pytest.mark.parametrize(
-    "grid", [Grid(b, g, s) for b in (2, 3, 4) for g in (-1, 32) for s in (True, False)], ids=str
-)
+@pytest.mark.parametrize("grid", [Grid(b, g, s) for b in (2, 3, 4) for g in (-1, 32) for s in (True, False)], ids=str)
 @pytest.mark.parametrize("seed", range(3))
 def test_refinement_never_raises_the_objective(seed: int, grid: Grid) -> None:
     given = layer(48, 160, 1024, seed)

@@ -89,9 +89,7 @@ def test_groups_of_zeros_stay_zero(dtype: torch.dtype, search: int, symmetric: b
 @pytest.mark.parametrize("symmetric", [True, False], ids=["symmetric", "asymmetric"])
 @pytest.mark.parametrize("search", [0, 20])
 @pytest.mark.parametrize("size", [1e-38, 1e-12, 1e-7, 1e4, 1e7, 1e30])
-def test_huge_and_subnormal_weights_in_half_precision_scales(
-    size: float, search: int, symmetric: bool
-) -> None:
+def test_huge_and_subnormal_weights_in_half_precision_scales(size: float, search: int, symmetric: bool) -> None:
     W = weights(4, 64) * size
     grid = Grid(4, 32, symmetric)
     scale, zero = grid.fit(W, search=search, dtype=torch.float16)
@@ -114,9 +112,7 @@ def test_stored_scales_are_finite_and_never_zero(dtype: torch.dtype) -> None:
     assert torch.equal(kept.sign()[2:], given.sign()[2:])
 
 
-@pytest.mark.parametrize(
-    "grid", [Grid(b, g, s) for b in (2, 3, 4) for g in (32, -1) for s in (True, False)], ids=str
-)
+@pytest.mark.parametrize("grid", [Grid(b, g, s) for b in (2, 3, 4) for g in (32, -1) for s in (True, False)], ids=str)
 def test_search_lowers_the_weighted_error(grid: Grid) -> None:
     W = weights(32, 128)
     W[:, ::17] *= 5
