@@ -45,9 +45,9 @@ def cut(text: Text, tokenizer: PreTrainedTokenizerBase, length: int, count: int 
     """Non-overlapping windows of a text: int64 [count, length].
 
     The protocol of the GPTQ paper and of those after it: the whole text is tokenized once (so that a window
-    has a BOS token only where the text has one), cut into windows, and the remainder dropped.  With `count`,
-    that many windows are taken, evenly spread from the first to the last; with None, or where there are no
-    more, all.
+    has a BOS token only where the text has one), cut into windows, and the remainder dropped.  The first
+    `count` windows are taken, as published numbers for part of a text do; all with None, or where there are no
+    more.
 
     Raises CalibrationError if the text is shorter than a window.
     """
@@ -59,13 +59,4 @@ def cut(text: Text, tokenizer: PreTrainedTokenizerBase, length: int, count: int 
             f"the text `{text.name}` has {len(ids)} tokens, fewer than one window of {length}",
             "give a longer text or shorter windows",
         )
-    return ids[: total * length].view(total, length)[spread(total, count)]
-
-
-def spread(total: int, count: int | None) -> list[int]:
-    """`count` of the numbers 0 .. total - 1, evenly spread, the first and the last among them."""
-    if count is None or count >= total:
-        return list(range(total))
-    if count == 1:
-        return [0]
-    return [round(i * (total - 1) / (count - 1)) for i in range(count)]
+    return ids[: total * length].view(total, length)[:count]

@@ -7,13 +7,14 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from transformers import AutoConfig, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import AutoConfig, AutoTokenizer, PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 from ..errors import CheckpointError
 from ..model.source import Source
 from ..model.stream import stream_logits
 from ..plugin import load
 from ..recipe_parts import Gate
+from ..tensors import formats
 from . import card, report
 from .evaluate import Scores, compare
 from .feed import longest
@@ -46,7 +47,7 @@ def verify(
     against: the original (folder, Hub id, GGUF file); by default the one the report names; where there is
     none, the model is scored alone and the gate, which compares, is left as it was.
     text: a file, by default the packaged text.
-    windows, window_len: how many, evenly spread over the text (None for all), and tokens in each, fewer where
+    windows, window_len: how many, from the start of the text (None for all), and tokens in each, fewer where
     the model cannot have as many.
     dtype: in which both models compute; "auto" is the checkpoint's own.
     prompt: by default the first words of the text.
@@ -61,9 +62,10 @@ def verify(
     known, whole = report.read(folder), scan(folder)
     tokenizer = _tokenizer(folder)
     wanted = read_text(PACKAGED if text is None else text)
-    limit = longest(AutoConfig.from_pretrained(folder))
+    config = AutoConfig.from_pretrained(folder)
+    limit = longest(config)
     ids = cut(wanted, tokenizer, min(window_len, limit or window_len), windows)
-    start = prompt or str(tokenizer.decode(ids[0, :PROMPT_TOKENS], skip_special_tokens=True))
+    start = prompt or _words(str(tokenizer.decode(ids[0, :PROMPT_TOKENS], skip_special_tokens=True)))
     with opened(*_original(known, against)) as source:
         model = loader(folder, dtype=dtype)
         scores = _scores(model, source, ids)
@@ -71,7 +73,12 @@ def verify(
         output = _output(folder, model)
         del model  # before the original is loaded
         original = None if source is None else speak(source, tokenizer, start, new_tokens, kind)
-        sections = {"source": _source(known, source), "output": {**known.get("output", {}), **output}}
+        wire = known.get("wire") or _wire(config)
+        sections = {
+            "source": _source(known, source),
+            "wire": wire,
+            "output": {**known.get("output", {}), **output},
+        }
     evaluation = {
         **_settled(scores, wanted, windows),
         **_speeds(said, original),
@@ -90,6 +97,20 @@ def verify(
     if enforce and scores.reference_perplexity is not None:
         gate(done, limits)
     return done
+
+
+def _words(text: str) -> str:
+    """Without what may be the first half of a word at the end, and without space there."""
+    *before, last = text.split() or [""]
+    if before and not text[-1].isspace():
+        text = text.removesuffix(last)
+    return text.rstrip()
+
+
+def _wire(config: PretrainedConfig) -> dict[str, Any] | None:
+    """The report's `wire` section for a checkpoint whose report does not tell; None if it is not compressed."""
+    stored = getattr(config, "quantization_config", None)
+    return {"format": formats.parse(stored).format, "config": dict(stored)} if stored else None
 
 
 def _tokenizer(folder: Path) -> PreTrainedTokenizerBase:
@@ -119,7 +140,7 @@ def _scores(model: PreTrainedModel, source: Source | None, windows: Tensor) -> S
 
 def _settled(scores: Scores, text: Text, windows: int | None) -> dict[str, Any]:
     """The scores, and in their settings what they were measured on."""
-    chosen = "all windows of the text" if windows is None else "windows evenly spread over the text"
+    chosen = "all windows of the text" if windows is None else "the first windows of the text"
     settings = {**scores.settings, "text": text.name, "sha256": text.sha256, "selection": chosen}
     return {**scores.to_dict(), "settings": settings}
 

@@ -77,7 +77,7 @@ def full(**changes: Any) -> dict[str, Any]:
             "settings": {
                 "text": "hfquant evaluation",
                 "sha256": "d0" * 32,
-                "selection": "windows evenly spread over the text",
+                "selection": "the first windows of the text",
                 "dtype": "bfloat16",
                 "threads": 2,
                 "feed": "causal",
@@ -143,10 +143,11 @@ def test_the_numbers_are_in_the_table() -> None:
         ("compressed_tensors", False, "`compressed-tensors` installed", "gptqmodel"),
         ("gptq", False, "`gptqmodel` installed", "`compressed-tensors`"),
         ("native", False, "without it, it does not", "without hfquant"),
-        ("compressed_tensors", True, "without it, it does not", "without hfquant"),
+        ("compressed_tensors", True, "stay packed", "transformers reads it too"),
+        (None, False, "stay packed", "without"),
     ],
 )
-def test_loading_lines_fit_the_format(wire: str, encodes: bool, says: str, says_not: str) -> None:
+def test_loading_lines_fit_the_format(wire: str | None, encodes: bool, says: str, says_not: str) -> None:
     output = full()["output"] | {"encoder_decoder": encodes}
     text = card.render(full(wire={"format": wire}, output=output)).split("---\n", 2)[2]
     assert says in text

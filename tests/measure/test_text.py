@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from hfquant.errors import CalibrationError
-from hfquant.measure.text import Text, cut, read_text, spread
+from hfquant.measure.text import Text, cut, read_text
 from tests.families import byte_tokenizer
 
 from .models import WORDS
@@ -19,13 +19,12 @@ def test_windows_are_whole_in_order_and_do_not_overlap() -> None:
     assert torch.equal(windows.flatten(), ids[: windows.numel()])
 
 
-def test_a_smaller_number_of_windows_is_spread_over_the_text() -> None:
+def test_fewer_windows_are_the_first() -> None:
     """Published numbers depend on this selection."""
-    assert spread(595, 4) == [0, 198, 396, 594]
-    assert spread(595, 64)[:4] == [0, 9, 19, 28]
-    assert spread(7, 1) == [0]
-    assert spread(3, 8) == spread(3, None) == [0, 1, 2]
-    assert len(set(spread(65, 64))) == 64
+    tokenizer, text = byte_tokenizer(), Text("fox", WORDS * 3)
+    every = cut(text, tokenizer, 10)
+    assert torch.equal(cut(text, tokenizer, 10, 4), every[:4])
+    assert torch.equal(cut(text, tokenizer, 10, 999), every)
 
 
 def test_the_packaged_text_is_named_and_hashed() -> None:

@@ -12,7 +12,7 @@ from transformers import AutoModelForCausalLM, AutoModelForSeq2SeqLM, PreTrained
 import hfquant
 from hfquant.errors import CalibrationError, CheckpointError, QualityError, SourceError
 from hfquant.measure import report
-from hfquant.measure.verify import verify
+from hfquant.measure.verify import _words, verify
 from tests.families import byte_tokenizer
 
 from .models import WORDS, nudged, save, tiny
@@ -64,7 +64,7 @@ def test_everything_is_measured_and_written(original: Path, small: Path, text: P
     assert found["seconds"] > 0
     assert found["versions"]["hfquant"] == hfquant.__version__
     assert found["hardware"]["cores"] >= 1
-    assert done["sample"]["prompt"] == WORDS[:16]
+    assert done["sample"]["prompt"] == WORDS[:15] == "The quick brown"
     assert set(done["sample"]) == {"prompt", "original", "compressed"}
     assert done["output"]["bytes"] == (small / "model.safetensors").stat().st_size
     assert done["output"]["more"] == 1
@@ -97,6 +97,13 @@ def test_without_an_original_the_model_is_scored_alone(small: Path, text: Path) 
     assert done["evaluation"]["kl"] is None
     assert done["sample"]["original"] is None
     assert "gate" not in done
+
+
+@pytest.mark.parametrize(
+    ("text", "kept"), [("a fox ju", "a fox"), ("a fox ", "a fox"), ("fo", "fo"), ("", ""), ("ab ab a", "ab ab")]
+)
+def test_default_prompts_end_with_a_whole_word(text: str, kept: str) -> None:
+    assert _words(text) == kept
 
 
 def test_a_prompt_may_be_given(original: Path, small: Path, text: Path) -> None:
@@ -176,3 +183,5 @@ def test_packed_checkpoints_are_loaded_by_hfquant(family: str, built: Callable[[
     assert done["evaluation"]["kl"] > 0
     assert done["output"]["bytes"] < done["source"]["bytes"]
     assert done["output"]["encoder_decoder"] is (family == "bart")
+    assert done["wire"]["format"] == ("gptq" if family == "gpt2" else "compressed_tensors")
+    assert ("without hfquant" in (tmp_path / "README.md").read_text("utf-8")) is (family != "bart")
