@@ -27,7 +27,8 @@ if int(sys.argv[4]):
     resource.setrlimit(resource.RLIMIT_DATA, (int(sys.argv[4]),) * 2)
 from hfquant.compress import compress
 from hfquant.measure.machine import peak_memory
-for _ in compress(sys.argv[1], sys.argv[3], sys.argv[2], calibration=sys.argv[1] + "/tokens.npy", samples=16, seq_len=256):
+model, out, recipe = sys.argv[1:4]
+for _ in compress(model, recipe, out, calibration=model + "/tokens.npy", samples=16, seq_len=256):
     pass
 print(peak_memory())
 """
@@ -93,8 +94,14 @@ def main() -> None:
     ratio = rows[1]["peak_MB"] / rows[0]["peak_MB"]
     print(f"peak of {deep} blocks / peak of 8 blocks = {ratio:.3f}")
     if args.out:
-        document = {"recipe": args.recipe, "calibration": "16 x 256 random tokens", "rows": rows, "ratio": round(ratio, 3),
-                    "hardware": hardware(), "versions": versions()}  # fmt: skip
+        document = {
+            "recipe": args.recipe,
+            "calibration": "16 x 256 random tokens",
+            "rows": rows,
+            "ratio": round(ratio, 3),
+            "hardware": hardware(),
+            "versions": versions(),
+        }
         args.out.parent.mkdir(parents=True, exist_ok=True)
         args.out.with_suffix(".json").write_text(json.dumps(document, indent=1) + "\n")
 

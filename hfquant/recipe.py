@@ -31,12 +31,8 @@ class Recipe(Strict):
 
     name: str = Field(default="custom", min_length=1, description="how reports and cards call it")
     description: str = Field(default="", description="one sentence for `hfquant recipes`")
-    steps: tuple[Step, ...] = Field(
-        min_length=1, description="methods in the order they are applied to a layer"
-    )
-    grid: GridSpec = Field(
-        description="the number format of the linear layers, e.g. `{bits: 4, group_size: 128}`"
-    )
+    steps: tuple[Step, ...] = Field(min_length=1, description="methods in the order they are applied to a layer")
+    grid: GridSpec = Field(description="the number format of the linear layers, e.g. `{bits: 4, group_size: 128}`")
     overrides: dict[str, GridSpec | None] = Field(
         default_factory=dict,
         description="glob of module names -> grid, or null to keep; the first that matches decides; what a"

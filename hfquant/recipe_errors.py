@@ -24,14 +24,10 @@ def validate(cls: type[M], data: Any, where: str) -> M:
         details = error.errors(include_url=False)
         paths = [detail["loc"] for detail in details]
         # "a list of steps is needed" says nothing once "step 0 is wrong" is said
-        inner = [
-            d for d in details if not any(p != d["loc"] and p[: len(d["loc"])] == d["loc"] for p in paths)
-        ]
+        inner = [d for d in details if not any(p != d["loc"] and p[: len(d["loc"])] == d["loc"] for p in paths)]
         told = [_tell(cls, detail, where) for detail in inner]
     messages, hints = zip(*dict.fromkeys(told), strict=True)
-    raise RecipeError(
-        "\n".join(messages), "\n      ".join(dict.fromkeys(hint for hint in hints if hint)) or None
-    )
+    raise RecipeError("\n".join(messages), "\n      ".join(dict.fromkeys(hint for hint in hints if hint)) or None)
 
 
 def _tell(cls: type[BaseModel], detail: ErrorDetails, where: str) -> tuple[str, str | None]:
@@ -57,11 +53,7 @@ def unknown_key(
     close = get_close_matches(key, known, n=1)
     return (
         f"unknown key `{key}` in {place}",
-        f"did you mean `{close[0]}`?"
-        if close
-        else f"known keys: {', '.join(known)}"
-        if known
-        else "it takes no keys",
+        f"did you mean `{close[0]}`?" if close else f"known keys: {', '.join(known)}" if known else "it takes no keys",
     )
 
 

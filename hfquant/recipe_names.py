@@ -14,9 +14,7 @@ from typing import Any
 
 from .errors import RecipeError
 
-GRAMMAR = (
-    "write `<method>-w<bits>g<group>`, e.g. `gptq-w4g128`; without `g<group>`: one scale per output channel"
-)
+GRAMMAR = "write `<method>-w<bits>g<group>`, e.g. `gptq-w4g128`; without `g<group>`: one scale per output channel"
 
 _NUMBERS = re.compile(r"w(?P<bits>\d+)(?:a(?P<activation>\d+))?(?:g(?P<group>\d+))?(?P<symmetry>sym|asym)?")
 _STEP = re.compile(r"(?P<method>[a-z][a-z0-9_]*)(?:-(?P<what>(?!w\d)[a-z0-9.]+))?(?:-(?P<numbers>w\d\w*))?")

@@ -71,9 +71,7 @@ class Step(Strict):
             return data
         method, options = data.get("method"), {key: value for key, value in data.items() if key != "method"}
         if not isinstance(method, str):
-            raise RecipeError(
-                f"a step lacks `method`: {dict(data)}", "write `- method: gptq`, then its options"
-            )
+            raise RecipeError(f"a step lacks `method`: {dict(data)}", "write `- method: gptq`, then its options")
         chosen = validate(methods.load(method), options, f"step `{method}`")
         return {"method": method, "options": chosen.model_dump(mode="json")}
 
@@ -102,12 +100,8 @@ class Calibration(Strict):
 class Gate(Strict):
     """What the result must reach; null switches a limit off.  NaN never passes."""
 
-    max_ppl_ratio: float | None = Field(
-        default=3.0, gt=1, description="perplexity, as a multiple of the original's"
-    )
-    max_kl: float | None = Field(
-        default=None, gt=0, description="mean KL divergence from the original, nats per token"
-    )
+    max_ppl_ratio: float | None = Field(default=3.0, gt=1, description="perplexity, as a multiple of the original's")
+    max_kl: float | None = Field(default=None, gt=0, description="mean KL divergence from the original, nats per token")
     min_top1_agreement: float | None = Field(
         default=None, ge=0, le=1, description="share of tokens ranked first by both"
     )

@@ -22,9 +22,7 @@ class Loader(yaml.SafeLoader):
         keys = [self.construct_object(key, deep=True) for key, _ in node.value]
         for key in keys:
             if keys.count(key) > 1:
-                raise yaml.constructor.ConstructorError(
-                    None, None, f"key `{key}` is given twice", node.start_mark
-                )
+                raise yaml.constructor.ConstructorError(None, None, f"key `{key}` is given twice", node.start_mark)
         return super().construct_mapping(node, deep)
 
 
@@ -39,9 +37,7 @@ def read_yaml(text: str, where: str) -> Any:
     except yaml.YAMLError as error:
         mark, problem = getattr(error, "problem_mark", None), getattr(error, "problem", None)
         line = f" line {mark.line + 1}" if mark else ""
-        raise RecipeError(
-            f"{where}{line} is not YAML: {problem or error}", "quote values such as '*' or '@'"
-        ) from None
+        raise RecipeError(f"{where}{line} is not YAML: {problem or error}", "quote values such as '*' or '@'") from None
 
 
 def presets() -> dict[str, Path]:
@@ -59,13 +55,9 @@ def read_file(path: Path) -> dict[str, Any]:
     try:
         text = path.read_text(encoding="utf-8")
     except FileNotFoundError:
-        raise RecipeError(
-            f"recipe file `{path}` does not exist", "`hfquant recipes` lists the presets"
-        ) from None
+        raise RecipeError(f"recipe file `{path}` does not exist", "`hfquant recipes` lists the presets") from None
     except (OSError, UnicodeDecodeError) as error:
-        raise RecipeError(
-            f"recipe file `{path}` cannot be read: {error}", "a recipe is a text file in YAML"
-        ) from None
+        raise RecipeError(f"recipe file `{path}` cannot be read: {error}", "a recipe is a text file in YAML") from None
     data = read_yaml(text, f"recipe file `{path}`")
     if not isinstance(data, Mapping):
         raise RecipeError(
@@ -126,9 +118,7 @@ def change(data: dict[str, Any], text: str, keys: Mapping[str, str]) -> None:
     key, equals, value = text.partition("=")
     key = key.strip()
     if not equals or not key:
-        raise RecipeError(
-            f"cannot read `{text}` as a change to the recipe", "write key=value, e.g. `grid.bits=3`"
-        )
+        raise RecipeError(f"cannot read `{text}` as a change to the recipe", "write key=value, e.g. `grid.bits=3`")
     path = keys.get(key, key).split(".")
     read = read_yaml(value, f"the value of `{key}`")
     if path[0] == "overrides" and len(path) > 1:
@@ -140,10 +130,7 @@ def change(data: dict[str, Any], text: str, keys: Mapping[str, str]) -> None:
         path = ["steps", str(steps.index(path[0])), *path[1:]]
     elif path[0] not in keys:
         options = [
-            f"{step}.{name}"
-            for step in steps
-            if step in methods.NAMES
-            for name in methods.load(step).model_fields
+            f"{step}.{name}" for step in steps if step in methods.NAMES for name in methods.load(step).model_fields
         ]
         meant = [option for option in options if option.endswith(f".{key}")]
         message, hint = unknown_key(path[0], dict.fromkeys([*keys, *options]), "the recipe")

@@ -111,25 +111,17 @@ def test_order_of_overrides_decides_and_is_hashed() -> None:
 def test_grid_for() -> None:
     recipe = Recipe.parse(PLAIN | {"overrides": {"*.down": {"bits": 3}, "*.up": None}, "keep": ["*.0.*"]})
     assert recipe.grid_for("h.1.q") == GridSpec(bits=4, group_size=64, symmetric=True)
-    assert recipe.grid_for("h.1.down") == GridSpec(
-        bits=3, group_size=64, symmetric=False
-    )  # the group is inherited
+    assert recipe.grid_for("h.1.down") == GridSpec(bits=3, group_size=64, symmetric=False)  # the group is inherited
     assert recipe.grid_for("h.1.up") is None
     assert recipe.grid_for("h.0.down") is None
     assert recipe.grid_for("wte", "embedding") is None
     assert recipe.grid_for("lm_head", "head") is None
     both = Recipe.parse(PLAIN | {"embeddings": {"bits": 8}})
-    assert (
-        both.grid_for("lm_head", "head")
-        == both.grid_for("wte", "embedding")
-        == GridSpec(bits=8, group_size=64)
-    )
+    assert both.grid_for("lm_head", "head") == both.grid_for("wte", "embedding") == GridSpec(bits=8, group_size=64)
 
 
 def test_set_changes() -> None:
-    recipe = Recipe.parse(
-        "gptq-w4g64", ["bits=3", "calibration.samples=16", "seq_len=32", "steps.0.damp=0.05"]
-    )
+    recipe = Recipe.parse("gptq-w4g64", ["bits=3", "calibration.samples=16", "seq_len=32", "steps.0.damp=0.05"])
     assert recipe.grid == GridSpec(bits=3, group_size=64, symmetric=False)
     assert (recipe.calibration.samples, recipe.calibration.seq_len) == (16, 32)
     assert recipe.steps[0].options["damp"] == 0.05
@@ -160,10 +152,7 @@ def test_frozen() -> None:
 
 def test_import_is_light() -> None:
     code = "import sys, hfquant.recipe; print(*[m for m in ('torch', 'transformers') if m in sys.modules])"
-    assert (
-        subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
-        == "\n"
-    )
+    assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout == "\n"
 
 
 def test_json_schema_knows_every_method() -> None:

@@ -3,9 +3,10 @@
 import os
 from pathlib import Path
 
-import numpy as np
 import torch
 from torch import Tensor
+
+from ..model.source import read_bytes
 
 
 class Stream:
@@ -33,8 +34,8 @@ class Stream:
 
     def read(self, at: int, n: int) -> Tensor:
         """[n, *shape], in memory of its own."""
-        raw = np.fromfile(self.path, np.uint8, n * self._stride, offset=at * self._stride)
-        return torch.from_numpy(raw).view(self.dtype).view(n, *self.shape)
+        raw = read_bytes(self.path, at * self._stride, n * self._stride)
+        return raw.view(self.dtype).view(n, *self.shape)
 
     def sync(self) -> None:
         """Have the file survive a power cut."""

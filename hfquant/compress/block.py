@@ -1,6 +1,5 @@
 """Compress one block: observe its inputs, apply the recipe's steps to its weights, put the result in their place."""
 
-import copy
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -13,7 +12,7 @@ from ..model.blocks import Weight
 from ..tensors.grid import Grid
 from ..tensors.layer import Layer, Quantized
 from .activations import Stream
-from .observe import Statistics, discover, observe
+from .observe import Statistics, discover, observe, record_original
 from .streaming import Passage
 
 STARVED = 64  # an expert that fewer calibration tokens reached is reported
@@ -59,25 +58,30 @@ def compress_block(
     work: Work,
     passage: Passage | None,
     index: int,
-    original: Stream | None,
+    original: tuple[Stream, Stream] | None = None,
 ) -> Iterator[Finished]:
     """Finish the weights of one block, one after the other; afterwards the block runs with the finished ones.
 
     masters: the weights as trained, float32 [out, in] or [experts, out, in].  passage: the calibration stream, None
-    where no step looks at inputs.  original: the original model's hidden states before this block.
+    where no step looks at inputs.  original: the original model's hidden states before this block, and where those
+    after it are to be written.
     """
     weights = [w for w in masters if w in work.grids]
     groups = discover(block, passage, index, weights) if passage is not None else []
-    beside = (copy.deepcopy(block), original) if original is not None else None
+    inputs: dict[str, Stream] = {}
+    if passage is not None and original is not None:
+        inputs = record_original(block, passage, index, groups, *original)
     reached = {member for group in groups for member in group.members}
     stages = [[group] for group in groups] if work.sequential else [groups]
     for stage in stages:
-        seen = observe(block, passage, index, stage, beside) if passage is not None and stage else {}
+        seen = observe(block, passage, index, stage, inputs) if passage is not None and stage else {}
         for group in stage:
             statistics = {expert: s for (g, expert), s in seen.items() if g == group}
             for done in _finish(group.members, masters, work, statistics):
                 done.weight.put(block, done.Q.dequantize().view_as(masters[done.weight]))
                 yield done
+            if group.leader in inputs:
+                inputs.pop(group.leader).delete()
     note = ("never reached in calibration",) if passage is not None else ()
     for weight in weights:
         if weight not in reached:

@@ -61,12 +61,13 @@ class Calls:
     ) -> tuple[tuple[Any, ...], dict[str, Any]]:
         """What block `block` is to be called with, the hidden state being x."""
         stored = load_file(self._file(batch)) if self.varying and self._file(batch).exists() else {}
+        stored = {key: tensor.clone() for key, tensor in stored.items()}  # mapped memory is not aligned for torch
 
         def value(leaf: Any, path: str) -> Any:
             if not isinstance(leaf, _Slot):
                 return leaf
             tensor = x if leaf.is_hidden else stored.get(leaf.key, self.constants[leaf.key])
-            return tensor.to(device)
+            return tensor.to(device) if device != "cpu" else tensor
 
         args, kwargs = _fill(self.templates[block], value)
         return args, kwargs

@@ -1,6 +1,6 @@
 """What a block's layers see: which of them share an input, and XXᵀ of every such input."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -9,12 +9,13 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import linear
 
-from ..model.blocks import Weight
+from ..model.blocks import Weight, hidden
 from .activations import Stream
 from .calls import Reached
 from .streaming import Passage
 
 PANELS = 8
+Call = tuple[tuple[Any, ...], dict[str, Any]]
 
 
 @dataclass(frozen=True)
@@ -42,19 +43,19 @@ class Statistics:
     in_features: int
     tokens: int = 0
     _sum: Tensor | None = None  # the lower triangle of Σ x xᵀ, in panels
-    _cross: Tensor | None = None
+    _drift: Tensor | None = None  # Σ (x̃ − x) xᵀ
 
     def add(self, x: Tensor, original: Tensor | None = None) -> None:
         """x [tokens, in]"""
-        x = x.float()
         self.tokens += x.shape[0]
         if self._sum is None:
             self._sum = torch.zeros(self.in_features, self.in_features, device=x.device)
-        add_gram(self._sum, x)
+        add_gram(self._sum, x.float())
         if original is not None:
-            if self._cross is None:
-                self._cross = torch.zeros_like(self._sum)
-            self._cross.addmm_(original.float().T, x)
+            # C = H + drift.  The drift is a correction: the type the block computes in is exact enough for it, and
+            # several times as fast as float32
+            drift = (original - x).T @ x
+            self._drift = drift.float() if self._drift is None else self._drift.add_(drift)
 
     @property
     def H(self) -> Tensor | None:
@@ -67,7 +68,8 @@ class Statistics:
     @property
     def C(self) -> Tensor | None:
         """Scaled as H; None where only one stream was run."""
-        return None if self._cross is None else (self._cross * (2 / self.tokens)).cpu()
+        H = self.H
+        return None if H is None or self._drift is None else H + (self._drift * (2 / self.tokens)).cpu()
 
 
 def add_gram(H: Tensor, x: Tensor) -> None:
@@ -115,42 +117,62 @@ def observe(
     passage: Passage,
     index: int,
     groups: Sequence[Group],
-    original: tuple[nn.Module, Stream] | None = None,
+    original: Mapping[str, Stream] | None = None,
 ) -> dict[tuple[Group, int], Statistics]:
     """Run all batches and sum what reaches the groups: (group, expert) -> statistics, expert 0 for ordinary ones.
 
-    A batch is left as soon as the last of these groups has been reached.  `original` is the untouched block and the
-    hidden states before it in the original model; with it C is summed too (not for experts: the two streams may
-    route a token differently).
+    A batch is left as soon as the last of these groups has been reached.  `original`, from `record_original`, holds
+    the inputs of the same layers in the original model; with it C is summed too.
     """
     found: dict[tuple[Group, int], Statistics] = {}
-    for batch in range(len(passage.batches)):
-        beside: dict[str, Tensor] = {}
-        if original is not None:
-            module, stream = original
+    for batch, (at, n) in enumerate(passage.batches):
 
-            def note(group: Group, call: Any, beside: dict[str, Tensor] = beside) -> None:
-                beside[group.leader] = _flat(_input(*call))
-
-            with _watch(module, groups, note):
-                _run_until_reached(module, passage.arguments(index, batch, stream))
-
-        def add(group: Group, call: tuple[tuple[Any, ...], dict[str, Any]], beside: dict[str, Tensor] = beside) -> None:
+        def add(group: Group, call: Call, at: int = at, n: int = n) -> None:
             if group.is_experts:
                 experts = block.get_submodule(group.leader)
                 for expert, x in _expert_inputs(experts, group.members[0], call):
                     found.setdefault((group, expert), Statistics(x.shape[-1])).add(x)
-            else:
-                x = _flat(_input(*call))
-                found.setdefault((group, 0), Statistics(x.shape[-1])).add(x, beside.get(group.leader))
+                return
+            x, beside = _flat(_input(*call)), None
+            if original is not None and group.leader in original:
+                beside = _flat(original[group.leader].read(at, n)).to(x.device)
+            found.setdefault((group, 0), Statistics(x.shape[-1])).add(x, beside)
 
         with _watch(block, groups, add):
             _run_until_reached(block, passage.arguments(index, batch))
     return found
 
 
+def record_original(
+    block: nn.Module, passage: Passage, index: int, groups: Sequence[Group], before: Stream, after: Stream
+) -> dict[str, Stream]:
+    """One pass of the untouched block over the original model's hidden states: `before` -> `after`.
+
+    What its layers read on the way lies on disk afterwards, leader -> inputs.  Not for experts: the two streams may
+    route a token differently.  A leader whose input is not [batch, ...] is left out.
+    """
+    ordinary = [group for group in groups if not group.is_experts]
+    inputs: dict[str, Stream] = {}
+    after.delete()
+    for batch, (at, n) in enumerate(passage.batches):
+
+        def keep(group: Group, call: Call, at: int = at, n: int = n) -> None:
+            x = _input(*call)
+            if x.shape[0] == n:
+                path = after.path.with_name(f"{after.path.name}.{group.leader}")
+                stream = inputs.setdefault(group.leader, Stream(path, before.samples, tuple(x.shape[1:]), x.dtype))
+                stream.write(at, x)
+
+        with _watch(block, ordinary, keep, leave=False):
+            args, kwargs = passage.arguments(index, batch, before)
+            after.write(at, hidden(block(*args, **kwargs)))
+    return inputs
+
+
 @contextmanager
-def _watch(block: nn.Module, groups: Sequence[Group], see: Any) -> Iterator[None]:
+def _watch(
+    block: nn.Module, groups: Sequence[Group], see: Callable[[Group, Call], None], leave: bool = True
+) -> Iterator[None]:
     """Within: see(group, (args, kwargs)) when the block reaches a group; after the last of them it is left."""
     left = len(groups)
 
@@ -159,7 +181,7 @@ def _watch(block: nn.Module, groups: Sequence[Group], see: Any) -> Iterator[None
             nonlocal left
             see(group, (args, kwargs))
             left -= 1
-            if not left:
+            if leave and not left:
                 raise Reached
 
         return reached
@@ -171,7 +193,7 @@ def _watch(block: nn.Module, groups: Sequence[Group], see: Any) -> Iterator[None
         yield
 
 
-def _run_until_reached(block: nn.Module, call: tuple[tuple[Any, ...], dict[str, Any]]) -> None:
+def _run_until_reached(block: nn.Module, call: Call) -> None:
     try:
         block(*call[0], **call[1])
     except Reached:
@@ -187,9 +209,7 @@ def _flat(x: Tensor) -> Tensor:
     return x.reshape(-1, x.shape[-1])
 
 
-def _expert_inputs(
-    experts: Any, weight: Weight, call: tuple[tuple[Any, ...], dict[str, Any]]
-) -> Iterator[tuple[int, Tensor]]:
+def _expert_inputs(experts: Any, weight: Weight, call: Call) -> Iterator[tuple[int, Tensor]]:
     """(expert, the tokens that reach it [tokens, in]) for one of the tensors of a fused-experts module."""
     args, kwargs = call
     hidden_states = _flat(_input(args, kwargs))

@@ -152,13 +152,14 @@ class _Run:
         masters = {w: w.get(block) for w in weights(block) if f"{name}.{w.name}" in self.plan.targets}
         for p in block.parameters():
             p.data = p.data.to(self.plan.device, self.skeleton.dtype, copy=True)
+        both = None
         if passage is not None and original is not None:
-            passage.run(block, i, self._at(passage, i + 1, "original").path, original).sync()
+            both = (original, self._at(passage, i + 1, "original"))
         grids = {w: self.plan.targets[f"{name}.{w.name}"].grid for w in masters}
         rows: list[dict[str, Any]] = []
         tensors: dict[str, Tensor] = {}
         work = Work(grids, self.steps, self.plan.wire.scale_dtype)
-        for done in compress_block(block, masters, work, passage, i, original):
+        for done in compress_block(block, masters, work, passage, i, both):
             layer = self.plan.layers[f"{name}.{done.weight.name}"]
             tensors |= named_parts(self.skeleton, self.format, layer.name, layer.kind, done.Q)
             result = self._result(layer, done)
@@ -166,6 +167,8 @@ class _Run:
             yield result
         if passage is not None:
             self._advance(passage, block, i)
+        if both is not None:
+            both[1].sync()
         self.skeleton.drop_module(name)
         self._finish_block(name, self.index[name], tensors, rows, time.perf_counter() - begun)
         for stale in () if passage is None else (self._at(passage, i), self._at(passage, i, "original")):

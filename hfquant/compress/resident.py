@@ -14,6 +14,7 @@ from ..model.blocks import weights
 from ..model.skeleton import Skeleton
 from ..recipe import Recipe
 from ..tensors.layer import Layer, Quantized
+from .activations import Stream
 from .block import Work, compress_block
 from .selection import Target
 from .streaming import Streamer
@@ -72,10 +73,11 @@ def compress_model(
                 work = Work(grids, steps, scale_dtype)
                 if work.needs_original and original is None:
                     original = passage.stream
-                ahead = None
+                both = None
                 if original is not None:
-                    ahead = passage.run(block, i, Path(folder) / f"{passage.stack.name}.original.{i + 1:05d}", original)
-                for done in compress_block(block, masters, work, passage, i, original):
+                    path = Path(folder) / f"{passage.stack.name}.original.{i + 1:05d}"
+                    both = (original, Stream(path, original.samples, original.shape, original.dtype))
+                for done in compress_block(block, masters, work, passage, i, both):
                     inside.add(f"{name}.{done.weight.name}")
                     yield f"{name}.{done.weight.name}", done.Q
                 before = passage.stream
@@ -83,7 +85,7 @@ def compress_model(
                 if original is not None:
                     original.delete()
                 before.delete()
-                original = ahead
+                original = None if both is None else both[1]
     for name in targets.keys() - inside:
         layer = Rtn()(Layer(name=name, W=_matrix(model, targets[name]).float()), targets[name].grid, scale_dtype)
         assert layer.Q is not None

@@ -83,14 +83,14 @@ def descend(codes: Tensor, scale: Tensor, zero: Tensor, Wt: Tensor, H: Tensor, g
     """One pass of coordinate descent over all columns.  codes float32 [in, out] -> the same, never worse."""
     n = Wt.shape[0]
     columns = grid.columns(n)
-    S, Z = scale.T.contiguous(), zero.T.contiguous()  # [groups, out]
+    S = scale.T.contiguous()  # [groups, out]
     codes = codes.clone()
     D = _decode(codes, scale, zero, grid) - Wt
     for a in range(0, n, block):
         b = min(a + block, n)
         G = H[a:b] @ D  # half the gradient of f at these columns
         for j in range(a, b):
-            s, z = S[j // columns], Z[j // columns]
+            s = S[j // columns]
             old = codes[j]
             step = (G[j - a] / H[j, j]).div_(s)
             new = (old - step).round_().clamp_(0, grid.top)

@@ -5,8 +5,10 @@ Round the columns of W one by one; spread each rounding error over the columns n
 
 Beside the paper's algorithm: columns in order of decreasing diag(H) with the groups' grids fixed beforehand
 (so that the stored layout stays contiguous), ranges searched in the layer's own metric, a factorization whose
-damping adapts, and after the sweep rounds of scale refitting and coordinate descent on the same objective.
-The textbook is `act_order: false, static_groups: false, search: 0, refine: 0`.
+damping adapts, after the sweep rounds of scale refitting and coordinate descent on the same objective, and a target
+that makes up for what the layers before have lost already.
+The textbook is `act_order: false, static_groups: false, search: 0, refine: 0, true_sequential: false,
+match_original: 0`.
 """
 
 from dataclasses import replace
@@ -33,7 +35,7 @@ class Method(BaseModel):
     search: int = Field(40, ge=0, description="ranges tried per group, weighted by diag(H); 0 = the extremes")
     refine: int = Field(3, ge=0, description="rounds of scale refit and coordinate descent after the sweep")
     match_original: float = Field(
-        0.0, ge=0, le=1, description="how far to aim at the original model's outputs instead of this stream's"
+        0.5, ge=0, le=1, description="how far to aim at the original model's outputs instead of this stream's"
     )
     true_sequential: bool = Field(
         True, description="observe each layer behind the compressed ones before it in the same block"

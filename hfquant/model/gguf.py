@@ -148,11 +148,7 @@ def _tied(model: PreTrainedModel) -> set[str]:
     """The names that share the parameter of another name, which a checkpoint holds once."""
     first: dict[int, str] = {}
     model.tie_weights()
-    return {
-        name
-        for name, p in model.named_parameters(remove_duplicate=False)
-        if first.setdefault(id(p), name) != name
-    }
+    return {name for name, p in model.named_parameters(remove_duplicate=False) if first.setdefault(id(p), name) != name}
 
 
 def _check_disk(folder: Path, plan: list[Entry]) -> None:

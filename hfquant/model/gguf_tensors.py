@@ -85,9 +85,7 @@ def read_header(path: Path) -> Header:
         why = "does not name its architecture" if architecture is None else "has the other byte order"
         raise SourceError(f"{path.name} {why}", "convert it again with a current llama.cpp")
     tensors = {
-        t.name: Stored(
-            t.name, t.tensor_type, tuple(int(n) for n in reversed(t.shape)), t.data_offset, t.n_bytes
-        )
+        t.name: Stored(t.name, t.tensor_type, tuple(int(n) for n in reversed(t.shape)), t.data_offset, t.n_bytes)
         for t in reader.tensors
     }
     return Header(path, str(architecture.contents()), frozenset(reader.fields), tensors)
@@ -158,9 +156,7 @@ def _untouched(processor: TensorProcessor, stored: Stored) -> bool:
     Asked with an array of this shape that takes no memory.
     """
     probe = np.broadcast_to(np.float32(1), stored.shape)
-    done = processor.process(
-        weights=probe, name=stored.name, tensor_key_mapping={}, parsed_parameters={"tensors": {}}
-    )
+    done = processor.process(weights=probe, name=stored.name, tensor_key_mapping={}, parsed_parameters={"tensors": {}})
     return done.name == stored.name and done.weights is probe
 
 

@@ -7,7 +7,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
 from transformers import AutoConfig, AutoTokenizer, PretrainedConfig, PreTrainedTokenizerBase
@@ -19,10 +18,26 @@ DTYPES = {
     "I64": torch.int64, "I32": torch.int32, "I16": torch.int16, "I8": torch.int8, "U8": torch.uint8,
     "BOOL": torch.bool, "F8_E4M3": torch.float8_e4m3fn, "F8_E5M2": torch.float8_e5m2,
 }  # fmt: skip
-WEIGHTS = (".safetensors", ".safetensors.index.json", ".bin", ".bin.index.json", ".pt", ".pth", ".h5", ".msgpack", ".onnx",
-           ".gguf", ".ot", ".ckpt", ".tflite")  # fmt: skip
+WEIGHTS = (
+    ".safetensors", ".safetensors.index.json", ".bin", ".bin.index.json", ".pt", ".pth", ".h5", ".msgpack", ".onnx",
+    ".gguf", ".ot", ".ckpt", ".tflite",
+)  # fmt: skip
 PIECE = 1 << 22  # elements of a tensor that are looked at together
 PICKLES = (".bin", ".pt", ".pth", ".ckpt")
+
+
+def read_bytes(file: Path, offset: int, count: int) -> Tensor:
+    """uint8 [count], in memory that torch aligned: matrix products may round otherwise when it is not."""
+    raw = torch.empty(count, dtype=torch.uint8)
+    with file.open("rb", buffering=0) as opened:
+        opened.seek(offset)
+        view, done = memoryview(raw.numpy()), 0
+        while done < count:
+            got = opened.readinto(view[done:])
+            if not got:
+                raise SourceError(f"{file.name} ended early", "the file changed while it was read")
+            done += got
+    return raw
 
 
 @dataclass(frozen=True)
@@ -46,8 +61,7 @@ class TensorInfo:
         """`count` elements from `start` on, flat, in memory of their own: no mapping keeps the file resident."""
         count = self.numel - start if count is None else count
         size = self.dtype.itemsize
-        raw = np.fromfile(self.file, np.uint8, count * size, offset=self.offset + start * size)
-        return torch.from_numpy(raw).view(self.dtype)
+        return read_bytes(self.file, self.offset + start * size, count * size).view(self.dtype)
 
 
 @dataclass(frozen=True)

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from hfquant.compress.activations import Stream
-from hfquant.compress.observe import discover, observe
+from hfquant.compress.observe import discover, observe, record_original
 from hfquant.compress.streaming import Passage, Streamer
 from hfquant.model.blocks import weights
 from hfquant.model.inputs import model_inputs
@@ -72,8 +72,12 @@ def test_C_is_H_when_nothing_was_compressed(built: Callable[[str], Path], tmp_pa
     streamer, passage = first_passage(built("llama"), tmp_path)
     block = streamer.skeleton.load_module(passage.stack.blocks[0])
     found = discover(block, passage, 0, weights(block))
-    beside: Stream = passage.stream
-    for s in observe(block, passage, 0, found, (block, beside)).values():
+    after = Stream(tmp_path / "after", passage.stream.samples, passage.stream.shape, passage.stream.dtype)
+    inputs = record_original(block, passage, 0, found, passage.stream, after)
+    assert inputs.keys() == {g.leader for g in found}
+    alone = passage.run(block, 0, tmp_path / "alone")
+    assert after.path.read_bytes() == alone.path.read_bytes()
+    for s in observe(block, passage, 0, found, inputs).values():
         assert s.H is not None
         assert s.C is not None
         torch.testing.assert_close(s.H, s.C, rtol=1e-4, atol=1e-5)

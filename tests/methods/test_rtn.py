@@ -15,9 +15,7 @@ def W() -> Tensor:
     return torch.randn(24, 100, generator=generator) * torch.rand(24, 1, generator=generator)
 
 
-@pytest.mark.parametrize(
-    "grid", [Grid(4, 32, True), Grid(3, 32, False), Grid(8, -1, True), Grid(2, 7, False)], ids=str
-)
+@pytest.mark.parametrize("grid", [Grid(4, 32, True), Grid(3, 32, False), Grid(8, -1, True), Grid(2, 7, False)], ids=str)
 def test_codes_are_the_nearest(W: Tensor, grid: Grid) -> None:
     Q = Method()(Layer(name="l", W=W), grid, torch.float16).Q
     assert Q is not None

@@ -53,14 +53,10 @@ def test_same_model_as_transformers_makes(tmp_path: Path, name: str, dtype: torc
 
 
 @pytest.mark.parametrize("kind", [Q8_0, Q4_1, F16, BF16], ids=lambda kind: kind.name)
-def test_every_piece_size_gives_the_same_values(
-    tmp_path: Path, kind: int, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_every_piece_size_gives_the_same_values(tmp_path: Path, kind: int, monkeypatch: pytest.MonkeyPatch) -> None:
     file = write_gguf(tmp_path / "model.gguf", LLAMA, kinds=(kind,))
     whole = digests(stage(file, tmp_path / "whole"))
-    monkeypatch.setattr(
-        "hfquant.model.gguf_tensors.PIECE", 3 * 64
-    )  # three rows, so that the last piece is ragged
+    monkeypatch.setattr("hfquant.model.gguf_tensors.PIECE", 3 * 64)  # three rows, so that the last piece is ragged
     assert digests(stage(file, tmp_path / "pieces")) == whole
 
 
@@ -167,9 +163,7 @@ def test_a_missing_tensor_is_named_rather_than_made_up(tmp_path: Path) -> None:
 
 
 def test_shapes_that_the_config_does_not_mean_are_refused(tmp_path: Path) -> None:
-    wide = replace(
-        FAMILIES["qwen3moe"], block=FAMILIES["qwen3moe"].block | {"ffn_down_exps.weight": (4, 64, 96)}
-    )
+    wide = replace(FAMILIES["qwen3moe"], block=FAMILIES["qwen3moe"].block | {"ffn_down_exps.weight": (4, 64, 96)})
     with pytest.raises(SourceError, match=r"`model\.layers\.0\.mlp\.experts\.down_proj` as \[4, 64, 96\]"):
         stage(write_gguf(tmp_path / "model.gguf", wide), tmp_path / "out")
     assert [f.name for f in tmp_path.iterdir()] == ["model.gguf"]

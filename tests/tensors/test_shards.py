@@ -67,9 +67,7 @@ def test_one_tensor_exists_at_a_time(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("shape", "dtype"), [((2,), torch.float32), ((3,), torch.float16)], ids=["other shape", "other type"]
 )
-def test_a_tensor_that_was_not_announced_is_refused(
-    tmp_path: Path, shape: tuple[int, ...], dtype: torch.dtype
-) -> None:
+def test_a_tensor_that_was_not_announced_is_refused(tmp_path: Path, shape: tuple[int, ...], dtype: torch.dtype) -> None:
     with pytest.raises(CheckpointError, match=r"was to hold .* as `w`"):
         write_shard(tmp_path / "f", [Entry("w", shape, dtype, lambda: torch.zeros(3))])
     assert list(tmp_path.iterdir()) == []
