@@ -31,7 +31,7 @@ def read_bytes(file: Path, offset: int, count: int) -> Tensor:
     raw = torch.empty(count, dtype=torch.uint8)
     with file.open("rb", buffering=0) as opened:
         opened.seek(offset)
-        view, done = memoryview(raw.numpy()), 0
+        view, done = raw.numpy().data, 0
         while done < count:
             got = opened.readinto(view[done:])
             if not got:
