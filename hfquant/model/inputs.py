@@ -4,6 +4,8 @@ import torch
 from torch import Tensor
 from transformers import PretrainedConfig
 
+SILENCE = -1.5  # Whisper's log-mel of no sound: (log10(1e-10) + 4) / 4, after its floor of 8 below the loudest
+
 
 def model_inputs(config: PretrainedConfig, tokens: Tensor) -> dict[str, Tensor]:
     """Arguments of forward.  tokens int64 [batch, seq]
@@ -20,7 +22,7 @@ def model_inputs(config: PretrainedConfig, tokens: Tensor) -> dict[str, Tensor]:
     if hasattr(config, "num_mel_bins"):
         frames = 2 * config.max_source_positions
         return {
-            "input_features": torch.zeros(tokens.shape[0], config.num_mel_bins, frames),
+            "input_features": torch.full((tokens.shape[0], config.num_mel_bins, frames), SILENCE),
             "decoder_input_ids": decoder,
         }
     return {"input_ids": tokens, "decoder_input_ids": decoder}
