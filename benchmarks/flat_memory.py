@@ -20,7 +20,7 @@ import torch
 from hfquant.measure.machine import hardware, versions
 from hfquant.tensors.shards import Entry, write_checkpoint
 
-WIDTH, INNER, HEADS, VOCABULARY = 1024, 4096, 16, 2048
+WIDTH, INNER, HEADS, VOCABULARY = 1024, 2048, 16, 2048
 CHILD = """
 import resource, sys
 if int(sys.argv[4]):
@@ -95,7 +95,7 @@ def main() -> None:
     print(f"peak of {deep} blocks / peak of 8 blocks = {ratio:.3f}")
     if args.out:
         document = {
-            "recipe": args.recipe,
+            "recipe": Path(args.recipe).stem,
             "calibration": "16 x 256 random tokens",
             "rows": rows,
             "ratio": round(ratio, 3),
