@@ -7,11 +7,13 @@ per-expert tensors into fused ones), exactly as `from_pretrained` does; only her
 import re
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
+from typing import Any
 
 import torch
 import transformers
 from accelerate import init_empty_weights
 from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
 from transformers import AutoModelForCausalLM, AutoModelForSeq2SeqLM, PreTrainedModel
 from transformers.conversion_mapping import get_model_conversion_mapping
 from transformers.core_model_loading import (
@@ -35,7 +37,7 @@ class Skeleton:
 
     def __init__(self, source: Source, dtype: torch.dtype) -> None:
         self.source, self.dtype = source, dtype
-        with init_empty_weights(include_buffers=False), _quietly():
+        with init_empty_weights(include_buffers=False), _NoStorage(), _quietly():
             self.model = _model_class(source)._from_config(source.config, dtype=dtype).eval()
         self.model.tie_weights()
         self.model.config.use_cache = False
@@ -163,6 +165,22 @@ def _model_class(source: Source) -> type[PreTrainedModel]:
             "hfquant compresses models with a causal or sequence-to-sequence head",
         ) from error
     return found
+
+
+class _NoStorage(TorchFunctionMode):
+    """Lets `torch.empty`, which layers call for their weights, allocate nothing.
+
+    Moving each weight to meta after it was allocated would do too, but leaves holes in the heap: gigabytes of address
+    space for a deep model.  Buffers are computed, not left empty, and stay real.
+    """
+
+    def __torch_function__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        kwargs = kwargs or {}
+        if getattr(func, "__name__", "") == "empty" and kwargs.get("device") is None:
+            kwargs = {**kwargs, "device": "meta"}
+        return func(*args, **kwargs)
 
 
 @contextmanager
