@@ -3,8 +3,8 @@
     python benchmarks/quality.py MODEL --calibration CAL.txt --text TEST.txt --recipes gptq-w4g64 rtn-w4g64 ...
 
 A recipe may carry changes behind a comma: `gptq-w4g64,gptq.refine=0`.  Writes JSON and a markdown table.
-Settings that are not on the command line: calibration 64 x 512 tokens, seed 0; 64 windows of 512 tokens, evenly
-spread over the text; scored in float32.
+Settings that are not on the command line: calibration 64 x 512 tokens, seed 0; the first 64 windows of 512 tokens of
+the text; scored in float32.
 """
 
 import argparse
@@ -114,7 +114,7 @@ def write(args: argparse.Namespace, rows: list[dict]) -> None:
     lines = ["| " + " | ".join(columns) + " |", "|" + "---|" * len(columns)]
     lines += ["| " + " | ".join(str(row.get(c, "")) for c in columns) + " |" for row in rows]
     lines += ["", f"{settings['model']}; calibration {settings['calibration']}, {args.samples} x {args.seq_len} tokens;"
-              f" scored on {settings['text']}, {args.windows} windows of {args.window_len}, float32;"
+              f" scored on {settings['text']}, first {args.windows} windows of {args.window_len}, float32;"
               f" {settings['hardware']['processor']}, {settings['hardware']['cores']} cores."]  # fmt: skip
     args.out.with_suffix(".md").write_text("\n".join(lines) + "\n")
 

@@ -80,4 +80,15 @@ class Journal:
         return self.blocks / f"{index:05d}.safetensors"
 
     def remove(self) -> None:
+        """Forget the work.  What says that blocks are finished goes first: a kill in between must not leave claims."""
+        self.forget()
         shutil.rmtree(self.folder, ignore_errors=True)
+
+    def forget(self) -> None:
+        """Declare nothing finished; an unpacked source stays."""
+        for file in (self._lines, self._plan):
+            file.unlink(missing_ok=True)
+        if self.folder.is_dir():
+            sync(self.folder)
+        for folder in (self.blocks, self.stream):
+            shutil.rmtree(folder, ignore_errors=True)

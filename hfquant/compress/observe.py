@@ -54,7 +54,8 @@ class Statistics:
         if original is not None:
             # C = H + drift.  The drift is a correction: the type the block computes in is exact enough for it, and
             # several times as fast as float32
-            drift = (original - x).T @ x
+            exact = x.float() if x.dtype == torch.float16 else x  # sums over tokens overflow float16
+            drift = (original.to(exact.dtype) - exact).T @ exact
             self._drift = drift.float() if self._drift is None else self._drift.add_(drift)
 
     @property

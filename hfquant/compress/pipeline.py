@@ -19,8 +19,9 @@ from .activations import Stream
 from .block import Finished, Work, compress_block
 from .ends import compress_end
 from .finish import finish
+from .memory import give_back
 from .naming import named_parts
-from .plan import LayerPlan, Plan, plan
+from .plan import LayerPlan, Plan, clear, plan
 from .streaming import Passage, Streamer
 
 
@@ -68,6 +69,8 @@ class _Run:
     def layers(self) -> Iterator[LayerResult]:
         start = time.perf_counter()
         self.plan.out.mkdir(parents=True, exist_ok=True)
+        if self.plan.fresh:
+            clear(self.plan.out, self.journal)
         self.journal.begin(self.plan.fingerprint)
         entries = self.journal.entries()
         self.finished = {entry["block"] for entry in entries}
@@ -202,6 +205,7 @@ class _Run:
         self.journal.append({"block": name, "layers": rows, "seconds": seconds})
         self.finished.add(name)
         self.rows += rows
+        give_back()
 
     def _result(self, layer: LayerPlan, done: Finished) -> LayerResult:
         return LayerResult(

@@ -58,6 +58,7 @@ class Plan:
     fingerprint: Mapping[str, Any]
     estimate: Estimate
     resumed: int
+    fresh: bool = False
 
     @property
     def blocks(self) -> int:
@@ -108,13 +109,16 @@ def plan(
     if name := first_not_finite(source):
         raise SourceError(f"{source.id}: `{name}` holds NaN or infinite values", "start from a sound copy of the model")
     batch, expected = _fit(skeleton, chosen, layers, tokens, dtype, max_memory)
-    fingerprint = _fingerprint(source, chosen, tokens, wire, dtype, device)
-    resumed = _resumed(journal, fingerprint, out)
+    fingerprint = _fingerprint(source, chosen, tokens, wire, dtype, device) | {
+        "batch": batch,
+        "compute_dtype": str(skeleton.dtype),
+    }
+    resumed = 0 if fresh else _resumed(journal, fingerprint, out)
     _check_disk(out, expected)
     return Plan(
         source=source, recipe=chosen, out=out, skeleton=skeleton, stacks=found, targets=targets, wire=wire,
         layers=layers, dtype=dtype, tokens=tokens, batch=batch, device=device, journal=journal,
-        fingerprint=fingerprint, estimate=expected, resumed=resumed,
+        fingerprint=fingerprint, estimate=expected, resumed=resumed, fresh=fresh,
     )  # fmt: skip
 
 
@@ -145,11 +149,11 @@ def _check_device(device: str) -> None:
 def _check_out(out: Path, journal: Journal, fresh: bool) -> None:
     if out.exists() and not out.is_dir():
         raise CheckpointError(f"`{out}` is a file", "give a folder for the result")
-    if fresh:
-        _clear(out, journal)
     if not out.exists() or not any(out.iterdir()) or journal.folder.is_dir():
         return
     if _is_ours(out):
+        if fresh:
+            return
         raise CheckpointError(
             f"`{out}` already holds a finished model", "use `--fresh` to replace it, or another folder"
         )
@@ -162,14 +166,14 @@ def _is_ours(out: Path) -> bool:
     return (out / FILE).is_file() and "output" in read(out)
 
 
-def _clear(out: Path, journal: Journal) -> None:
-    """Remove what an earlier run left, and nothing else."""
+def clear(out: Path, journal: Journal) -> None:
+    """Remove what an earlier run left, and nothing else; an unpacked source stays."""
     from ..measure.report import FILE, read
 
     if _is_ours(out):
         for name in [*read(out)["output"]["files"], FILE, "README.md"]:
             (out / Path(name).name).unlink(missing_ok=True)
-    journal.remove()
+    journal.forget()
 
 
 def _stored_dtype(recipe: Recipe, source: Source) -> torch.dtype:
@@ -186,7 +190,8 @@ def _tokens(source: Source, recipe: Recipe, model: Any) -> Tensor | None:
     if not recipe.needs_calibration:
         return None
     c = recipe.calibration
-    longest = getattr(source.config.get_text_config(decoder=True), "max_position_embeddings", None)
+    text = source.config.get_text_config(decoder=True)
+    longest = getattr(text, "max_position_embeddings", getattr(text, "max_target_positions", None))
     if longest is not None and c.seq_len > longest:
         raise CalibrationError(
             f"calibration sequences of {c.seq_len} tokens are longer than the model's {longest}",
@@ -252,7 +257,8 @@ def _fingerprint(
     import hashlib
 
     headers = repr(sorted((n, str(t.dtype), t.shape) for n, t in source.tensors.items()))
-    stats = repr(sorted({(t.file.name, t.file.stat().st_size) for t in source.tensors.values()}))
+    files = sorted({t.file for t in source.tensors.values()} | {source.path / "config.json"})
+    stats = repr([(f.name, f.stat().st_size, f.stat().st_mtime_ns) for f in files])
     return {
         "hfquant": __version__,
         "source": hashlib.sha256((headers + stats).encode()).hexdigest(),

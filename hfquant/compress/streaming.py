@@ -18,6 +18,7 @@ from ..model.inputs import model_inputs
 from ..model.skeleton import Skeleton
 from .activations import Stream
 from .calls import Calls, Reached, first_tensor, like, stubbed
+from .memory import give_back
 
 
 @dataclass
@@ -117,12 +118,14 @@ class Streamer:
             if found is not None:
                 found.calls.add(recording.calls)
         self.skeleton.drop(self._outside)
+        give_back()
         return found
 
     def begin(self, name: str, x: Tensor, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Passage:
         """A passage through the stack of that name, whose first block is about to be called with x."""
         stack = self.stacks[name]
         calls = Calls(self.folder / f"{name}.calls")
+        calls.delete()  # what a killed run left
         stream = Stream(
             self.folder / f"{name}.stream.00000",
             self.tokens.shape[0],

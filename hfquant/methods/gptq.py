@@ -84,7 +84,7 @@ class Method(BaseModel):
         ‖QX − WX̃‖² = ‖(Q − W*)X‖² + const with W* = W X̃Xᵀ (XXᵀ)⁻¹: aiming at the original model's output is
         ordinary GPTQ on a shifted W, exactly.  W + β(W* − W), ridge-regularized like H.
         """
-        if layer.C is None or not self.match_original:
+        if layer.C is None or not self.match_original or not torch.isfinite(layer.C).all():
             return layer.W
         L = torch.linalg.cholesky(damped(H, damp))
         drift = (layer.C.double() - H.double()).T @ layer.W.double().T  # (C − H)ᵀWᵀ  [in, out]

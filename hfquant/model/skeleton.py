@@ -4,6 +4,7 @@ transformers builds the modules on the meta device and converts checkpoint tenso
 per-expert tensors into fused ones), exactly as `from_pretrained` does; only here it happens part by part.
 """
 
+import os
 import re
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
@@ -27,6 +28,8 @@ from transformers.utils import logging
 
 from ..errors import SourceError
 from .source import Source
+
+NO_THREADS = "HF_DEACTIVATE_ASYNC_LOAD"  # what transformers asks before it loads with a pool of threads
 
 
 class Skeleton:
@@ -185,13 +188,18 @@ class _NoStorage(TorchFunctionMode):
 
 @contextmanager
 def _quietly() -> Iterator[None]:
-    """No progress bars and notices for every single part."""
-    bars, level = logging.is_progress_bar_enabled(), logging.get_verbosity()
+    """No progress bars and notices for every single part, and no threads: each would keep a heap of its own."""
+    bars, level, threads = logging.is_progress_bar_enabled(), logging.get_verbosity(), os.environ.get(NO_THREADS)
+    os.environ[NO_THREADS] = "1"
     logging.disable_progress_bar()
     logging.set_verbosity_error()
     try:
         yield
     finally:
         logging.set_verbosity(level)
+        if threads is None:
+            del os.environ[NO_THREADS]
+        else:
+            os.environ[NO_THREADS] = threads
         if bars:
             logging.enable_progress_bar()
