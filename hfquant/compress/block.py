@@ -112,7 +112,7 @@ def _finish(
         seconds, at = time.perf_counter() - start, 0
         for weight in same:
             rows = slice(at, at := at + masters[weight].shape[0])
-            layer = replace(tall, W=tall.W[rows], Q=_rows(tall.Q, rows))
+            layer = tall.rows(rows)
             assert layer.Q is not None
             share = seconds * layer.W.shape[0] / tall.W.shape[0]
             yield Finished(weight, layer.Q, work.steps[-1][0], layer.error(), share, layer.notes)
@@ -146,7 +146,3 @@ def _steps(layer: Layer, grid: Grid, work: Work) -> Layer:
     for _, step in work.steps:
         layer = step(layer, grid, work.scale_dtype)
     return layer
-
-
-def _rows(Q: Quantized | None, rows: slice) -> Quantized | None:
-    return Q and replace(Q, codes=Q.codes[rows], scale=Q.scale[rows], zero_point=Q.zero_point[rows])

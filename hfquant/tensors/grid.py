@@ -16,6 +16,9 @@ class Grid:
 
     `bits` 1..8; `group_size` columns share one scale, -1 means the whole row; the last group of a row may be
     shorter.  `symmetric` fixes the zero point at the middle code, so that no zero points are stored.
+
+    16 bits: not quantized.  The codes are then the values themselves, in the type that scales would be stored in, and
+    scales and zero points have no columns.
     """
 
     bits: int = 4
@@ -36,8 +39,12 @@ class Grid:
         """Columns per group in a row of `in_features`."""
         return in_features if self.group_size == -1 else min(self.group_size, in_features)
 
+    @property
+    def is_float(self) -> bool:
+        return self.bits == 16
+
     def groups(self, in_features: int) -> int:
-        return math.ceil(in_features / self.columns(in_features))
+        return 0 if self.is_float else math.ceil(in_features / self.columns(in_features))
 
     def expand(self, per_group: Tensor, in_features: int) -> Tensor:
         """[out, groups] -> [out, in_features]: each group's value at each of its columns."""
@@ -64,6 +71,8 @@ class Grid:
         Returns scale [out, groups] in `dtype`, zero_point [out, groups] uint8.
         """
         out_features, in_features = W.shape
+        if self.is_float:
+            return W.new_empty(out_features, 0, dtype=dtype), W.new_empty(out_features, 0, dtype=torch.uint8)
         columns, groups = self.columns(in_features), self.groups(in_features)
         h = torch.ones(in_features) if importance is None else importance.float()
         h = torch.nn.functional.pad(h, (0, groups * columns - in_features)).view(1, groups, columns)
@@ -107,13 +116,17 @@ class Grid:
         return scale, (-low / scale).round().clamp(0, self.top)
 
     def encode(self, W: Tensor, scale: Tensor, zero_point: Tensor) -> Tensor:
-        """Nearest codes.  W [out, in] -> uint8 [out, in]"""
+        """Nearest codes.  W [out, in] -> uint8 [out, in], or the type of `scale` on a grid of 16 bits"""
+        if self.is_float:
+            return W.to(scale.dtype)
         n = W.shape[1]
         s, z = self.expand(scale.float(), n), self.expand(zero_point.float(), n)
         return (W / s + z).round().clamp(0, self.top).to(torch.uint8)
 
     def decode(self, codes: Tensor, scale: Tensor, zero_point: Tensor) -> Tensor:
         """scale · (code − zero_point), in float32.  codes [out, in] -> [out, in]"""
+        if self.is_float:
+            return codes.float()
         n = codes.shape[1]
         s, z = self.expand(scale.float(), n), self.expand(zero_point.float(), n)
         return s * (codes.float() - z)
