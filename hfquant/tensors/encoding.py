@@ -33,7 +33,8 @@ class Activations:
 class Sparsity:
     """Which weights are stored: `n` in each `m` consecutive ones of a row, or, with m = 0, `n` in all.
 
-    The latter, which may lie anywhere, are stored as one bit per weight beside the kept values, the former as the places within each m.
+    The latter, which may lie anywhere, are stored as one bit per weight beside the kept values, the former as the
+    places within each m.
     """
 
     n: int
