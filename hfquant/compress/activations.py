@@ -6,7 +6,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from ..model.source import read_bytes
+from ..model.headers import read_bytes
 
 
 class Stream:

@@ -40,7 +40,11 @@ def estimate(
     """From shapes alone, but for the probe of the machine's speed.  dtype: of what is stored unquantized."""
     source = skeleton.source
     replaced = {name for layer in layers for name in skeleton.stored.get(layer.name, [])}
-    kept = sum(_stored(t.numel, t.dtype, dtype) for name, t in source.tensors.items() if name not in replaced)
+    kept = sum(
+        t.numel * (dtype if t.dtype == source.dtype else t.dtype).itemsize
+        for name, t in source.tensors.items()
+        if name not in replaced
+    )
     packed = sum(layer.bytes_after for layer in layers)
     hidden = int(getattr(source.config.get_text_config(decoder=True), "hidden_size", 0))
     streams = 0 if tokens is None else 2 * tokens.numel() * hidden * skeleton.dtype.itemsize
@@ -52,10 +56,6 @@ def estimate(
         disk=kept + 2 * packed + streams,
         seconds=_seconds(skeleton, recipe, layers, tokens),
     )
-
-
-def _stored(numel: int, have: torch.dtype, want: torch.dtype) -> int:
-    return numel * (want.itemsize if have.is_floating_point and have.itemsize > 1 else have.itemsize)
 
 
 def _peak(skeleton: Skeleton, layers: "Sequence[LayerPlan]", tokens: Tensor | None, batch: int, hidden: int) -> int:

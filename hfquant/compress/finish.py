@@ -8,7 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..model.source import TensorInfo, read_header
+from ..errors import CheckpointError
+from ..model.headers import TensorInfo, read_header
 from ..tensors import formats
 from ..tensors.shards import Entry, write_checkpoint, write_text
 from .plan import Plan
@@ -26,10 +27,14 @@ def finish(plan: Plan) -> list[str]:
     aside.mkdir(parents=True)
     write_checkpoint(aside, list(_entries(plan)), MAX_SHARD)
     for file in plan.source.files:
-        shutil.copyfile(file, aside / file.name)
-    names = sorted(f.name for f in aside.iterdir())
+        target = aside / file.relative_to(plan.source.path)
+        target.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(file, target)
+    names = sorted(str(f.relative_to(aside)) for f in aside.rglob("*") if f.is_file())
     write_text(aside / "config.json", json.dumps(_config(plan), indent=2, sort_keys=True) + "\n")
+    plan.journal.move([*names, "config.json"])
     for name in [*names, "config.json"]:
+        (plan.out / name).parent.mkdir(parents=True, exist_ok=True)
         (aside / name).replace(plan.out / name)
     return [*names, "config.json"]
 
@@ -37,21 +42,20 @@ def finish(plan: Plan) -> list[str]:
 def _entries(plan: Plan) -> Iterator[Entry]:
     """The checkpoint's tensors: the source's in its order, each replaced one's components in its place."""
     packed: dict[str, TensorInfo] = {}
-    for file in sorted(plan.journal.blocks.glob("*.safetensors")):
+    for entry in plan.journal.entries():
+        file = plan.journal.block_file(entry["index"])
+        if not file.is_file():
+            raise CheckpointError(f"{file} is missing: it holds {entry['block']}", "start again with `--fresh`")
         packed |= read_header(file)
     tied: dict[str, str] = getattr(plan.skeleton.model, "all_tied_weights_keys", {})
     names = set(plan.layers) | {name for name, owner in tied.items() if owner in plan.layers}
     replaced = {stored for name in names for stored in plan.skeleton.stored.get(name, ())}
     for name, info in plan.source.tensors.items():
         if name not in replaced:
-            dtype = _carried_dtype(info, plan.dtype)
+            dtype = plan.dtype if info.dtype == plan.source.dtype else info.dtype
             yield Entry(name, info.shape, dtype, _reader(info, dtype))
     for name, info in packed.items():
         yield Entry(name, info.shape, info.dtype, _reader(info, info.dtype))
-
-
-def _carried_dtype(info: TensorInfo, dtype: torch.dtype) -> torch.dtype:
-    return dtype if info.dtype.is_floating_point and info.dtype.itemsize > 1 else info.dtype
 
 
 def _reader(info: TensorInfo, dtype: torch.dtype) -> Callable[[], Tensor]:
@@ -62,6 +66,7 @@ def _config(plan: Plan) -> dict[str, Any]:
     """The source's config.json as it was, with what changed: the type, and how the layers are stored."""
     config: dict[str, Any] = json.loads((plan.source.path / "config.json").read_text())
     config.pop("torch_dtype", None)
+    config.pop("auto_map", None)  # names code files that are not carried over, and were not needed
     config["dtype"] = str(plan.dtype).removeprefix("torch.")
     config["quantization_config"] = formats.load(plan.wire.format).config(plan.wire)
     return config

@@ -27,6 +27,7 @@ class Journal:
         self.folder = out / WORK
         self.blocks, self.stream = self.folder / "blocks", self.folder / "stream"
         self._plan, self._lines = self.folder / "plan.json", self.folder / "journal.jsonl"
+        self._moved = self.folder / "moved.json"
 
     def plan(self) -> dict[str, Any] | None:
         """What the folder was begun with, None if nothing was begun."""
@@ -79,6 +80,15 @@ class Journal:
     def block_file(self, index: int) -> Path:
         return self.blocks / f"{index:05d}.safetensors"
 
+    def move(self, names: list[str]) -> None:
+        """Declare which files of the result are about to be moved into `out`."""
+        write_text(self._moved, json.dumps(names))
+
+    def moved(self) -> list[str]:
+        """The files of a result that may lie in `out` already."""
+        found: list[str] = json.loads(self._moved.read_text()) if self._moved.is_file() else []
+        return found
+
     def remove(self) -> None:
         """Forget the work.  What says that blocks are finished goes first: a kill in between must not leave claims."""
         self.forget()
@@ -86,7 +96,7 @@ class Journal:
 
     def forget(self) -> None:
         """Declare nothing finished; an unpacked source stays."""
-        for file in (self._lines, self._plan):
+        for file in (self._lines, self._plan, self._moved):
             file.unlink(missing_ok=True)
         if self.folder.is_dir():
             sync(self.folder)

@@ -202,7 +202,7 @@ class _Run:
         self, name: str, index: int, tensors: Mapping[str, Tensor], rows: list[dict[str, Any]], seconds: float
     ) -> None:
         self.journal.write_block(index, tensors)
-        self.journal.append({"block": name, "layers": rows, "seconds": seconds})
+        self.journal.append({"block": name, "index": index, "layers": rows, "seconds": seconds})
         self.finished.add(name)
         self.rows += rows
         give_back()

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import transformers
 from torch import Tensor
 
 from .. import __version__
@@ -15,7 +16,8 @@ from ..model.blocks import Stack, stacks
 from ..model.calibration import digest, self_generated, token_batches
 from ..model.inputs import vocabulary
 from ..model.skeleton import Skeleton
-from ..model.source import Source, first_not_finite, open_source
+from ..model.source import Source, open_source
+from ..model.survey import survey
 from ..recipe import Recipe
 from ..tensors import formats
 from ..tensors.formats import Wire
@@ -106,10 +108,9 @@ def plan(
     wire = wire_for(targets, skeleton.model, chosen, dtype)
     tokens = _tokens(source, chosen, skeleton.model)
     layers = _layers(targets, wire, found, skeleton)
-    if name := first_not_finite(source):
-        raise SourceError(f"{source.id}: `{name}` holds NaN or infinite values", "start from a sound copy of the model")
+    identity = survey(source, dtype)
     batch, expected = _fit(skeleton, chosen, layers, tokens, dtype, max_memory)
-    fingerprint = _fingerprint(source, chosen, tokens, wire, dtype, device) | {
+    fingerprint = _fingerprint(identity, chosen, tokens, wire, dtype, device) | {
         "batch": batch,
         "compute_dtype": str(skeleton.dtype),
     }
@@ -170,9 +171,10 @@ def clear(out: Path, journal: Journal) -> None:
     """Remove what an earlier run left, and nothing else; an unpacked source stays."""
     from ..measure.report import FILE, read
 
-    if _is_ours(out):
-        for name in [*read(out)["output"]["files"], FILE, "README.md"]:
-            (out / Path(name).name).unlink(missing_ok=True)
+    names = read(out)["output"]["files"] if _is_ours(out) else []
+    for name in [*names, *journal.moved(), FILE, "README.md"] if names or journal.moved() else ():
+        if not Path(name).is_absolute() and ".." not in Path(name).parts:
+            (out / name).unlink(missing_ok=True)
     journal.forget()
 
 
@@ -236,8 +238,8 @@ def _fit(
     dtype: torch.dtype,
     max_memory: int | None,
 ) -> tuple[int, Estimate]:
-    """The largest batch, of at most 4096 tokens, whose estimated peak stays below `max_memory`."""
-    batch = 1 if tokens is None else max(1, min(tokens.shape[0], 4096 // tokens.shape[1]))
+    """The largest batch, of at most 2048 tokens, whose estimated peak stays below `max_memory`."""
+    batch = 1 if tokens is None else max(1, min(tokens.shape[0], 2048 // tokens.shape[1]))
     while True:
         expected = estimate(skeleton, recipe, list(layers.values()), tokens, batch, dtype)
         if max_memory is None or expected.peak_memory <= max_memory:
@@ -251,17 +253,14 @@ def _fit(
 
 
 def _fingerprint(
-    source: Source, recipe: Recipe, tokens: Tensor | None, wire: Wire, dtype: torch.dtype, device: str
+    identity: str, recipe: Recipe, tokens: Tensor | None, wire: Wire, dtype: torch.dtype, device: str
 ) -> dict[str, Any]:
     """What decides the bytes: a run with another fingerprint cannot continue this one."""
-    import hashlib
-
-    headers = repr(sorted((n, str(t.dtype), t.shape) for n, t in source.tensors.items()))
-    files = sorted({t.file for t in source.tensors.values()} | {source.path / "config.json"})
-    stats = repr([(f.name, f.stat().st_size, f.stat().st_mtime_ns) for f in files])
     return {
         "hfquant": __version__,
-        "source": hashlib.sha256((headers + stats).encode()).hexdigest(),
+        "torch": torch.__version__,
+        "transformers": transformers.__version__,
+        "source": identity,
         "recipe": recipe.hash,
         "calibration": None if tokens is None else digest(tokens),
         "format": wire.format,

@@ -63,7 +63,7 @@ def compress_model(
     inside: set[str] = set()
     with tempfile.TemporaryDirectory(prefix="hfquant-") as folder:
         skeleton = cast(Skeleton, Resident(model, dtype))
-        streamer = Streamer(skeleton, tokens, Path(folder), min(len(tokens), max(1, 4096 // tokens.shape[1])))
+        streamer = Streamer(skeleton, tokens, Path(folder), min(len(tokens), max(1, 2048 // tokens.shape[1])))
         for passage in streamer.passages():
             original = None
             for i, name in enumerate(passage.stack.blocks):

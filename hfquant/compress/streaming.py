@@ -5,6 +5,7 @@ disk.  What the model itself does before and after its blocks is done by its own
 """
 
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -103,23 +104,37 @@ class Streamer:
 
     def _capture(self) -> Passage | None:
         """Record how the next stack is called; None if the model ends without reaching an unfinished one."""
+        if len(self.finished) == len(self.stacks):
+            return None
         self.skeleton.load(self._outside)
         found: Passage | None = None
         for at, n in self.batches:
             recording = _Recording(self, at, n, found)
-            with stubbed(self.skeleton.model, recording, list(self.stacks.values())):
-                try:
-                    self._call(at, n)
-                except Reached:
-                    pass
-                else:
-                    break
+            stubs = stubbed(self.skeleton.model, recording, list(self.stacks.values()))
+            with stubs, self._without_head(), suppress(Reached):
+                self._call(at, n)
             found = recording.passage
-            if found is not None:
-                found.calls.add(recording.calls)
+            if found is None:
+                break
+            found.calls.add(recording.calls)
         self.skeleton.drop(self._outside)
         give_back()
         return found
+
+    @contextmanager
+    def _without_head(self) -> Iterator[None]:
+        """Within: the model is left before its head, whose logits are larger than everything else together."""
+
+        def leave(*_: Any) -> None:
+            raise Reached
+
+        head = self.skeleton.model.get_output_embeddings()
+        handle = None if head is None else head.register_forward_pre_hook(leave)
+        try:
+            yield
+        finally:
+            if handle is not None:
+                handle.remove()
 
     def begin(self, name: str, x: Tensor, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Passage:
         """A passage through the stack of that name, whose first block is about to be called with x."""

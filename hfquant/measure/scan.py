@@ -8,7 +8,8 @@ from typing import Any
 import torch
 
 from ..errors import CheckpointError, SourceError
-from ..model.source import PIECE, TensorInfo, read_header
+from ..model.headers import TensorInfo, read_header
+from ..model.survey import PIECE
 from ..tensors.shards import INDEX
 
 AGAIN = "the folder is damaged: compress again with `--fresh`, or copy it again from where it was whole"

@@ -36,9 +36,11 @@ def inverse_factor(H: Tensor, damp: float) -> tuple[Tensor, float] | None:
     if not torch.isfinite(H).all():
         return None
     while damp <= MOST_DAMP:
-        L, failed = torch.linalg.cholesky_ex(damped(H, damp))
+        # one name for all: at most two of these matrices are held at a time
+        U, failed = torch.linalg.cholesky_ex(damped(H, damp))
         if not failed:
-            U, failed = torch.linalg.cholesky_ex(torch.cholesky_inverse(L), upper=True)
+            U = torch.cholesky_inverse(U)
+            U, failed = torch.linalg.cholesky_ex(U, upper=True)
             if not failed and torch.isfinite(U).all():
                 return U.float(), damp
         damp = max(10 * damp, 1e-4)

@@ -4,7 +4,8 @@ from pathlib import Path
 
 from ..errors import SourceError
 
-WANTED = ["*.safetensors", "*.json", "*.txt", "*.model", "*.jinja", "*.tiktoken", "LICENSE*", "NOTICE*"]
+WANTED = ["*.safetensors", "*.json", "*.txt", "*.model", "*.spm", "*.bpe", "*.vocab", "*.jinja", "*.tiktoken",
+          "LICENSE*", "NOTICE*"]  # fmt: skip
 
 
 def download(model: str, revision: str | None) -> tuple[Path, str]:

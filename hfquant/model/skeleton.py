@@ -65,7 +65,16 @@ class Skeleton:
                 mapped.setdefault(target, []).append(name)
                 if pattern is not None:
                     self.converted.add(target)
+        self._owners_of_tied(mapped)
         return mapped
+
+    def _owners_of_tied(self, mapped: dict[str, list[str]]) -> None:
+        """A shared weight may be stored under the name of the one that borrows it: it belongs to its owner."""
+        self.renamed: dict[str, str] = {}  # stored name -> the parameter's own
+        for borrower, owner in getattr(self.model, "all_tied_weights_keys", {}).items():
+            if borrower in mapped and owner not in mapped and borrower not in self.converted:
+                mapped[owner] = mapped.pop(borrower)
+                self.renamed[mapped[owner][0]] = owner
 
     def _check_shapes(self) -> None:
         have = self.model.state_dict()
@@ -95,7 +104,8 @@ class Skeleton:
         wanted = [name for name in names if name in self.stored]
         for name in wanted:
             self._retype(name, dtype or self.dtype)
-        tensors = {stored: self.source.read(stored) for name in wanted for stored in self.stored[name]}
+        stored = [stored for name in wanted for stored in self.stored[name]]
+        tensors = {self.renamed.get(name, name): self.source.read(name) for name in stored}
         config = LoadStateDictConfig(weight_mapping=get_model_conversion_mapping(self.model), dtype=dtype or self.dtype)
         with _quietly():
             info, _ = convert_and_load_state_dict_in_model(self.model, tensors, config)
@@ -142,7 +152,8 @@ class Skeleton:
         fused from several stored tensors is taken apart again the way it was put together.
         """
         if parameter not in self.converted:
-            stem = re.sub(r"\.weight$", "", self.stored[parameter][0])
+            name = self.stored[parameter][0]
+            stem = re.sub(r"\.weight$", "", self.renamed.get(name, name))
             yield from ((f"{stem}.{component}", tensor) for component, tensor in parts.items())
             return
         from transformers.core_model_loading import revert_weight_conversion

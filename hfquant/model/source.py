@@ -1,7 +1,7 @@
 """A model as it lies on disk: config, tokenizer, and weights known by their headers before any is read."""
 
 import json
-import struct
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,56 +12,14 @@ from torch import Tensor
 from transformers import AutoConfig, AutoTokenizer, PretrainedConfig, PreTrainedTokenizerBase
 
 from ..errors import SourceError
+from .headers import TensorInfo, read_header
 
-DTYPES = {
-    "F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16,
-    "I64": torch.int64, "I32": torch.int32, "I16": torch.int16, "I8": torch.int8, "U8": torch.uint8,
-    "BOOL": torch.bool, "F8_E4M3": torch.float8_e4m3fn, "F8_E5M2": torch.float8_e5m2,
-}  # fmt: skip
 WEIGHTS = (
     ".safetensors", ".safetensors.index.json", ".bin", ".bin.index.json", ".pt", ".pth", ".h5", ".msgpack", ".onnx",
     ".gguf", ".ot", ".ckpt", ".tflite",
 )  # fmt: skip
-PIECE = 1 << 22  # elements of a tensor that are looked at together
+INDEX = re.compile(r"\.index(\.\w+)?\.json$")  # model.safetensors.index.fp32.json
 PICKLES = (".bin", ".pt", ".pth", ".ckpt")
-
-
-def read_bytes(file: Path, offset: int, count: int) -> Tensor:
-    """uint8 [count], in memory that torch aligned: matrix products may round otherwise when it is not."""
-    raw = torch.empty(count, dtype=torch.uint8)
-    with file.open("rb", buffering=0) as opened:
-        opened.seek(offset)
-        view, done = raw.numpy().data, 0
-        while done < count:
-            got = opened.readinto(view[done:])
-            if not got:
-                raise SourceError(f"{file.name} ended early", "the file changed while it was read")
-            done += got
-    return raw
-
-
-@dataclass(frozen=True)
-class TensorInfo:
-    """One stored tensor, from its file's header."""
-
-    file: Path
-    offset: int  # of its first byte in the file
-    dtype: torch.dtype
-    shape: tuple[int, ...]
-
-    @property
-    def numel(self) -> int:
-        return torch.Size(self.shape).numel()
-
-    @property
-    def nbytes(self) -> int:
-        return self.numel * self.dtype.itemsize
-
-    def read(self, start: int = 0, count: int | None = None) -> Tensor:
-        """`count` elements from `start` on, flat, in memory of their own: no mapping keeps the file resident."""
-        count = self.numel - start if count is None else count
-        size = self.dtype.itemsize
-        return read_bytes(self.file, self.offset + start * size, count * size).view(self.dtype)
 
 
 @dataclass(frozen=True)
@@ -169,10 +127,12 @@ def _config(path: Path, name: str) -> PretrainedConfig:
 def _tensors(path: Path, name: str) -> dict[str, TensorInfo]:
     index = path / "model.safetensors.index.json"
     if index.is_file():
-        weight_map: dict[str, str] = json.loads(index.read_text())["weight_map"]
+        weight_map = _weight_map(index)
         files = [path / file for file in sorted(set(weight_map.values()))]
     else:
-        weight_map, files = {}, sorted(path.glob("*.safetensors"))
+        # some repositories hold the weights a second time, as their authors' own code reads them
+        whole = path / "model.safetensors"
+        weight_map, files = {}, [whole] if whole.is_file() else sorted(path.glob("*.safetensors"))
     if not files:
         _refuse_other_weights(path, name)
     found: dict[str, TensorInfo] = {}
@@ -191,6 +151,16 @@ def _tensors(path: Path, name: str) -> dict[str, TensorInfo]:
     return found
 
 
+def _weight_map(index: Path) -> dict[str, str]:
+    try:
+        found = json.loads(index.read_text())["weight_map"]
+        if all(isinstance(file, str) for file in found.values()):
+            return dict(found)
+    except (ValueError, KeyError, TypeError, AttributeError):
+        pass  # as bad as one that is JSON and no map
+    raise SourceError(f"{index.name} does not say which file holds which tensor", "download the model again")
+
+
 def _refuse_other_weights(path: Path, name: str) -> None:
     pickles = [f.name for f in path.iterdir() if f.suffix in PICKLES]
     if pickles:
@@ -201,54 +171,19 @@ def _refuse_other_weights(path: Path, name: str) -> None:
     raise SourceError(f"{name} has no *.safetensors file", "give a folder with a whole model, or a .gguf file itself")
 
 
-def read_header(file: Path) -> dict[str, TensorInfo]:
-    """The tensors of a safetensors file, without reading them.  Raises SourceError if it is truncated."""
-    size = file.stat().st_size
-    with file.open("rb") as f:
-        start = f.read(8)
-        length = struct.unpack("<Q", start)[0] if len(start) == 8 else size
-        if length > size - 8:
-            raise _truncated(file, "its header is incomplete")
-        try:
-            header: dict[str, Any] = json.loads(f.read(length))
-        except ValueError as error:
-            raise _truncated(file, "its header is not JSON") from error
-    header.pop("__metadata__", None)
-    end = max((entry["data_offsets"][1] for entry in header.values()), default=0)
-    if 8 + length + end != size:
-        raise _truncated(file, f"{8 + length + end:,} bytes are promised, {size:,} are there")
-    for name, entry in header.items():
-        if entry["dtype"] not in DTYPES:
-            raise SourceError(f"{file.name}: {name} has the type {entry['dtype']}, which torch cannot hold")
-    return {
-        name: TensorInfo(file, 8 + length + entry["data_offsets"][0], DTYPES[entry["dtype"]], tuple(entry["shape"]))
-        for name, entry in header.items()
-    }
-
-
-def _truncated(file: Path, why: str) -> SourceError:
-    return SourceError(f"{file.name} is truncated or damaged: {why}", "download this file again")
-
-
 def _other_files(path: Path) -> tuple[Path, ...]:
-    """Everything in the folder that is not weights, config or a card: tokenizer, generation config, processor..."""
+    """Everything in the folder that is not weights, config or a card: tokenizer, generation config, processor...
+
+    Folders within are looked into (chat templates lie in one) unless they hold a model of their own.
+    """
     ours = {"config.json", "README.md", "report.json", ".gitattributes"}
-    return tuple(
-        sorted(
-            f
-            for f in path.iterdir()
-            if f.is_file() and f.name not in ours and not f.name.endswith(WEIGHTS) and f.suffix != ".py"
-        )
-    )
+    found = [f for f in path.iterdir() if f.is_file() and f.name not in ours and _is_carried(f)]
+    for folder in path.iterdir():
+        inside = [f for f in folder.rglob("*") if f.is_file()] if folder.is_dir() else []
+        if not folder.name.startswith(".") and all(map(_is_carried, inside)) and folder / "config.json" not in inside:
+            found += inside
+    return tuple(sorted(found))
 
 
-def first_not_finite(source: Source) -> str | None:
-    """The first tensor with a NaN or an infinity, None if there is none.  Reads every weight once, in pieces."""
-    for name, info in source.tensors.items():
-        if not info.dtype.is_floating_point or info.dtype.itemsize == 1:
-            continue
-        for start in range(0, info.numel, PIECE):
-            low, high = torch.aminmax(info.read(start, min(PIECE, info.numel - start)))
-            if not (torch.isfinite(low) and torch.isfinite(high)):
-                return name
-    return None
+def _is_carried(file: Path) -> bool:
+    return not (file.name.endswith(WEIGHTS) or file.suffix == ".py" or INDEX.search(file.name))

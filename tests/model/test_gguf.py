@@ -49,7 +49,8 @@ def test_same_model_as_transformers_makes(tmp_path: Path, name: str, dtype: torc
         assert torch.equal(got[key], tensor), key
     ids = torch.arange(8)[None]
     with torch.no_grad():
-        assert torch.equal(ours(ids, use_cache=False).logits, theirs(ids, use_cache=False).logits)
+        # equal weights; where they lie in memory decides the last bits of a product
+        torch.testing.assert_close(ours(ids, use_cache=False).logits, theirs(ids, use_cache=False).logits)
 
 
 @pytest.mark.parametrize("kind", [Q8_0, Q4_1, F16, BF16], ids=lambda kind: kind.name)
