@@ -1,0 +1,109 @@
+"""GPTQModel beside hfquant: the same model, calibration tokens and test windows, one after the other in one run.
+
+    python benchmarks/rivals.py MODEL --rival-python ENV/bin/python --calibration CAL.txt --text TEST.txt --out RESULT
+
+ENV: an environment of its own with `gptqmodel` (7.6.0 pins another numpy).  Both get the same threads
+(OMP_NUM_THREADS).  Timed is the quantization with its saving, without the import of libraries; the peak is the process's.
+"""
+
+import argparse
+import json
+import os
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+import numpy as np
+import torch
+from transformers import AutoTokenizer
+
+from hfquant.measure.machine import hardware, versions
+from hfquant.measure.text import cut, read_text
+from hfquant.model.calibration import token_batches
+
+PEAK = "int(next(l for l in open('/proc/self/status') if l.startswith('VmHWM')).split()[1]) * 1024"
+OURS = f"""
+import json, sys, time
+from hfquant.compress import compress
+model, tokens, out, recipe, bits, group = sys.argv[1:]
+start = time.perf_counter()
+for _ in compress(model, recipe, out, calibration=tokens, samples=64, seq_len=512): pass
+print(json.dumps({{"seconds": time.perf_counter() - start, "peak": {PEAK}}}))
+"""
+# its default recipe: group-aware order, no activation order
+RIVAL = f"""
+import json, sys, time
+import numpy as np, torch
+from gptqmodel import GPTQModel, QuantizeConfig
+model, tokens, out, recipe, bits, group = sys.argv[1:]
+rows = np.load(tokens)[: 64 * 512].reshape(64, 512)
+data = [{{"input_ids": r.tolist(), "attention_mask": [1] * len(r)}} for r in rows]
+start = time.perf_counter()
+loaded = GPTQModel.load(model, QuantizeConfig(bits=int(bits), group_size=int(group)))
+loaded.quantize(data, batch_size=1)
+loaded.save(out)
+print(json.dumps({{"seconds": time.perf_counter() - start, "peak": {PEAK}}}))
+"""
+SCORE_OURS = "import hfquant, sys, torch; model = hfquant.load(sys.argv[1], dtype=torch.float32)"
+SCORE_RIVAL = (
+    "import sys, torch; from gptqmodel import GPTQModel, BACKEND\n"
+    "model = GPTQModel.load(sys.argv[1], backend=BACKEND.TORCH, device='cpu', dtype=torch.float32).model"
+)
+PERPLEXITY = """
+import json, numpy as np
+windows, total = torch.from_numpy(np.load(sys.argv[2])), 0.0
+with torch.no_grad():
+    for w in windows:
+        total += float(torch.nn.functional.cross_entropy(model(w[None]).logits[0, :-1].float(), w[1:]))
+print(json.dumps(float(np.exp(total / len(windows)))))
+"""
+
+
+def child(python: str, code: str, *arguments: str) -> object:
+    environment = os.environ | {"GPTQMODEL_CPU_WORKERS": "2", "HF_HUB_OFFLINE": "1"}
+    done = subprocess.run(
+        [python, "-c", code, *arguments], check=True, stdout=subprocess.PIPE, text=True, env=environment
+    )
+    return json.loads(done.stdout.strip().splitlines()[-1])
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("model")
+    parser.add_argument("--rival-python", required=True)
+    parser.add_argument("--calibration", required=True)
+    parser.add_argument("--text", required=True)
+    parser.add_argument("--bits", type=int, default=4)
+    parser.add_argument("--group", type=int, default=64)
+    parser.add_argument("--out", type=Path, required=True)
+    args = parser.parse_args()
+    tokenizer = AutoTokenizer.from_pretrained(args.model)
+    rows = []
+    with tempfile.TemporaryDirectory(prefix="rivals-") as work:
+        tokens, windows = f"{work}/tokens.npy", f"{work}/windows.npy"
+        np.save(tokens, token_batches(args.calibration, tokenizer, samples=64, seq_len=512, seed=0).numpy().reshape(-1))
+        np.save(windows, cut(read_text(args.text), tokenizer, 512, 64).numpy())
+        recipe = f"gptq-w{args.bits}g{args.group}"
+        for name, python, code, score in (
+            ("hfquant", sys.executable, OURS, SCORE_OURS),
+            ("GPTQModel", args.rival_python, RIVAL, SCORE_RIVAL),
+        ):
+            out = f"{work}/{name}"
+            found = child(python, code, args.model, tokens, out, recipe, str(args.bits), str(args.group))
+            assert isinstance(found, dict)
+            size = sum(f.stat().st_size for f in Path(out).glob("*.safetensors"))
+            perplexity = child(python, score + PERPLEXITY, out, windows)
+            rows.append(
+                {"tool": name, "recipe": recipe, "seconds": round(found["seconds"], 1),
+                 "peak_MB": round(found["peak"] / 1e6), "MB": round(size / 1e6, 1), "perplexity": perplexity}
+            )  # fmt: skip
+            print(rows[-1], flush=True)
+    settings = {"model": Path(args.model).name, "calibration": Path(args.calibration).name + ", 64 x 512 tokens",
+                "text": Path(args.text).name + ", first 64 windows of 512, float32", "threads": torch.get_num_threads(),
+                "hardware": hardware(), "versions": versions() | {"gptqmodel": "7.6.0"}}  # fmt: skip
+    args.out.with_suffix(".json").write_text(json.dumps({"settings": settings, "rows": rows}, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    main()
