@@ -14,6 +14,7 @@ x (the residual of a model with norms behind its layers, a router) shows up what
 
 from collections.abc import Callable, Iterator
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import torch
@@ -140,7 +141,7 @@ class Folder:
             module, offset = self.block.get_submodule(site.maker.module), site.maker.offset
             for name, p in parameters(module):
                 shift = offset if name == "weight" else 0.0
-                edit(p.data, lambda w, shift=shift: (w + shift) / s - shift)
+                edit(p.data, partial(_divided, s=s, shift=shift))
         else:
             if site.maker.weight in site.members:
                 return None
@@ -171,3 +172,7 @@ class Folder:
 def _trial(width: int) -> Tensor:
     """Factors between 1/4 and 4, all different: what is only nearly exact cannot hide."""
     return torch.exp2(torch.linspace(-2, 2, width))[torch.randperm(width, generator=torch.Generator().manual_seed(0))]
+
+
+def _divided(w: Tensor, s: Tensor, shift: float) -> Tensor:
+    return (w + shift) / s - shift

@@ -52,7 +52,7 @@ class Site:
 
 
 def parameters(module: nn.Module) -> list[tuple[str, nn.Parameter]]:
-    return list(module.namedparameters(recurse=False))
+    return list(module.named_parameters(recurse=False))
 
 
 def measured_offset(module: nn.Module, width: int) -> float | None:
