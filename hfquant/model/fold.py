@@ -111,8 +111,8 @@ class Folder:
             return None
         self.before = after
         maker = site.maker.module if isinstance(site.maker, Norm) else site.maker.weight.module
-        owners = [maker, *(m.module for m in site.members)]
-        self.changed |= {f"{o}.{n}" for o in owners for n, _ in parameters(self.block.get_submodule(o))}
+        self.changed |= {f"{maker}.{name}" for name, _ in parameters(self.block.get_submodule(maker))}
+        self.changed |= {member.name for member in site.members}
         return s
 
     def _storable(self, maker: Norm | Rows, s: Tensor) -> Tensor:
