@@ -59,7 +59,8 @@ def compress_model(
     """Compress a loaded model, yielding (parameter name, result) in the order in which they are finished.
 
     The model's own weights are overwritten with the rounded ones as the work goes on.  batches: token ids int64
-    [n, seq], all of one length.  free: whether the format can store more than a symmetric grid (native).  Hidden states between blocks lie in a temporary folder.
+    [n, seq], all of one length.  free: whether the format can store more than symmetric grids.  Hidden states between
+    blocks lie in a temporary folder.
     """
     built = [(step.method, step.build()) for step in recipe.steps]
     block_steps, steps = ([(n, s) for n, s in built if is_block_step(s) == which] for which in (True, False))

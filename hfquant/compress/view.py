@@ -75,7 +75,7 @@ class BlockView:
 
     def _run(self, batch: int) -> tuple[Any, list[Tensor]]:
         device = next(self.block.parameters()).device
-        call = _float32(self.passage.arguments(self.index, batch), device)
+        call = float32_call(self.passage.arguments(self.index, batch), device)
         return self.block(*call[0], **call[1]), list(tensors(call))
 
     def weight(self, weight: Weight) -> Tensor:
@@ -183,11 +183,12 @@ class BlockView:
         return self.done
 
 
-def _float32(tree: Any, device: torch.device) -> Any:
+def float32_call(tree: Any, device: torch.device) -> Any:
+    """The arguments of a block, for one whose parameters are float32."""
     if isinstance(tree, Tensor):
         return tree.to(device, torch.float32) if tree.is_floating_point() else tree.to(device)
     if isinstance(tree, tuple | list):
-        return type(tree)(_float32(item, device) for item in tree)
+        return type(tree)(float32_call(item, device) for item in tree)
     if isinstance(tree, dict):
-        return {name: _float32(item, device) for name, item in tree.items()}
+        return {name: float32_call(item, device) for name, item in tree.items()}
     return tree

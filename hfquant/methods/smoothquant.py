@@ -39,7 +39,7 @@ class Method(BaseModel):
         None,
         ge=0,
         le=1,
-        description="how much of the difficulty goes into the weights, 0.5 in the paper; null: searched",
+        description="how much of the difficulty the weights get, 0.5 in the paper; null: searched",
     )
     steps: int = Field(10, ge=1, le=100, description="of a search: α is tried from 0 to 1 in so many steps")
     inner: bool = Field(True, description="also the inputs of output and down projections, where that is exact")
