@@ -8,7 +8,9 @@ import torch
 from torch import Tensor, nn
 
 from ..model.blocks import Weight
+from ..recipe import Recipe
 from .block import Work
+from .rounding import Reading
 from .streaming import Passage
 from .view import BlockView, Prepared
 
@@ -50,9 +52,7 @@ def prepare(
     return masters, replace(work, scales=prepared.scales, notes=prepared.notes), prepared
 
 
-def readings(targets: Mapping[Weight, Any]) -> Mapping[Weight, Any]:
-    """How the inputs of these are rounded, of those where they are."""
-    from .rounding import Reading
-
-    found = {weight: Reading.of(getattr(target, "activations", None)) for weight, target in targets.items()}
-    return {weight: reading for weight, reading in found.items() if reading is not None}
+def readings(targets: Mapping[Weight, Any], recipe: Recipe) -> dict[Weight, Reading]:
+    """How the inputs of these targets are rounded, of those where they are."""
+    wanted = Reading.of(getattr(recipe, "activations", None))
+    return {} if wanted is None else {w: wanted for w, target in targets.items() if target.activations is not None}

@@ -76,7 +76,7 @@ def compress_model(
                 block = model.get_submodule(name)
                 found = {w: targets[f"{name}.{w.name}"] for w in weights(block) if f"{name}.{w.name}" in targets}
                 grids = {w: target.grid for w, target in found.items()}
-                work = Work(grids, steps, scale_dtype, readings=readings(found), free=free)
+                work = Work(grids, steps, scale_dtype, readings=readings(found, recipe), free=free)
                 types = {p: p.dtype for p in block.parameters()}
                 for p in types:
                     p.data = p.data.float()
