@@ -90,7 +90,8 @@ def compress_block(
         seen = observe(block, passage, index, stage, inputs) if passage is not None and stage else {}
         for group in stage:
             statistics = {expert: s for (g, expert), s in seen.items() if g == group}
-            for done in _finish(group.members, masters, work, statistics, rounding, notes.get(group.leader, ())):
+            for done in _finish(group.members, masters, work, statistics, notes.get(group.leader, ())):
+                done = _as_read(done, work, rounding)
                 done.weight.put(block, done.Q.dequantize().view_as(masters[done.weight]))
                 yield done
             if group.leader in inputs:
@@ -100,7 +101,8 @@ def compress_block(
         if weight not in reached:
             unseen = Group(weight.module, (weight,))
             notes = _read(block, None, index, [unseen], work, rounding)
-            for done in _finish((weight,), masters, work, {}, rounding, (*note, *notes.get(weight.module, ()))):
+            for done in _finish((weight,), masters, work, {}, (*note, *notes.get(weight.module, ()))):
+                done = _as_read(done, work, rounding)
                 weight.put(block, done.Q.dequantize().view_as(masters[weight]))
                 yield done
 
@@ -127,6 +129,12 @@ def _read(
     return notes
 
 
+def _as_read(done: Finished, work: Work, rounding: Rounding) -> Finished:
+    """With what is stored beside a weight because of its input."""
+    notes = (*done.notes, *work.notes.get(done.weight, ()))
+    return replace(done, Q=rounding.of[done.weight].on(done.Q), notes=notes)
+
+
 def _divided(H: Tensor | None, s: Tensor | None) -> Tensor | None:
     """Σ x xᵀ of inputs divided by s."""
     return H if H is None or s is None else H / torch.outer(s, s)
@@ -137,12 +145,10 @@ def _finish(
     masters: Mapping[Weight, Tensor],
     work: Work,
     statistics: Mapping[int, Statistics],
-    rounding: Rounding,
     notes: tuple[str, ...] = (),
 ) -> Iterator[Finished]:
     if members[0].kind == "experts":
-        done = _finish_experts(members[0], masters[members[0]], work, statistics, notes)
-        yield replace(done, Q=rounding.of[done.weight].on(done.Q))
+        yield _finish_experts(members[0], masters[members[0]], work, statistics, notes)
         return
     # Rows do not influence each other: weights that share H and grid go through the steps as one tall matrix.
     by_grid: dict[Grid, list[Weight]] = {}
@@ -160,8 +166,7 @@ def _finish(
             layer = tall.rows(rows)
             assert layer.Q is not None
             share = seconds * layer.W.shape[0] / tall.W.shape[0]
-            Q, said = rounding.of[weight].on(layer.Q), (*layer.notes, *work.notes.get(weight, ()))
-            yield Finished(weight, Q, work.steps[-1][0], layer.error(), share, said)
+            yield Finished(weight, layer.Q, work.steps[-1][0], layer.error(), share, layer.notes)
 
 
 def _finish_experts(
