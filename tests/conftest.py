@@ -51,3 +51,9 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
 def built(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
     """built("gpt2") -> folder of the small model of that family with random weights."""
     return cache(lambda family: families.build(family, tmp_path_factory.mktemp("built") / family))
+
+
+@pytest.fixture(scope="session")
+def uneven(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
+    """uneven("gpt2") -> folder of the small random model of that family with norms and biases that differ."""
+    return cache(lambda family: families.build_uneven(family, tmp_path_factory.mktemp("uneven") / family))

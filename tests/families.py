@@ -331,6 +331,16 @@ def random_model(family: str, *, seed: int = 0) -> PreTrainedModel:
     return model.eval()
 
 
+def build_uneven(family: str, folder: Path) -> Path:
+    """The same, but no norm is all ones and no bias zero, so that what happens to them shows."""
+    model = random_model(family)
+    generator = torch.Generator().manual_seed(1)
+    for p in model.parameters():
+        if p.ndim == 1:
+            p.data += 0.3 * torch.randn(p.shape, generator=generator)
+    return _save(model, folder)
+
+
 def build(family: str, folder: Path, *, seed: int = 0, dtype: torch.dtype = torch.float32) -> Path:
     """Save the random model of a family with its tokenizer, as a checkpoint folder."""
     return _save(random_model(family, seed=seed).to(dtype), folder)
@@ -349,6 +359,7 @@ def train(
         return _save(_train(family, steps or FAMILIES[family].steps, seed, progress), folder)
 
 
+@torch.enable_grad()
 def _train(family: str, steps: int, seed: int, progress: Callable[[int, float], None] | None) -> PreTrainedModel:
     made = FAMILIES[family]
     model = random_model(family, seed=seed).train()

@@ -2,7 +2,7 @@
 
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 
 import torch
 from torch import Tensor, nn
@@ -12,7 +12,8 @@ from ..model.blocks import Weight
 from ..tensors.grid import Grid
 from ..tensors.layer import Layer, Quantized
 from .activations import Stream
-from .observe import Statistics, discover, observe, record_original
+from .observe import Group, Statistics, discover, observe, record_original, token_ranges
+from .rounding import Reading, Rounded, Rounding, measured
 from .streaming import Passage
 
 STARVED = 64  # an expert that fewer calibration tokens reached is reported
@@ -32,11 +33,20 @@ class Finished:
 
 @dataclass(frozen=True)
 class Work:
-    """What is to be done with one block: a grid for every weight that is not kept, and the steps in order."""
+    """What is to be done with one block: a grid for every weight that is not kept, and the steps in order.
+
+    readings: how the inputs of these weights are rounded when they run.  scales: what those are divided by first, as
+    steps for the whole block decided; notes: what these had to say.  free: whether the checkpoint's format can say all
+    of this, not only symmetric grids.
+    """
 
     grids: Mapping[Weight, Grid]
     steps: Sequence[tuple[str, Method]]
     scale_dtype: torch.dtype
+    readings: Mapping[Weight, Reading] = field(default_factory=dict)
+    scales: Mapping[Weight, Tensor] = field(default_factory=dict)
+    notes: Mapping[Weight, tuple[str, ...]] = field(default_factory=dict)
+    free: bool = True
 
     @property
     def needs_hessian(self) -> bool:
@@ -58,13 +68,15 @@ def compress_block(
     work: Work,
     passage: Passage | None,
     index: int,
+    rounding: Rounding,
     original: tuple[Stream, Stream] | None = None,
 ) -> Iterator[Finished]:
     """Finish the weights of one block, one after the other; afterwards the block runs with the finished ones.
 
-    masters: the weights as trained, float32 [out, in] or [experts, out, in].  passage: the calibration stream, None
-    where no step looks at inputs.  original: the original model's hidden states before this block, and where those
-    after it are to be written.
+    masters: the weights as trained, and as steps for the whole block rewrote them, float32 [out, in] or
+    [experts, out, in].  passage: the calibration stream, None where no step looks at inputs.  rounding: takes the
+    hooks that round the block's inputs from here on.  original: the original model's hidden states before this block,
+    and where those after it are to be written.
     """
     weights = [w for w in masters if w in work.grids]
     groups = discover(block, passage, index, weights) if passage is not None else []
@@ -74,10 +86,12 @@ def compress_block(
     reached = {member for group in groups for member in group.members}
     stages = [[group] for group in groups] if work.sequential else [groups]
     for stage in stages:
+        notes = _read(block, passage, index, stage, work, rounding)
         seen = observe(block, passage, index, stage, inputs) if passage is not None and stage else {}
         for group in stage:
             statistics = {expert: s for (g, expert), s in seen.items() if g == group}
-            for done in _finish(group.members, masters, work, statistics):
+            for done in _finish(group.members, masters, work, statistics, notes.get(group.leader, ())):
+                done = _as_read(done, work, rounding)
                 done.weight.put(block, done.Q.dequantize().view_as(masters[done.weight]))
                 yield done
             if group.leader in inputs:
@@ -85,9 +99,45 @@ def compress_block(
     note = ("never reached in calibration",) if passage is not None else ()
     for weight in weights:
         if weight not in reached:
-            for done in _finish((weight,), masters, work, {}, note):
+            unseen = Group(weight.module, (weight,))
+            notes = _read(block, None, index, [unseen], work, rounding)
+            for done in _finish((weight,), masters, work, {}, (*note, *notes.get(weight.module, ()))):
+                done = _as_read(done, work, rounding)
                 weight.put(block, done.Q.dequantize().view_as(masters[weight]))
                 yield done
+
+
+def _read(
+    block: nn.Module, passage: Passage | None, index: int, groups: Sequence[Group], work: Work, rounding: Rounding
+) -> dict[str, tuple[str, ...]]:
+    """From here on the layers of these groups read what they will at run time.  Returns notes by leader."""
+    readings = {w: work.readings[w] for group in groups for w in group.members if w in work.readings}
+    looking = [g for g in groups if any(w in readings and readings[w].needs_ranges for w in g.members)]
+    looking = [g for g in looking if not (g.is_experts and g.members[0].name.endswith("down_proj"))]  # read inside
+    ranges = token_ranges(block, passage, index, looking, work.scales) if passage is not None and looking else {}
+    notes: dict[str, tuple[str, ...]] = {}
+    for group in groups:
+        for weight in group.members:
+            scale = work.scales.get(weight)
+            if weight not in readings:
+                rounding.put({weight: Rounded(scale)})
+                continue
+            rounded, note = measured(readings[weight], scale, ranges.get(group), work.free)
+            rounding.put({weight: rounded})
+            if note is not None:
+                notes[group.leader] = (note,)
+    return notes
+
+
+def _as_read(done: Finished, work: Work, rounding: Rounding) -> Finished:
+    """With what is stored beside a weight because of its input."""
+    notes = (*done.notes, *work.notes.get(done.weight, ()))
+    return replace(done, Q=rounding.of[done.weight].on(done.Q), notes=notes)
+
+
+def _divided(H: Tensor | None, s: Tensor | None) -> Tensor | None:
+    """Σ x xᵀ of inputs divided by s."""
+    return H if H is None or s is None else H / torch.outer(s, s)
 
 
 def _finish(
@@ -105,6 +155,7 @@ def _finish(
     for member in members:
         by_grid.setdefault(work.grids[member], []).append(member)
     H, C = (statistics[0].H, statistics[0].C) if statistics else (None, None)
+    H, C = (_divided(t, work.scales.get(members[0])) for t in (H, C))
     for grid, same in by_grid.items():
         start = time.perf_counter()
         tall = Layer(name=same[0].name, W=torch.cat([masters[w].float() for w in same]), H=H, C=C, notes=notes)

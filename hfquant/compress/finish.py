@@ -50,6 +50,7 @@ def _entries(plan: Plan) -> Iterator[Entry]:
     tied: dict[str, str] = getattr(plan.skeleton.model, "all_tied_weights_keys", {})
     names = set(plan.layers) | {name for name, owner in tied.items() if owner in plan.layers}
     replaced = {stored for name in names for stored in plan.skeleton.stored.get(name, ())}
+    replaced |= packed.keys()  # and norms and biases that a block was rewritten with
     for name, info in plan.source.tensors.items():
         if name not in replaced:
             dtype = plan.dtype if info.dtype == plan.source.dtype else info.dtype

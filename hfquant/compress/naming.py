@@ -1,5 +1,7 @@
 """Finished weights -> tensors under the names they have in the checkpoint."""
 
+from collections.abc import Mapping
+
 from torch import Tensor, tensor
 
 from ..model.skeleton import Skeleton
@@ -27,3 +29,17 @@ def named_parts(skeleton: Skeleton, fmt: Format, parameter: str, kind: str, Q: Q
             if name.endswith(".weight_packed"):
                 named[name.replace("weight_packed", "weight_shape")] = tensor([t.shape[-2], Q.shape[1]])
     return named
+
+
+def carried_parts(skeleton: Skeleton, prefix: str, changed: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The stored tensors of parameters that are not compressed but changed.  changed: by name inside `prefix`."""
+    found: dict[str, Tensor] = {}
+    for name, value in changed.items():
+        parameter = f"{prefix}.{name}"
+        if parameter in skeleton.converted:
+            component = name.rpartition(".")[2]
+            for stored, piece in skeleton.stored_names(parameter, {component: value}):
+                found[stored.removesuffix(f".{component}")] = piece
+        else:
+            found[skeleton.stored[parameter][0]] = value
+    return found

@@ -12,6 +12,7 @@ from torch.nn.functional import linear
 from ..model.blocks import Weight, hidden
 from .activations import Stream
 from .calls import Reached
+from .rounding import Ranges
 from .streaming import Passage
 
 PANELS = 8
@@ -168,6 +169,25 @@ def record_original(
             args, kwargs = passage.arguments(index, batch, before)
             after.write(at, hidden(block(*args, **kwargs)))
     return inputs
+
+
+def token_ranges(
+    block: nn.Module, passage: Passage, index: int, groups: Sequence[Group], scales: Mapping[Weight, Tensor]
+) -> dict[Group, Ranges]:
+    """Run all batches and note the range of every token that reaches the groups, divided by the layers' scales.
+
+    Of experts: as their module is given it.
+    """
+    found: dict[Group, Ranges] = {}
+
+    def add(group: Group, call: Call) -> None:
+        x, s = _input(*call), scales.get(group.members[0])
+        found.setdefault(group, Ranges()).add(x if s is None else x.float() / s.to(x.device))
+
+    for batch in range(len(passage.batches)):
+        with _watch(block, groups, add):
+            _run_until_reached(block, passage.arguments(index, batch))
+    return found
 
 
 @contextmanager

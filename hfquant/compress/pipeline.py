@@ -17,11 +17,13 @@ from ..tensors import formats
 from ..tensors.grid import Grid
 from .activations import Stream
 from .block import Finished, Work, compress_block
+from .blocksteps import is_block_step, prepare, readings
 from .ends import compress_end
 from .finish import finish
 from .memory import give_back
-from .naming import named_parts
+from .naming import carried_parts, named_parts
 from .plan import LayerPlan, Plan, clear, plan
+from .rounding import Rounding
 from .streaming import Passage, Streamer
 
 
@@ -59,10 +61,13 @@ def compress(model: "str | Path | Plan", *args: Any, **kwargs: Any) -> Iterator[
 class _Run:
     def __init__(self, plan: Plan) -> None:
         self.plan, self.journal, self.skeleton = plan, plan.journal, plan.skeleton
-        self.steps = [(step.method, step.build()) for step in plan.recipe.steps]
+        steps = [(step.method, step.build()) for step in plan.recipe.steps]
+        self.block_steps = [(name, step) for name, step in steps if is_block_step(step)]
+        self.steps = [(name, step) for name, step in steps if not is_block_step(step)]
         self.format = formats.load(plan.wire.format)
         self.index = {name: i for i, name in enumerate(n for stack in plan.stacks for n in stack.blocks)}
         self.rows: list[dict[str, Any]] = []
+        self.sites: list[dict[str, Any]] = []
         self.finished: set[str] = set()
 
     @torch.no_grad()
@@ -75,6 +80,7 @@ class _Run:
         entries = self.journal.entries()
         self.finished = {entry["block"] for entry in entries}
         self.rows = [row for entry in entries for row in entry["layers"]]
+        self.sites = [{"block": e["block"], **site} for e in entries for site in e.get("sites", ())]
         yield from self._data_free() if self.plan.tokens is None else self._calibrated(self.plan.tokens)
         yield from self._ends()
         files = finish(self.plan)
@@ -152,28 +158,33 @@ class _Run:
     def _block(self, name: str, passage: Passage | None, i: int, original: Stream | None) -> Iterator[LayerResult]:
         begun = time.perf_counter()
         block = self.skeleton.load_module(name, torch.float32)
-        masters = {w: w.get(block) for w in weights(block) if f"{name}.{w.name}" in self.plan.targets}
+        targets = {w: self.plan.targets.get(f"{name}.{w.name}") for w in weights(block)}
+        found = {w: target for w, target in targets.items() if target is not None}
+        work = Work(
+            {w: target.grid for w, target in found.items()}, self.steps, self.plan.wire.scale_dtype,
+            readings=readings(found, self.plan.recipe), free=self.format.name == "native",
+        )  # fmt: skip
+        masters, work, prepared = prepare(block, self.block_steps, work, passage, i, self.plan.dtype, self.plan.device)
         for p in block.parameters():
             p.data = p.data.to(self.plan.device, self.skeleton.dtype, copy=True)
         both = None
         if passage is not None and original is not None:
             both = (original, self._at(passage, i + 1, "original"))
-        grids = {w: self.plan.targets[f"{name}.{w.name}"].grid for w in masters}
         rows: list[dict[str, Any]] = []
-        tensors: dict[str, Tensor] = {}
-        work = Work(grids, self.steps, self.plan.wire.scale_dtype)
-        for done in compress_block(block, masters, work, passage, i, both):
-            layer = self.plan.layers[f"{name}.{done.weight.name}"]
-            tensors |= named_parts(self.skeleton, self.format, layer.name, layer.kind, done.Q)
-            result = self._result(layer, done)
-            rows.append(_row(result))
-            yield result
-        if passage is not None:
-            self._advance(passage, block, i)
+        tensors = carried_parts(self.skeleton, name, prepared.changed)
+        with Rounding(block) as rounding:
+            for done in compress_block(block, masters, work, passage, i, rounding, both):
+                layer = self.plan.layers[f"{name}.{done.weight.name}"]
+                tensors |= named_parts(self.skeleton, self.format, layer.name, layer.kind, done.Q)
+                result = self._result(layer, done)
+                rows.append(_row(result))
+                yield result
+            if passage is not None:
+                self._advance(passage, block, i)
         if both is not None:
             both[1].sync()
         self.skeleton.drop_module(name)
-        self._finish_block(name, self.index[name], tensors, rows, time.perf_counter() - begun)
+        self._finish_block(name, self.index[name], tensors, rows, time.perf_counter() - begun, prepared.rows)
         for stale in () if passage is None else (self._at(passage, i), self._at(passage, i, "original")):
             stale.delete()
 
@@ -199,12 +210,20 @@ class _Run:
         self._finish_block("ends", len(self.index), tensors, rows, time.perf_counter() - begun)
 
     def _finish_block(
-        self, name: str, index: int, tensors: Mapping[str, Tensor], rows: list[dict[str, Any]], seconds: float
+        self,
+        name: str,
+        index: int,
+        tensors: Mapping[str, Tensor],
+        rows: list[dict[str, Any]],
+        seconds: float,
+        sites: list[dict[str, Any]] | None = None,
     ) -> None:
         self.journal.write_block(index, tensors)
-        self.journal.append({"block": name, "index": index, "layers": rows, "seconds": seconds})
+        entry = {"block": name, "index": index, "layers": rows, "seconds": seconds, "sites": sites or []}
+        self.journal.append(entry)
         self.finished.add(name)
         self.rows += rows
+        self.sites += [{"block": name, **site} for site in sites or []]
         give_back()
 
     def _result(self, layer: LayerPlan, done: Finished) -> LayerResult:
@@ -237,7 +256,7 @@ class _Run:
                 "seconds": seconds, "peak_memory_bytes": peak_memory(), "hardware": hardware(),
                 "versions": versions(), "resumed": resumed,
                 "compute_dtype": str(self.skeleton.dtype).removeprefix("torch."),
-            },
+            } | ({"sites": self.sites} if self.sites else {}),
             output={
                 "bytes": sum((plan.out / f).stat().st_size for f in files if f.endswith(".safetensors")),
                 "files": files,

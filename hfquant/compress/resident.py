@@ -16,6 +16,8 @@ from ..recipe import Recipe
 from ..tensors.layer import Layer, Quantized
 from .activations import Stream
 from .block import Work, compress_block
+from .blocksteps import is_block_step, prepare, readings
+from .rounding import Rounding
 from .selection import Target
 from .streaming import Streamer
 
@@ -51,13 +53,17 @@ def compress_model(
     targets: Mapping[str, Target],
     batches: Sequence[Tensor],
     scale_dtype: torch.dtype,
+    *,
+    free: bool = True,
 ) -> Iterator[tuple[str, Quantized]]:
     """Compress a loaded model, yielding (parameter name, result) in the order in which they are finished.
 
     The model's own weights are overwritten with the rounded ones as the work goes on.  batches: token ids int64
-    [n, seq], all of one length.  Hidden states between blocks lie in a temporary folder.
+    [n, seq], all of one length.  free: whether the format can store more than symmetric grids.  Hidden states between
+    blocks lie in a temporary folder.
     """
-    steps = [(step.method, step.build()) for step in recipe.steps]
+    built = [(step.method, step.build()) for step in recipe.steps]
+    block_steps, steps = ([(n, s) for n, s in built if is_block_step(s) == which] for which in (True, False))
     tokens = torch.cat(list(batches)).cpu()
     dtype = next(p.dtype for p in model.parameters() if p.is_floating_point())
     inside: set[str] = set()
@@ -68,20 +74,28 @@ def compress_model(
             original = None
             for i, name in enumerate(passage.stack.blocks):
                 block = model.get_submodule(name)
-                masters = {w: w.get(block).float().clone() for w in weights(block) if f"{name}.{w.name}" in targets}
-                grids = {w: targets[f"{name}.{w.name}"].grid for w in masters}
-                work = Work(grids, steps, scale_dtype)
+                found = {w: targets[f"{name}.{w.name}"] for w in weights(block) if f"{name}.{w.name}" in targets}
+                grids = {w: target.grid for w, target in found.items()}
+                work = Work(grids, steps, scale_dtype, readings=readings(found, recipe), free=free)
+                types = {p: p.dtype for p in block.parameters()}
+                for p in types:
+                    p.data = p.data.float()
+                masters, work, _ = prepare(block, block_steps, work, passage, i, dtype)
+                masters = {w: W.clone() for w, W in masters.items()}
+                for p, own in types.items():
+                    p.data = p.data.to(own)
                 if work.needs_original and original is None:
                     original = passage.stream
                 both = None
                 if original is not None:
                     path = Path(folder) / f"{passage.stack.name}.original.{i + 1:05d}"
                     both = (original, Stream(path, original.samples, original.shape, original.dtype))
-                for done in compress_block(block, masters, work, passage, i, both):
-                    inside.add(f"{name}.{done.weight.name}")
-                    yield f"{name}.{done.weight.name}", done.Q
                 before = passage.stream
-                passage.stream = passage.run(block, i, Path(folder) / f"{passage.stack.name}.stream.{i + 1:05d}")
+                with Rounding(block) as rounding:
+                    for done in compress_block(block, masters, work, passage, i, rounding, both):
+                        inside.add(f"{name}.{done.weight.name}")
+                        yield f"{name}.{done.weight.name}", done.Q
+                    passage.stream = passage.run(block, i, Path(folder) / f"{passage.stack.name}.stream.{i + 1:05d}")
                 if original is not None:
                     original.delete()
                 before.delete()

@@ -29,7 +29,8 @@ def compress_loaded(model: Any, config: HfQuantConfig) -> Wire:
     targets = select(model, config.recipe)
     wire = wire_for(targets, model, config.recipe, model.dtype)
     batches, parts = calibration_batches(model, config), dict[str, Tensor]()
-    for parameter, Q in compress_model(model, config.recipe, targets, batches, wire.scale_dtype):
+    free = wire.format == "native"
+    for parameter, Q in compress_model(model, config.recipe, targets, batches, wire.scale_dtype, free=free):
         dense = model.get_parameter(parameter)
         experts = _split(Q, dense.shape[0]) if targets[parameter].kind == "experts" else [Q]
         packed = pack(load(wire.format), targets[parameter], experts)

@@ -1,0 +1,58 @@
+"""Steps that rewrite a whole block before its weights are compressed one by one."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ..model.blocks import Weight
+from ..recipe import Recipe
+from .block import Work
+from .rounding import Reading
+from .streaming import Passage
+from .view import BlockView, Prepared
+
+
+def is_block_step(step: Any) -> bool:
+    return getattr(step, "scope", "linear") == "block"
+
+
+@torch.no_grad()
+def prepare(
+    block: nn.Module,
+    steps: Sequence[tuple[str, Any]],
+    work: Work,
+    passage: Passage | None,
+    index: int,
+    stored: torch.dtype,
+    device: str = "cpu",
+) -> tuple[dict[Weight, Tensor], Work, Prepared]:
+    """Run the block steps on a block whose parameters are float32, and stay so.
+
+    stored: the type in which parameters that are not compressed will be written.  Returns the weights to compress,
+    float32, some of them the block's own parameters; the work, with what the steps decided; and what else they
+    changed.  A block that no text reaches stays as it is.
+    """
+    prepared = Prepared()
+    if steps and passage is not None:
+        own = {p: p.data for p in block.parameters()}
+        for p, data in own.items():
+            p.data = data.to(device)
+        view = BlockView(block, passage, index, work.grids, work.readings, work.scale_dtype, stored, work.free)
+        for _, step in steps:
+            step(view)
+        prepared = view.finish()
+        for p, data in own.items():
+            data.copy_(p.data)
+            p.data = data
+    masters = {weight: weight.get(block) for weight in work.grids}
+    masters |= {weight: masters[weight] * s for weight, s in prepared.scales.items()}
+    return masters, replace(work, scales=prepared.scales, notes=prepared.notes), prepared
+
+
+def readings(targets: Mapping[Weight, Any], recipe: Recipe) -> dict[Weight, Reading]:
+    """How the inputs of these targets are rounded, of those where they are."""
+    wanted = Reading.of(getattr(recipe, "activations", None))
+    return {} if wanted is None else {w: wanted for w, target in targets.items() if target.activations is not None}

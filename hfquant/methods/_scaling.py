@@ -1,0 +1,45 @@
+"""What SmoothQuant and AWQ share: which groups of layers are rescaled, and what rounding does to their weights."""
+
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+from ..model.sites import Rows, Site
+from ..tensors.grid import Grid
+
+if TYPE_CHECKING:
+    from ..compress.view import BlockView
+
+WORTH = 0.95  # dividing an input when the model runs costs time: the error must fall below this share of what it was
+
+
+def rescalable(view: "BlockView", inner: bool, explicit: bool) -> list[Site]:
+    """The sites that factors can be given to, in the order of the block.
+
+    inner: also those between the layers of the block.  explicit: also those that nothing in the block can be folded
+    into, if the layers there read what the block or a norm gives them.  A site has factors of that kind only once.
+    """
+    chosen = []
+    for site in view.sites:
+        divides = explicit and view.free and site.outer and not any(m in view.done.scales for m in site.members)
+        if (site.maker is not None and (inner or site.outer)) or (site.maker is None and divides):
+            chosen.append(site)
+        elif site.maker is None and site.outer:
+            for weight in site.members:
+                if weight in view.grids:
+                    view.note(weight, "input not rescaled: nothing before it can take the factors")
+    return chosen
+
+
+def tied(site: Site, s: Tensor) -> Tensor:
+    """The factors that this site can have: channels that one row makes share theirs."""
+    return site.maker.tie(s.cpu()).to(s.device) if isinstance(site.maker, Rows) else s
+
+
+def on_grid(W: Tensor, s: Tensor | None, grid: Grid, scale_dtype: torch.dtype) -> Tensor:
+    """What becomes of W [out, in] on the grid, rounded to nearest after its columns were multiplied by s."""
+    scaled = (W if s is None else W * s).cpu()
+    scale, zero = grid.fit(scaled, dtype=scale_dtype)
+    rounded = grid.decode(grid.encode(scaled, scale, zero), scale, zero).to(W.device)
+    return rounded if s is None else rounded / s

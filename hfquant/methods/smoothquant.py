@@ -1,0 +1,88 @@
+"""SmoothQuant (Xiao et al., 2022; arXiv:2211.10438).
+
+Y = (X diag(s)⁻¹)(diag(s) W): a few channels of X are far larger than all others and would decide its scale, while W is
+flat.  s moves the difficulty from one to the other,
+
+    s_j = max|X_j|^α / max|W_j|^(1−α)    (equation 4),
+
+over all calibration tokens and all layers that read X.  1/s goes into whatever makes X, so it costs nothing when the
+model runs.
+
+Beside the paper: α may be chosen for every group of layers on the output of its block, "not at all" among the choices;
+beside the norms, values and the up projections of gated MLPs take factors for the layers behind them; where nothing
+can take them, as in models with norms behind their layers, the layers divide their input themselves.
+"""
+
+from typing import TYPE_CHECKING, Any, ClassVar
+
+import torch
+from pydantic import BaseModel, ConfigDict, Field
+from torch import Tensor
+
+from ..model.sites import Site
+from ._scaling import WORTH, on_grid, rescalable, tied
+
+if TYPE_CHECKING:
+    from ..compress.view import BlockView, Seen
+
+LEAST = 1e-5  # of max|W_j|, and of s: the paper's code has the same floor
+
+
+class Method(BaseModel):
+    """Options of SmoothQuant."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+    scope: ClassVar[str] = "block"
+    needs_hessian: ClassVar[bool] = True
+
+    alpha: float | None = Field(
+        None,
+        ge=0,
+        le=1,
+        description="how much of the difficulty the weights get, 0.5 in the paper; null: searched",
+    )
+    steps: int = Field(10, ge=1, le=100, description="of a search: α is tried from 0 to 1 in so many steps")
+    inner: bool = Field(True, description="also the inputs of output and down projections, where that is exact")
+    explicit: bool = Field(
+        True, description="divide the input at run time where nothing before it can; needs `format: native`"
+    )
+
+    def __call__(self, view: "BlockView") -> None:
+        """Rescale the groups of a block, in place."""
+        sites = rescalable(view, self.inner, self.explicit)
+        seen = view.seen(sites)
+        for site in sites:
+            if self.alpha is None:
+                s, found = self._searched(view, site, seen[site])
+            else:
+                s, found = self._factors(view, site, seen[site], self.alpha), {"alpha": self.alpha}
+            if s is not None:
+                view.rescale(site, s, "smoothquant", **found)
+
+    def _factors(self, view: "BlockView", site: Site, seen: "Seen", alpha: float) -> Tensor:
+        W = torch.stack([view.weight(weight).abs().amax(0) for weight in site.members]).amax(0)
+        return tied(site, factors(seen.absmax, W, alpha))
+
+    def _searched(self, view: "BlockView", site: Site, seen: "Seen") -> tuple[Tensor | None, dict[str, Any]]:
+        """The factors with the least error of the block's output; None if there are no better ones than 1."""
+        before = view.error(site, *simulated(view, site, None))
+        best: tuple[float, float, Tensor | None] = (before if site.maker else WORTH * before, 0.0, None)
+        for i in range(self.steps + 1):
+            s = self._factors(view, site, seen, i / self.steps)
+            error = view.error(site, *simulated(view, site, s))
+            if error < best[0]:
+                best = (error, i / self.steps, s)
+        return best[2], {"alpha": best[1], "error_before": before, "error": best[0]}
+
+
+def factors(x: Tensor, W: Tensor, alpha: float) -> Tensor:
+    """Equation 4.  x, W [in]: the largest magnitudes of every channel -> s [in], 1 where a channel is always zero."""
+    s = (x.float().pow(alpha) / W.float().clamp(min=LEAST).pow(1 - alpha)).clamp(min=LEAST)
+    return torch.where(x > 0, s, torch.ones_like(s))
+
+
+def simulated(view: "BlockView", site: Site, s: Tensor | None) -> tuple[dict[Any, Tensor], dict[Any, Any]]:
+    """Weights and inputs of a site as they run, rounded to nearest, with these factors."""
+    targets = [weight for weight in site.members if weight in view.grids]
+    weights = {w: on_grid(view.weight(w), s, view.grids[w], view.scale_dtype) for w in targets}
+    return weights, {w: how.divided(s) for w, how in view.rounded(site).items()}
