@@ -96,7 +96,7 @@ def read_activations(text: str) -> dict[str, Any]:
 
 
 def _activations(found: dict[str, str | None]) -> dict[str, Any]:
-    said = {"bits": int(found["abits"] or 0)}
+    said: dict[str, Any] = {"bits": int(found["abits"] or 0)}
     if group := found.get("agroup"):
         said |= {"per": "group", "group_size": int(group)}
     elif per := found.get("per"):

@@ -93,7 +93,7 @@ def expand(name: str) -> dict[str, Any]:
         steps.insert(min(after, default=len(steps)), {"method": "rtn"})
     if any(rounds) and not said["grids"]:
         raise RecipeError(f"recipe `{name}` does not say how many bits", "give bits once, e.g. `gptq-w4g128`")
-    data = {"name": name.lower(), "steps": steps}
+    data: dict[str, Any] = {"name": name.lower(), "steps": steps}
     if said["grids"]:
         data["grid"] = said["grids"][0]
     if said["activations"]:
