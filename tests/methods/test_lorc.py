@@ -37,7 +37,7 @@ def rounded(of: Layer) -> Layer:
 def test_leading_directions_are_those_of_an_svd(out: int, n: int) -> None:
     M = torch.randn(out, n, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
     A, left = leading(M, 5)
-    u, s, vt = scipy.linalg.svd(M.numpy(), full_matrices=False)
+    u, s, _ = scipy.linalg.svd(M.numpy(), full_matrices=False)
     assert np.abs(np.abs(u[:, :5].T @ A.numpy()) - np.eye(5)).max() < 1e-6  # up to sign
     expected = (s**2).sum() - np.concatenate([[0], (s[:5] ** 2).cumsum()])
     assert np.allclose(left.numpy(), expected, rtol=1e-9)
@@ -87,7 +87,7 @@ def test_weighted_is_optimal_in_the_metric_of_the_layer() -> None:
         return value
 
     descent.step(closure)  # type: ignore[no-untyped-call]
-    found, ours = float(lost(U, V)), float(lost(A, A.T @ E))
+    found, ours = float(lost(U, V).detach()), float(lost(A, A.T @ E))
     assert ours <= found * (1 + 1e-9)
     assert found < 1.01 * ours  # the optimizer did arrive
 
