@@ -51,7 +51,7 @@ def test_grammar_is_read_in_full() -> None:
     assert [step.numbers is None for step in steps] == [True, False, True]
     numbers = steps[1].numbers
     assert numbers is not None
-    assert (numbers.bits, numbers.activation_bits, numbers.group_size) == (8, 8, -1)
+    assert (numbers.bits, numbers.activations, numbers.group_size) == (8, {"bits": 8}, -1)
     assert read_name("sparsegpt-2of4-w4g64")[0].what == "2of4"
 
 
@@ -164,12 +164,13 @@ def test_json_schema_knows_every_method() -> None:
 
 
 NAMES = [
-    ("gptk-w4g64", "unknown method `gptk`\n\nhint: did you mean `gptq`? hfquant has `gptq`, `rtn`"),
-    ("smoothquant-w8a8", "unknown method `smoothquant`\n\nhint: hfquant has `gptq`, `rtn`"),
-    ("sparsegpt-2of4+gptq-w4g128+lorc-r8", "unknown method `sparsegpt`"),
-    ("gptq-w4a8g64", "method `gptq` quantizes weights only (`a8` in `gptq-w4a8g64`)\n\nhint: leave `a8` out"),
+    ("gptk-w4g64", "unknown method `gptk`\n\nhint: did you mean `gptq`? hfquant has "),
+    ("magic-w8a8", "unknown method `magic`\n\nhint: hfquant has "),
+    ("gptq-w4a9", "`activations.bits` of recipe `gptq-w4a9` cannot be `9`: should be less than or equal to 8"),
+    ("rtn-w4a8+lorc-w4a6", "recipe `rtn-w4a8+lorc-w4a6` has two activations"),
+    ("lorc-8-w4", "method `lorc` cannot read `8` in `lorc-8-w4`: write the rank, e.g. `lorc-r8`"),
     ("gptq-r8-w4", "method `gptq` takes nothing between its name and its bits (`r8` in `gptq-r8-w4`)"),
-    ("gptq-w9", "`grid.bits` of recipe `gptq-w9` cannot be `9`: should be less than or equal to 8"),
+    ("gptq-w9", "`grid.bits` of recipe `gptq-w9` cannot be `9`: should be 2 to 8, or 16: not rounded"),
     ("gptq-w1", "`grid.bits` of recipe `gptq-w1` cannot be `1`: should be greater than or equal to 2"),
     ("gptq-w4g0", "cannot read `w4g0` as bits and group\n\nhint: write `w4g64`"),
     ("gptq-w4x", "cannot read `w4x` as bits and group"),
@@ -221,7 +222,7 @@ DATA = [
     ({"overrides": {"*.x": {"bitz": 3}}}, "unknown key `bitz` in `overrides.*.x` of the recipe", "`bits`?"),
     ({"calibration": {"sampels": 3}}, "unknown key `sampels` in `calibration` of the recipe", "`samples`?"),
     ({"gate": {"max_ppl_ratio": 0.5}}, "`gate.max_ppl_ratio` of the recipe cannot be `0.5`", "multiple of"),
-    ({"keep": "lm_head"}, "`keep` of the recipe cannot be `'lm_head'`", "globs of modules"),
+    ({"keep": "lm_head"}, "`keep` of the recipe cannot be `'lm_head'`", "globs or roles"),
     ({"format": "awq"}, "`format` of the recipe cannot be `'awq'`", "`compressed_tensors`"),
 ]
 

@@ -15,6 +15,7 @@ What else a method may say about itself, all optional:
 * `rowwise = False`: the rows of a weight influence each other, so weights with the same inputs, which otherwise go
   through as one tall matrix, are handled one by one.
 * `experts = False`: what it makes cannot be stored of fused experts; they go without it.
+* `encodes(encoding, shape)`, which returns the encoding with what it adds to how a weight [out, in] is stored.
 * `check(shape)`, which raises ValueError for a weight [out, in] that it cannot handle, before any work starts.
 """
 

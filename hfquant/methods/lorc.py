@@ -17,6 +17,7 @@ import torch
 from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor
 
+from ..tensors.encoding import Encoding
 from ..tensors.grid import Grid
 from ..tensors.layer import Layer, LowRank
 from ._obs import MOST_DAMP, damped
@@ -56,6 +57,10 @@ class Method(BaseModel):
         """Raises ValueError if the rank is larger than the weight [out, in] can have."""
         if self.rank > min(shape):
             raise ValueError(f"a weight of {shape[0]} x {shape[1]} has no more than rank {min(shape)}, not {self.rank}")
+
+    def encodes(self, encoding: Encoding, shape: tuple[int, int]) -> Encoding:
+        """What it adds to how a weight [out, in] is stored; of a searched rank, at most."""
+        return replace(encoding, rank=self.rank or min(self.most, *shape))
 
     def __call__(self, layer: Layer, grid: Grid, scale_dtype: torch.dtype) -> Layer:
         """Set `low_rank`, unless it would not lower the layer's error."""
