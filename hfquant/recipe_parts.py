@@ -93,6 +93,8 @@ class ActivationSpec(Strict):
             data = read_activations(data)
         if isinstance(data, Mapping) and "group_size" in data and "per" not in data:
             data = {**data, "per": "token" if data["group_size"] == -1 else "group"}
+        if isinstance(data, Mapping) and isinstance(data.get("keep"), list):
+            data = {**data, "keep": tuple(data["keep"])}  # what a validator returns is JSON no more
         return data
 
     @model_validator(mode="after")
