@@ -15,7 +15,7 @@ from typing import Any, Literal, Self
 import yaml
 from pydantic import Field, model_validator
 
-from . import methods, recipe_order, recipe_places
+from . import recipe_order, recipe_places
 from .errors import RecipeError
 from .recipe_errors import validate
 from .recipe_names import read_grid
@@ -23,7 +23,7 @@ from .recipe_parts import ActivationSpec, Calibration, Gate, GridSpec, Step, Str
 from .recipe_places import Place
 from .recipe_source import change, expand, is_file, presets, read_file, with_defaults
 
-__all__ = ["ActivationSpec", "Calibration", "Gate", "GridSpec", "Place", "Recipe", "Step", "json_schema"]
+__all__ = ["ActivationSpec", "Calibration", "Gate", "GridSpec", "Place", "Recipe", "Step"]
 
 
 class Recipe(Strict):
@@ -136,31 +136,6 @@ class Recipe(Strict):
     def to_yaml(self) -> str:
         """The recipe in full, every default written out.  `Recipe.parse` of it gives an equal recipe."""
         return yaml.safe_dump(self.model_dump(mode="json"), sort_keys=False, allow_unicode=True, width=100)
-
-
-def json_schema() -> dict[str, Any]:
-    """The JSON schema of a recipe file, each method's options included."""
-    schema = Recipe.model_json_schema()
-    steps = []
-    for name in methods.NAMES:
-        method = methods.load(name).model_json_schema()
-        schema["$defs"] |= method.pop("$defs", {})
-        fields = {"method": {"const": name}, **method["properties"]}
-        steps.append(
-            {
-                **method,
-                "title": name,
-                "properties": fields,
-                "required": ["method", *method.get("required", [])],
-            }
-        )
-    schema["$defs"]["Step"] = {"oneOf": steps}
-    for part, pattern in (
-        ("GridSpec", r"^w(\d|16)(g\d+)?(sym|asym)?$"),
-        ("ActivationSpec", r"^a\d(g\d+|token|tensor|static)?(sym|asym)?$"),
-    ):
-        schema["$defs"][part] = {"anyOf": [schema["$defs"][part], {"type": "string", "pattern": pattern}]}
-    return {"$schema": "https://json-schema.org/draft/2020-12/schema", **schema}
 
 
 def _source(recipe: str | Path | Mapping[str, Any] | Recipe) -> tuple[dict[str, Any], str]:

@@ -82,7 +82,10 @@ class ActivationSpec(Strict):
         default=None, description="no zero points; null: asymmetric where the inputs have one sign, as behind a ReLU"
     )
     clip: float = Field(
-        default=100.0, gt=50, le=100, description="of `static`: the percentile that the range reaches; 100 spans all"
+        default=100.0,
+        gt=50,
+        le=100,
+        description="of `static`: the percentile of the calibration tokens' ranges that is covered; 100 covers all",
     )
     keep: tuple[str, ...] = Field(default=(), description="globs of modules whose inputs are not rounded")
 

@@ -13,8 +13,9 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from hfquant import methods
 from hfquant.errors import RecipeError
-from hfquant.recipe import GridSpec, Recipe, json_schema
+from hfquant.recipe import GridSpec, Recipe
 from hfquant.recipe_names import read_name
+from hfquant.recipe_schema import json_schema
 from hfquant.recipe_source import expand, presets
 
 PLAIN = {"steps": [{"method": "rtn"}], "grid": "w4g64"}

@@ -24,7 +24,7 @@ def recipes(
     Without `g<group>` there is one scale per output channel; `sym` or `asym` at the end chooses the symmetry.
     """
     if schema:
-        from ..recipe import json_schema
+        from ..recipe_schema import json_schema
 
         print_json(json_schema())
     elif name is not None:

@@ -7,7 +7,10 @@ from typing import Any
 import torch
 from torch import nn
 
+from .. import methods
 from ..errors import RecipeError
+from ..methods import Method
+from ..methods.rtn import Method as Rtn
 from ..model.blocks import stacks, weights
 from ..recipe import Recipe
 from ..recipe_places import Place, Role, matches
@@ -51,14 +54,26 @@ def select(model: nn.Module, recipe: Recipe) -> dict[str, Target]:
         if spec is not None:
             rounded = recipe.activations_for(layer, kind, place)
             found[name] = Target(name, layer, kind, shape, spec.grid(), None if rounded is None else rounded.build())
-            if place is not None:
-                _check_shape(recipe, found[name])
+            _check_shape(recipe, found[name])
     if not found:
         raise RecipeError(
             f"recipe `{recipe.name}` leaves every layer of this model as it is",
             "look at its `keep` and `overrides`, and at modules_to_not_convert",
         )
     return found
+
+
+def steps_for(target: Target, recipe: Recipe) -> list[Method]:
+    """The methods that one weight goes through by itself.
+
+    Embeddings and head are rounded to nearest; fused experts go without what cannot be stored of them; what has no grid
+    is not rounded.
+    """
+    if target.kind in ("embedding", "head"):
+        return [Rtn()]
+    without = {"block", "quantize"} if target.grid.is_float else {"block"}
+    steps = [step.build() for step in recipe.steps if methods.kind(step.method) not in without]
+    return [step for step in steps if target.kind != "experts" or getattr(step, "experts", True)]
 
 
 def _check_roles(recipe: Recipe, inside: Sequence[Found]) -> None:
@@ -71,16 +86,15 @@ def _check_roles(recipe: Recipe, inside: Sequence[Found]) -> None:
 
 
 def _check_shape(recipe: Recipe, target: Target) -> None:
-    for step in recipe.steps:
-        method = step.build()
+    for method in steps_for(target, recipe):
         check: Callable[[tuple[int, int]], None] | None = getattr(method, "check", None)
-        if check is None or (target.kind == "experts" and not getattr(method, "experts", True)):
-            continue
         try:
-            check(target.shape)
+            if check is not None:
+                check(target.shape)
         except ValueError as error:
+            name = type(method).__module__.rpartition(".")[2]
             raise RecipeError(
-                f"step `{step.method}` does not fit `{target.layer}`: {error}",
+                f"step `{name}` does not fit `{target.layer}`: {error}",
                 f"change the step's options, or leave the layer out with `--set keep=[{target.layer}]`",
             ) from None
 
