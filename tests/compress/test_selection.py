@@ -2,7 +2,7 @@
 
 import pytest
 
-from hfquant.compress.selection import select
+from hfquant.compress.selection import Target, select, steps_for
 from hfquant.errors import RecipeError
 from hfquant.recipe import Recipe
 from hfquant.tensors.encoding import Activations
@@ -79,3 +79,19 @@ def test_a_rank_that_no_weight_can_have() -> None:
 def test_experts_go_without_and_are_not_checked() -> None:
     targets = select(random_model("mixtral"), Recipe.parse("lorc-r40-w3g32", ["keep=['@attention']"]))
     assert {target.kind for target in targets.values()} == {"experts"}
+
+
+@pytest.mark.parametrize(
+    ("kind", "grid", "steps"),
+    [
+        ("linear", Grid(3, 32, False), ["gptq", "lorc"]),
+        ("experts", Grid(3, 32, False), ["gptq"]),
+        ("linear", Grid(16, -1), ["lorc"]),
+        ("embedding", Grid(8, -1), ["rtn"]),
+        ("head", Grid(8, -1), ["rtn"]),
+    ],
+)
+def test_steps_of_a_weight(kind: str, grid: Grid, steps: list[str]) -> None:
+    target = Target("x.weight", "x", kind, (64, 64), grid)
+    found = steps_for(target, Recipe.parse("gptq-w3g32+lorc-r4"))
+    assert [type(method).__module__.rpartition(".")[2] for method in found] == steps
