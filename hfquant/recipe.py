@@ -9,21 +9,21 @@ Importing this module is quick; method classes, which need torch, are imported w
 import hashlib
 import json
 from collections.abc import Mapping, Sequence
-from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any, Literal, Self
 
 import yaml
-from pydantic import Field
+from pydantic import Field, model_validator
 
-from . import methods
+from . import recipe_order, recipe_places
 from .errors import RecipeError
 from .recipe_errors import validate
-from .recipe_names import read_numbers
-from .recipe_parts import Calibration, Gate, GridSpec, Step, Strict
-from .recipe_source import change, expand, is_file, presets, read_file
+from .recipe_names import read_grid
+from .recipe_parts import ActivationSpec, Calibration, Gate, GridSpec, Step, Strict
+from .recipe_places import Place
+from .recipe_source import change, expand, is_file, presets, read_file, with_defaults
 
-__all__ = ["Calibration", "Gate", "GridSpec", "Recipe", "Step", "json_schema"]
+__all__ = ["ActivationSpec", "Calibration", "Gate", "GridSpec", "Place", "Recipe", "Step"]
 
 
 class Recipe(Strict):
@@ -32,14 +32,21 @@ class Recipe(Strict):
     name: str = Field(default="custom", min_length=1, description="how reports and cards call it")
     description: str = Field(default="", description="one sentence for `hfquant recipes`")
     steps: tuple[Step, ...] = Field(min_length=1, description="methods in the order they are applied to a layer")
-    grid: GridSpec = Field(description="the number format of the linear layers, e.g. `{bits: 4, group_size: 128}`")
+    grid: GridSpec = Field(
+        default=GridSpec(bits=16),
+        description="the number format of the linear layers, e.g. `w4g128`; needed if any step rounds",
+    )
+    activations: ActivationSpec | None = Field(
+        default=None, description="how the inputs of the linear layers are rounded, e.g. `a8`; null: not at all"
+    )
     overrides: dict[str, GridSpec | None] = Field(
         default_factory=dict,
-        description="glob of module names -> grid, or null to keep; the first that matches decides; what a"
-        " grid leaves out is taken from `grid`",
+        description="glob of module names, or a role such as `@attention` -> grid, or null to keep; the first that"
+        " matches decides; what a grid leaves out is taken from `grid`",
     )
     keep: tuple[str, ...] = Field(
-        default=(), description="globs of modules left as they are, before any override, e.g. `['*.0.*']`"
+        default=(),
+        description="globs or roles of modules left as they are, before any override, e.g. `['@blocks:0']`",
     )
     embeddings: GridSpec | None = Field(
         default=None, description="the grid of token embeddings and output head, e.g. `w8`; null keeps both"
@@ -60,11 +67,12 @@ class Recipe(Strict):
         """A recipe from a preset's name, a shorthand (`gptq-w3g64`), a YAML file, a dict, or another recipe.
 
         `overrides` are `key=value` texts, applied in order: `grid.bits=3` or `bits=3`, `steps.0.damp=0.05` or
-        `gptq.damp=0.05`, `overrides.*.down_proj=w8g64`, `keep=[*.0.*]`.
+        `gptq.damp=0.05`, `overrides.*.down_proj=w8g64`, `keep=['*.0.*']`.
 
         Raises RecipeError, which names the key, where it stood, and the nearest one that exists.
         """
         data, where = _source(recipe)
+        data = with_defaults(data)
         for text in overrides:
             change(data, text, _keys())
         if overrides and not any(text.partition("=")[0].strip() == "name" for text in overrides):
@@ -76,56 +84,58 @@ class Recipe(Strict):
                 raise
             raise RecipeError(f"{error.message} (in {where})", error.hint) from None
 
-    def grid_for(self, module: str, kind: str = "linear") -> GridSpec | None:
+    @model_validator(mode="after")
+    def _agrees(self) -> Self:
+        recipe_places.check(self.patterns)
+        recipe_order.check(self.steps, self.grid, self.overrides)
+        return self
+
+    @property
+    def patterns(self) -> tuple[str, ...]:
+        """All globs and roles that it mentions."""
+        return (*self.keep, *self.overrides, *(self.activations.keep if self.activations else ()))
+
+    def grid_for(self, module: str, kind: str = "linear", place: Place | None = None) -> GridSpec | None:
         """The grid of a module, None if it stays as it is.
 
         `kind` is "linear", "conv1d", "experts", or, for the two ends of the model, "embedding" and "head":
-        those follow `embeddings` unless a glob names them.
+        those follow `embeddings` unless a glob names them.  place: where in its stack a module inside it stands.
         """
-        if any(fnmatchcase(module, glob) for glob in self.keep):
+        if any(recipe_places.matches(glob, module, place) for glob in self.keep):
             return None
         for glob, grid in self.overrides.items():
-            if fnmatchcase(module, glob):
+            if recipe_places.matches(glob, module, place):
                 return grid
         return self.embeddings if kind in ("embedding", "head") else self.grid
 
+    def activations_for(self, module: str, kind: str = "linear", place: Place | None = None) -> ActivationSpec | None:
+        """How the inputs of a module are rounded, None if they are not.
+
+        Token ids are not rounded, the head's inputs neither: it is the layer that errors hurt most.
+        """
+        spec = self.activations
+        if spec is None or kind in ("embedding", "head"):
+            return None
+        return None if any(recipe_places.matches(glob, module, place) for glob in spec.keep) else spec
+
     @property
     def needs_calibration(self) -> bool:
-        """Whether any step looks at the inputs of the layers."""
-        return any(methods.load(step.method).needs_hessian for step in self.steps)
+        """Whether any step looks at the inputs of the layers, or a scale of theirs is measured."""
+        static = self.activations is not None and self.activations.per == "static"
+        return static or any(step.build().needs_hessian for step in self.steps)
 
     @property
     def hash(self) -> str:
         """16 hex digits of all that decides the compressed bytes: equal for equal work, whatever its name."""
         data = self.model_dump(mode="json", exclude={"name", "description", "gate"})
         data["overrides"] = list(data["overrides"].items())  # their order decides
+        if self.activations is None:
+            del data["activations"]  # runs begun before there was such a key go on
         return hashlib.sha256(json.dumps(data, sort_keys=True).encode()).hexdigest()[:16]
 
     def to_yaml(self) -> str:
         """The recipe in full, every default written out.  `Recipe.parse` of it gives an equal recipe."""
         return yaml.safe_dump(self.model_dump(mode="json"), sort_keys=False, allow_unicode=True, width=100)
-
-
-def json_schema() -> dict[str, Any]:
-    """The JSON schema of a recipe file, each method's options included."""
-    schema = Recipe.model_json_schema()
-    steps = []
-    for name in methods.NAMES:
-        method = methods.load(name).model_json_schema()
-        schema["$defs"] |= method.pop("$defs", {})
-        fields = {"method": {"const": name}, **method["properties"]}
-        steps.append(
-            {
-                **method,
-                "title": name,
-                "properties": fields,
-                "required": ["method", *method.get("required", [])],
-            }
-        )
-    text = {"type": "string", "pattern": r"^w\d(g\d+)?(sym|asym)?$"}
-    schema["$defs"]["Step"] = {"oneOf": steps}
-    schema["$defs"]["GridSpec"] = {"anyOf": [schema["$defs"]["GridSpec"], text]}
-    return {"$schema": "https://json-schema.org/draft/2020-12/schema", **schema}
 
 
 def _source(recipe: str | Path | Mapping[str, Any] | Recipe) -> tuple[dict[str, Any], str]:
@@ -153,7 +163,7 @@ def _keys() -> dict[str, str]:
 def _inherit(data: dict[str, Any]) -> dict[str, Any]:
     """Complete the exceptional grids from the general one."""
     grid = data.get("grid")
-    base = read_numbers(grid).grid if isinstance(grid, str) else grid
+    base = read_grid(grid) if isinstance(grid, str) else grid
     if not isinstance(base, Mapping):
         return data
 

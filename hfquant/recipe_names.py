@@ -1,11 +1,15 @@
 """Shorthand: a recipe written as a name.
 
-    recipe  = step { "+" step }
-    step    = method [ "-" what ] [ "-" numbers ]
-    numbers = "w" bits [ "a" activation bits ] [ "g" group ] [ "sym" | "asym" ]
+    recipe      = step { "+" step }
+    step        = method [ "-" what ] [ "-" numbers ]
+    numbers     = "w" bits [ "w" bits ] [ "a" bits ] [ "g" group ] [ "sym" | "asym" ]
+                | "w" bits [ "w" bits ] [ "g" group ] [ "sym" | "asym" ] activations
+    activations = "a" bits [ "g" group | "token" | "tensor" | "static" ] [ "sym" | "asym" ]
 
 `rtn-w4g64`, `gptq-w8` (no group: one scale per output channel), `gptq-w3g128sym`,
-`sparsegpt-2of4+gptq-w4g128+lorc-r8`.  What a method makes of `what` (2of4, 50, r8) is its own business.
+`sparsegpt-2of4+gptq-w4g128+lorc-r8`.  `w4w8` is 4 bit with 8 bit in attention.  `w4a8g64` rounds each token's
+activations to 8 bit, and 64 weights share a scale; in `w4g64a8g32` 32 activations share one as well.  What a method
+makes of `what` (2of4, 50, r8) is its own business.
 """
 
 import re
@@ -16,16 +20,26 @@ from .errors import RecipeError
 
 GRAMMAR = "write `<method>-w<bits>g<group>`, e.g. `gptq-w4g128`; without `g<group>`: one scale per output channel"
 
-_NUMBERS = re.compile(r"w(?P<bits>\d+)(?:a(?P<activation>\d+))?(?:g(?P<group>\d+))?(?P<symmetry>sym|asym)?")
+_WEIGHTS = r"w(?P<bits>\d+)(?:w(?P<attention>\d+))?"
+_GROUP = r"(?:g(?P<group>\d+))?(?P<symmetry>sym|asym)?"
+_ACTIVATIONS = r"a(?P<abits>\d+)(?:g(?P<agroup>\d+)|(?P<per>token|tensor|static))?(?P<asymmetry>sym|asym)?"
+_NUMBERS = (
+    re.compile(rf"{_WEIGHTS}(?:a(?P<abits>\d+))?{_GROUP}"),
+    re.compile(rf"{_WEIGHTS}{_GROUP}{_ACTIVATIONS}"),
+)
 _STEP = re.compile(r"(?P<method>[a-z][a-z0-9_]*)(?:-(?P<what>(?!w\d)[a-z0-9.]+))?(?:-(?P<numbers>w\d\w*))?")
 
 
 @dataclass(frozen=True)
 class Numbers:
-    """`w4a8g64sym`.  `symmetric` is None where the name does not say."""
+    """`w4a8g64sym`.  `attention_bits`, `activations` and `symmetric` are None where the name does not say.
+
+    activations: as the long form writes it; {"bits": 16} leaves them alone.
+    """
 
     bits: int
-    activation_bits: int | None
+    attention_bits: int | None
+    activations: dict[str, Any] | None
     group_size: int
     symmetric: bool | None
 
@@ -45,20 +59,54 @@ class NamedStep:
 
 def read_numbers(text: str) -> Numbers:
     """Read `w4g64`.  Raises RecipeError if it is something else."""
-    found = _NUMBERS.fullmatch(text)
+    found = next((found for pattern in _NUMBERS if (found := pattern.fullmatch(text))), None)
     if not found or found["group"] == "0":
         raise RecipeError(
             f"cannot read `{text}` as bits and group",
             "write `w4g64`, `w8` (per channel), `w3g128sym` or `w4g64asym`",
         )
-    # 16-bit activations are activations left alone: `w4a16` is how others write `w4`
-    activation = int(found["activation"]) if found["activation"] not in (None, "16") else None
     return Numbers(
         bits=int(found["bits"]),
-        activation_bits=activation,
+        attention_bits=int(found["attention"]) if found["attention"] else None,
+        activations=_activations(found.groupdict()) if found["abits"] else None,
         group_size=int(found["group"] or -1),
-        symmetric=None if found["symmetry"] is None else found["symmetry"] == "sym",
+        symmetric=_symmetric(found["symmetry"]),
     )
+
+
+def read_grid(text: str) -> dict[str, Any]:
+    """Read `w4g64` where only a grid may stand.  Raises RecipeError if it is something else."""
+    numbers = read_numbers(text)
+    if numbers.attention_bits is not None or numbers.activations not in (None, {"bits": 16}):
+        raise RecipeError(
+            f"`{text}` is more than a grid",
+            "write `grid: w4g64`, `activations: a8` and `overrides: {'@attention': w8}` as keys of their own",
+        )
+    return numbers.grid
+
+
+def read_activations(text: str) -> dict[str, Any]:
+    """Read `a8`, `a8static` or `a8g64`.  Raises RecipeError if it is something else."""
+    found = re.fullmatch(_ACTIVATIONS, text)
+    if not found:
+        raise RecipeError(
+            f"cannot read `{text}` as activations", "write `a8` (a scale per token), `a8g64`, `a8tensor` or `a8static`"
+        )
+    return _activations(found.groupdict())
+
+
+def _activations(found: dict[str, str | None]) -> dict[str, Any]:
+    said: dict[str, Any] = {"bits": int(found["abits"] or 0)}
+    if group := found.get("agroup"):
+        said |= {"per": "group", "group_size": int(group)}
+    elif per := found.get("per"):
+        said |= {"per": per}
+    symmetric = _symmetric(found.get("asymmetry"))
+    return said if symmetric is None else said | {"symmetric": symmetric}
+
+
+def _symmetric(text: str | None) -> bool | None:
+    return None if text is None else text == "sym"
 
 
 def read_name(name: str) -> tuple[NamedStep, ...]:

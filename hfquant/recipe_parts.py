@@ -1,16 +1,17 @@
-"""What a recipe is made of: steps, grids, calibration, gate."""
+"""What a recipe is made of: steps, grids, activations, calibration, gate."""
 
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_serializer, model_validator
 
 from . import methods
 from .errors import RecipeError
 from .recipe_errors import validate
-from .recipe_names import read_numbers
+from .recipe_names import read_activations, read_grid
 
 if TYPE_CHECKING:
+    from .tensors.encoding import Activations
     from .tensors.grid import Grid
 
 
@@ -19,9 +20,12 @@ class Strict(BaseModel):
 
 
 class GridSpec(Strict):
-    """The integer grid of a weight.  May be written as text: `w4g64`, `w8`, `w3g128sym`."""
+    """The integer grid of a weight.  May be written as text: `w4g64`, `w8`, `w3g128sym`.
 
-    bits: int = Field(ge=2, le=8, description="2 to 8")
+    16 bits are no grid: weights that are pruned, say, but not rounded.
+    """
+
+    bits: int = Field(ge=2, le=16, description="2 to 8, or 16: not rounded")
     group_size: int = Field(
         default=128,
         ge=-1,
@@ -36,11 +40,20 @@ class GridSpec(Strict):
     @classmethod
     def _complete(cls, data: Any) -> Any:
         if isinstance(data, str):
-            data = read_numbers(data).grid
+            data = read_grid(data)
+        if isinstance(data, Mapping) and data.get("bits") == 16:
+            data = {**data, "group_size": -1, "symmetric": True}  # there are no scales to share, no zero points
         if isinstance(data, Mapping) and data.get("symmetric") is None:
             # what the widely readable formats can store: symmetric 4 and 8 bit
             data = {**data, "symmetric": data.get("bits") in (4, 8)}
         return data
+
+    @field_validator("bits")
+    @classmethod
+    def _exists(cls, value: int) -> int:
+        if 8 < value < 16:
+            raise ValueError("should be 2 to 8, or 16: not rounded")
+        return value
 
     @field_validator("group_size")
     @classmethod
@@ -53,6 +66,54 @@ class GridSpec(Strict):
         from .tensors.grid import Grid
 
         return Grid(self.bits, self.group_size, self.symmetric)
+
+
+class ActivationSpec(Strict):
+    """How the inputs of linear layers are rounded when they run.  May be written as text: `a8`, `a8g64`, `a8static`."""
+
+    bits: int = Field(default=8, ge=4, le=8, description="4 to 8")
+    per: Literal["token", "group", "tensor", "static"] = Field(
+        default="token",
+        description="one scale for each `token`, for each `group` of a token's columns, for the whole `tensor` at"
+        " hand, or one that is measured in calibration and stored: `static`",
+    )
+    group_size: int = Field(default=-1, ge=-1, description="columns that share a scale, with `per: group`")
+    symmetric: bool | None = Field(
+        default=None, description="no zero points; null: asymmetric where the inputs have one sign, as behind a ReLU"
+    )
+    clip: float = Field(
+        default=100.0,
+        gt=50,
+        le=100,
+        description="of `static`: the percentile of the calibration tokens' ranges that is covered; 100 covers all",
+    )
+    keep: tuple[str, ...] = Field(default=(), description="globs of modules whose inputs are not rounded")
+
+    @model_validator(mode="before")
+    @classmethod
+    def _complete(cls, data: Any) -> Any:
+        if isinstance(data, str):
+            data = read_activations(data)
+        if isinstance(data, Mapping) and "group_size" in data and "per" not in data:
+            data = {**data, "per": "token" if data["group_size"] == -1 else "group"}
+        if isinstance(data, Mapping) and isinstance(data.get("keep"), list):
+            data = {**data, "keep": tuple(data["keep"])}  # what a validator returns is JSON no more
+        return data
+
+    @model_validator(mode="after")
+    def _agrees(self) -> Self:
+        if (self.per == "group") != (self.group_size > 0):
+            raise ValueError("`per: group` and a `group_size` go together, e.g. `a8g64`")
+        if self.clip != 100 and self.per != "static":
+            raise ValueError("`clip` is for `per: static`: the other ranges follow each input")
+        return self
+
+    def build(self, one_sided: bool = False) -> "Activations":
+        """What a layer does at run time.  one_sided: whether its inputs have one sign only, for `symmetric: null`."""
+        from .tensors.encoding import Activations
+
+        symmetric = not one_sided if self.symmetric is None else self.symmetric
+        return Activations(self.bits, self.per, self.group_size, symmetric)
 
 
 class Step(Strict):

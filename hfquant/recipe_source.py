@@ -68,19 +68,54 @@ def read_file(path: Path) -> dict[str, Any]:
 
 
 def expand(name: str) -> dict[str, Any]:
-    """The long form of a shorthand.  Raises RecipeError on what it cannot say."""
-    steps, grids = [], {}
+    """The long form of a shorthand.  Raises RecipeError on what it cannot say.
+
+    Bits at a step that cannot round (`lorc-w3g64`, `smoothquant-w8a8`) mean rounding to nearest, unless another step
+    rounds; at one that prunes, both in one pass.
+    """
+    steps: list[dict[str, Any]] = []
+    said: dict[str, list[Any]] = {"grids": [], "activations": [], "attention": []}
     for step in read_name(name):
         steps.append({"method": step.method, **_options(step.method, step.what, name)})
         if step.numbers is None:
             continue
-        grids[str(step.numbers.grid)] = step.numbers.grid
-        if step.numbers.activation_bits is not None:
-            steps[-1]["activation_bits"] = _activation_bits(step.method, step.numbers.activation_bits, name)
-    if len(grids) != 1:
-        found = "has two grids" if grids else "does not say how many bits"
-        raise RecipeError(f"recipe `{name}` {found}", "give bits once, e.g. `gptq-w4g128`")
-    return {"name": name.lower(), "steps": steps, "grid": next(iter(grids.values()))}
+        if step.numbers.bits != 16 and "joint" in methods.load(step.method).model_fields:
+            steps[-1]["joint"] = True
+        _add(said["grids"], step.numbers.grid)
+        _add(said["activations"], step.numbers.activations)
+        _add(said["attention"], step.numbers.attention_bits)
+    for what, found in said.items():
+        if len(found) > 1:
+            raise RecipeError(f"recipe `{name}` has two {what}", "give bits once, e.g. `gptq-w4g128`")
+    rounds = [methods.kind(step["method"]) == "quantize" or step.get("joint") for step in steps]
+    if said["grids"] and said["grids"][0]["bits"] != 16 and not any(rounds):
+        after = [i for i, step in enumerate(steps) if methods.kind(step["method"]) == "compensate"]
+        steps.insert(min(after, default=len(steps)), {"method": "rtn"})
+    if any(rounds) and not said["grids"]:
+        raise RecipeError(f"recipe `{name}` does not say how many bits", "give bits once, e.g. `gptq-w4g128`")
+    data: dict[str, Any] = {"name": name.lower(), "steps": steps}
+    if said["grids"]:
+        data["grid"] = said["grids"][0]
+    if said["activations"]:
+        # 16-bit activations are activations left alone: `w4a16` is how others write `w4`
+        data["activations"] = None if said["activations"][0]["bits"] == 16 else said["activations"][0]
+    if said["attention"]:
+        data["overrides"] = {"@attention": {"bits": said["attention"][0]}}
+    return data
+
+
+def _add(found: list[Any], value: Any) -> None:
+    if value is not None and value not in found:
+        found.append(value)
+
+
+def with_defaults(data: dict[str, Any]) -> dict[str, Any]:
+    """With the keys that a step's method wants where the recipe says nothing."""
+    defaults: dict[str, Any] = {}
+    for step in data["steps"] if isinstance(data.get("steps"), list) else ():
+        if isinstance(step, Mapping) and step.get("method") in methods.NAMES:
+            defaults |= getattr(methods.load(step["method"]), "defaults", {})
+    return data | {key: value for key, value in defaults.items() if key not in data}
 
 
 def _options(method: str, what: str | None, name: str) -> dict[str, Any]:
@@ -97,15 +132,6 @@ def _options(method: str, what: str | None, name: str) -> dict[str, Any]:
     except ValueError as error:
         raise RecipeError(f"method `{method}` cannot read `{what}` in `{name}`: {error}") from None
     return found
-
-
-def _activation_bits(method: str, bits: int, name: str) -> int:
-    if "activation_bits" not in methods.load(method).model_fields:
-        raise RecipeError(
-            f"method `{method}` quantizes weights only (`a{bits}` in `{name}`)",
-            f"leave `a{bits}` out: activations stay as they are",
-        )
-    return bits
 
 
 def change(data: dict[str, Any], text: str, keys: Mapping[str, str]) -> None:

@@ -18,7 +18,7 @@ import yaml
 from typer.testing import CliRunner
 
 from hfquant import methods
-from hfquant.recipe import Recipe
+from hfquant.recipe import ActivationSpec, Recipe
 from hfquant.recipe_source import presets, read_file
 from tests.model import gguf_files
 
@@ -126,13 +126,14 @@ def table(kind: str, name: str | None) -> str:
     if kind == "presets":
         rows = [(f"`{preset}`", str(read_file(path)["description"])) for preset, path in presets().items()]
         return _markdown(("name", "for"), rows)
-    model = Recipe if kind == "recipe" else methods.load(str(name))
+    keys = {"recipe": Recipe, "activations": ActivationSpec}
+    model = keys[kind] if kind in keys else methods.load(str(name))
     rows = []
     for key, field in model.model_fields.items():
         assert field.description, f"`{key}` has no description"
         default = None if field.is_required() else _value(field.get_default(call_default_factory=True))
         rows.append((f"`{key}`", f"`{default}`" if default else "required", field.description))
-    return _markdown(("key" if kind == "recipe" else "option", "default", "meaning"), rows)
+    return _markdown(("key" if kind in keys else "option", "default", "meaning"), rows)
 
 
 def _value(value: object) -> str:

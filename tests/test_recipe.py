@@ -3,15 +3,19 @@
 import json
 import subprocess
 import sys
+import types
 from pathlib import Path
+from typing import ClassVar
 
 import pytest
 import yaml
+from pydantic import BaseModel, ConfigDict, Field
 
 from hfquant import methods
 from hfquant.errors import RecipeError
-from hfquant.recipe import GridSpec, Recipe, json_schema
+from hfquant.recipe import GridSpec, Recipe
 from hfquant.recipe_names import read_name
+from hfquant.recipe_schema import json_schema
 from hfquant.recipe_source import expand, presets
 
 PLAIN = {"steps": [{"method": "rtn"}], "grid": "w4g64"}
@@ -51,7 +55,7 @@ def test_grammar_is_read_in_full() -> None:
     assert [step.numbers is None for step in steps] == [True, False, True]
     numbers = steps[1].numbers
     assert numbers is not None
-    assert (numbers.bits, numbers.activation_bits, numbers.group_size) == (8, 8, -1)
+    assert (numbers.bits, numbers.activations, numbers.group_size) == (8, {"bits": 8}, -1)
     assert read_name("sparsegpt-2of4-w4g64")[0].what == "2of4"
 
 
@@ -150,6 +154,186 @@ def test_frozen() -> None:
         Recipe.parse("rtn-w4").name = "other"  # type: ignore[misc]
 
 
+ACTIVATIONS = [
+    ("gptq-w4a8g64", (8, "token", -1, None), (4, 64)),
+    ("rtn-w8a8", (8, "token", -1, None), (8, -1)),
+    ("rtn-w8a8static", (8, "static", -1, None), (8, -1)),
+    ("rtn-w4g64a8g32", (8, "group", 32, None), (4, 64)),
+    ("rtn-w4g64a8tensorasym", (8, "tensor", -1, False), (4, 64)),
+    ("rtn-w4a4g128", (4, "token", -1, None), (4, 128)),
+    ("rtn-w4asyma8sym", (8, "token", -1, True), (4, -1)),
+]
+
+
+@pytest.mark.parametrize(("name", "activations", "grid"), ACTIVATIONS, ids=[name for name, *_ in ACTIVATIONS])
+def test_activations_of_a_name(name: str, activations: tuple[object, ...], grid: tuple[int, int]) -> None:
+    recipe = Recipe.parse(name)
+    spec = recipe.activations
+    assert spec is not None
+    assert (spec.bits, spec.per, spec.group_size, spec.symmetric) == activations
+    assert (recipe.grid.bits, recipe.grid.group_size) == grid
+    assert Recipe.parse(yaml.safe_load(recipe.to_yaml())) == recipe
+
+
+@pytest.mark.parametrize("text", ["a8", "a8g64", "a8tensor", "a6static", "a8tokenasym", "a4g32sym"])
+def test_activations_as_text_are_those_of_an_encoding(text: str) -> None:
+    """What a recipe says and what a checkpoint says is written alike."""
+    spec = Recipe.parse(PLAIN | {"activations": text}).activations
+    assert spec is not None
+    said = str(spec.build())
+    again = Recipe.parse(PLAIN | {"activations": said}).activations
+    assert again is not None
+    assert again.build() == spec.build()
+
+
+def test_activations_change_the_hash_and_none_does_not() -> None:
+    assert Recipe.parse(PLAIN | {"activations": None}).hash == Recipe.parse(PLAIN).hash == "076fc4fbb747d822"
+    assert len({Recipe.parse(PLAIN | {"activations": text}).hash for text in ("a8", "a7", "a8g64", "a8static")}) == 4
+
+
+def test_symmetry_is_chosen_by_the_inputs_where_not_said() -> None:
+    spec = Recipe.parse("rtn-w8a8").activations
+    assert spec is not None
+    assert (spec.build().symmetric, spec.build(one_sided=True).symmetric) == (True, False)
+    spec = Recipe.parse("rtn-w8", ["activations=a8sym"]).activations
+    assert spec is not None
+    assert spec.build(one_sided=True).symmetric
+
+
+def test_static_scales_need_text() -> None:
+    assert not Recipe.parse("rtn-w8a8").needs_calibration
+    assert Recipe.parse("rtn-w8a8static").needs_calibration
+
+
+def test_low_rank_needs_text_unless_plain() -> None:
+    assert Recipe.parse("lorc-w3g64").needs_calibration
+    assert not Recipe.parse("lorc-w3g64", ["lorc.weighted=false"]).needs_calibration
+
+
+def test_bits_at_a_step_that_cannot_round_mean_rounding() -> None:
+    assert [step.method for step in Recipe.parse("lorc-w3g64").steps] == ["rtn", "lorc"]
+    assert Recipe.parse("lorc-r8-w3g64").hash == Recipe.parse("rtn-w3g64+lorc-r8").hash
+    assert [step.method for step in Recipe.parse("gptq-w3g64+lorc-r4").steps] == ["gptq", "lorc"]
+    assert Recipe.parse("gptq+lorc-r4-w3g64").hash == Recipe.parse("gptq-w3g64+lorc-r4").hash
+    assert Recipe.parse("lorc-auto-w3g64").steps[1].options["rank"] == 0
+
+
+def test_more_bits_for_attention() -> None:
+    recipe = Recipe.parse("gptq-w3w4g64")
+    assert recipe.overrides == {"@attention": GridSpec(bits=4, group_size=64)}
+    assert recipe.grid == GridSpec(bits=3, group_size=64)
+
+
+class Prune(BaseModel):
+    """Stands for a method that prunes, and can round in the same pass."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+    kind: ClassVar[str] = "prune"
+    needs_hessian: ClassVar[bool] = True
+    joint: bool = Field(False, description="round too")
+
+
+class Smooth(BaseModel):
+    """Stands for a step on whole blocks."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+    scope: ClassVar[str] = "block"
+    needs_hessian: ClassVar[bool] = True
+
+
+@pytest.fixture
+def more_methods(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name, method in (("prune", Prune), ("smooth", Smooth)):
+        module = types.ModuleType(f"hfquant.methods.{name}")
+        module.Method = method  # type: ignore[attr-defined]
+        monkeypatch.setitem(sys.modules, module.__name__, module)
+    monkeypatch.setattr(methods, "NAMES", sorted([*methods.NAMES, "prune", "smooth"]))
+
+
+COMPOSED = [
+    ("prune", ["prune"], 16, False),
+    ("prune+gptq-w4", ["prune", "gptq"], 4, False),
+    ("prune-w4", ["prune"], 4, True),
+    ("prune-w16", ["prune"], 16, False),
+    ("smooth-w8a8", ["smooth", "rtn"], 8, False),
+    ("smooth+gptq-w8a8", ["smooth", "gptq"], 8, False),
+    ("prune+lorc", ["prune", "lorc"], 16, False),
+    ("prune+lorc-w3", ["prune", "rtn", "lorc"], 3, False),
+    ("smooth+prune+gptq-w4a8g64+lorc-r4", ["smooth", "prune", "gptq", "lorc"], 4, False),
+]
+
+
+@pytest.mark.usefixtures("more_methods")
+@pytest.mark.parametrize(("name", "steps", "bits", "joint"), COMPOSED, ids=[name for name, *_ in COMPOSED])
+def test_composition(name: str, steps: list[str], bits: int, joint: bool) -> None:
+    recipe = Recipe.parse(name)
+    assert [step.method for step in recipe.steps] == steps
+    assert recipe.grid.bits == bits
+    assert any(step.options.get("joint") for step in recipe.steps) == joint
+    assert Recipe.parse(yaml.safe_load(recipe.to_yaml())) == recipe
+
+
+ORDER = [
+    ("gptq-w4+prune", "step `prune` prunes, and has to come before `gptq`, which rounds", "`prune`, `gptq`"),
+    ("lorc+gptq-w4", "step `gptq` rounds, and has to come before `lorc`, which compensates", "`gptq`, `lorc`"),
+    ("prune+smooth+rtn-w4", "step `smooth` prepares blocks, and has to come", "`smooth`, `prune`, `rtn`"),
+    ("rtn+gptq-w4", "steps `rtn` and `gptq` round the same weights", "leave one out"),
+    ("prune-w4+gptq", "steps `prune` and `gptq` round the same weights", "`joint: false`"),
+    ("lorc-w4+lorc-r4", "steps `lorc` and `lorc` compensate the same weights", "leave one out"),
+    ("smooth+smooth+rtn-w4", "step `smooth` is there twice", "leave one out"),
+    ("smooth", "no step of the recipe makes the model smaller", "rounds or prunes"),
+    ("lorc", "no step of the recipe makes the model smaller", "rounds or prunes"),
+]
+
+
+@pytest.mark.usefixtures("more_methods")
+@pytest.mark.parametrize(("name", "message", "hint"), ORDER, ids=[name for name, *_ in ORDER])
+def test_orders_that_make_no_sense(name: str, message: str, hint: str) -> None:
+    with pytest.raises(RecipeError) as error:
+        Recipe.parse(name)
+    assert error.value.message.startswith(message)
+    assert error.value.hint is not None
+    assert hint in error.value.hint
+
+
+NUMBERS = [
+    ({"steps": [{"method": "gptq"}]}, "step `gptq` rounds, but the recipe does not say how many bits", "`grid: w4"),
+    ({"steps": [{"method": "rtn"}], "grid": "w16"}, "step `rtn` rounds, but", "`grid: w4"),
+    ({"steps": [{"method": "prune"}], "grid": "w4"}, "the recipe asks for 4 bit, but none of its", "`joint: true`"),
+    ({"steps": [{"method": "lorc"}], "grid": "w4"}, "the recipe asks for 4 bit, but none of its steps rounds", "`rtn`"),
+    (PLAIN | {"overrides": {"a": "w16"}}, "`overrides.a` is 16 bit, which is what it was", "null"),
+    ({"steps": [{"method": "prune"}], "overrides": {"a": "w4"}}, "`overrides.a` asks for 4 bit, but no step", "`rtn`"),
+    (PLAIN | {"overrides": {"@atention": "w8"}}, "cannot read `@atention` as a part of a model", "`@attention`"),
+    (PLAIN | {"keep": ["@blocks:x"]}, "cannot read `@blocks:x` as a part of a model", "`:0:4`"),
+    (PLAIN | {"keep": ["@blocks:"]}, "cannot read `@blocks:` as a part of a model", "`:0:4`"),
+    (PLAIN | {"grid": "w4a8"}, "`w4a8` is more than a grid", "`activations: a8`"),
+    (PLAIN | {"embeddings": "w4w8"}, "`w4w8` is more than a grid", "overrides"),
+    (PLAIN | {"activations": "8"}, "cannot read `8` as activations", "`a8g64`"),
+    (PLAIN | {"activations": {"bits": 3}}, "`activations.bits` of the recipe cannot be `3`", "4 to 8"),
+    (PLAIN | {"activations": {"per": "group"}}, "`per: group` and a `group_size` go together", "activations"),
+    (PLAIN | {"activations": {"per": "token", "group_size": 64}}, "go together, e.g. `a8g64`", "activations"),
+    (PLAIN | {"activations": {"clip": 99.9}}, "`clip` is for `per: static`", "activations"),
+    (PLAIN | {"activations": {"bit": 8}}, "unknown key `bit` in `activations` of the recipe", "`bits`?"),
+]
+
+
+@pytest.mark.usefixtures("more_methods")
+@pytest.mark.parametrize(("data", "message", "hint"), NUMBERS, ids=[message for _, message, _ in NUMBERS])
+def test_numbers_that_do_not_fit(data: dict[str, object], message: str, hint: str) -> None:
+    with pytest.raises(RecipeError) as error:
+        Recipe.parse(data)
+    assert message in error.value.message
+    assert error.value.hint is not None
+    assert hint in error.value.hint
+
+
+@pytest.mark.usefixtures("more_methods")
+def test_pruned_layers_may_stay_unrounded() -> None:
+    recipe = Recipe.parse("prune+gptq-w4g64", ["overrides.*.down_proj=w16"])
+    assert recipe.grid_for("h.0.down_proj") == GridSpec(bits=16)
+    assert recipe.grid_for("h.0.down_proj") == GridSpec(bits=16, group_size=64, symmetric=False)
+
+
 def test_import_is_light() -> None:
     code = "import sys, hfquant.recipe; print(*[m for m in ('torch', 'transformers') if m in sys.modules])"
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout == "\n"
@@ -164,12 +348,13 @@ def test_json_schema_knows_every_method() -> None:
 
 
 NAMES = [
-    ("gptk-w4g64", "unknown method `gptk`\n\nhint: did you mean `gptq`? hfquant has `gptq`, `rtn`"),
-    ("smoothquant-w8a8", "unknown method `smoothquant`\n\nhint: hfquant has `gptq`, `rtn`"),
-    ("sparsegpt-2of4+gptq-w4g128+lorc-r8", "unknown method `sparsegpt`"),
-    ("gptq-w4a8g64", "method `gptq` quantizes weights only (`a8` in `gptq-w4a8g64`)\n\nhint: leave `a8` out"),
+    ("gptk-w4g64", "unknown method `gptk`\n\nhint: did you mean `gptq`? hfquant has "),
+    ("magic-w8a8", "unknown method `magic`\n\nhint: hfquant has "),
+    ("gptq-w4a9", "`activations.bits` of recipe `gptq-w4a9` cannot be `9`: should be less than or equal to 8"),
+    ("rtn-w4a8+lorc-w4a6", "recipe `rtn-w4a8+lorc-w4a6` has two activations"),
+    ("lorc-8-w4", "method `lorc` cannot read `8` in `lorc-8-w4`: write the rank, e.g. `lorc-r8`"),
     ("gptq-r8-w4", "method `gptq` takes nothing between its name and its bits (`r8` in `gptq-r8-w4`)"),
-    ("gptq-w9", "`grid.bits` of recipe `gptq-w9` cannot be `9`: should be less than or equal to 8"),
+    ("gptq-w9", "`grid.bits` of recipe `gptq-w9` cannot be `9`: should be 2 to 8, or 16: not rounded"),
     ("gptq-w1", "`grid.bits` of recipe `gptq-w1` cannot be `1`: should be greater than or equal to 2"),
     ("gptq-w4g0", "cannot read `w4g0` as bits and group\n\nhint: write `w4g64`"),
     ("gptq-w4x", "cannot read `w4x` as bits and group"),
@@ -221,7 +406,7 @@ DATA = [
     ({"overrides": {"*.x": {"bitz": 3}}}, "unknown key `bitz` in `overrides.*.x` of the recipe", "`bits`?"),
     ({"calibration": {"sampels": 3}}, "unknown key `sampels` in `calibration` of the recipe", "`samples`?"),
     ({"gate": {"max_ppl_ratio": 0.5}}, "`gate.max_ppl_ratio` of the recipe cannot be `0.5`", "multiple of"),
-    ({"keep": "lm_head"}, "`keep` of the recipe cannot be `'lm_head'`", "globs of modules"),
+    ({"keep": "lm_head"}, "`keep` of the recipe cannot be `'lm_head'`", "globs or roles"),
     ({"format": "awq"}, "`format` of the recipe cannot be `'awq'`", "`compressed_tensors`"),
 ]
 

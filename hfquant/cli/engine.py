@@ -10,6 +10,7 @@ from ..errors import CheckpointError
 if TYPE_CHECKING:
     from ..compress import LayerResult, Plan
     from ..measure.layers import LayerFacts
+    from ..measure.trail import StepError
     from ..recipe import Recipe
 
 
@@ -73,6 +74,14 @@ def inspect(folder: Path) -> "Iterator[LayerFacts]":
     from ..measure.layers import layers
 
     return layers(folder, report.read(folder))
+
+
+def steps(folder: Path) -> "list[StepError]":
+    """The layers' mean error after every step of the recipe, where it had several."""
+    from ..measure import report
+    from ..measure.trail import step_errors
+
+    return step_errors(report.read(folder))
 
 
 def stream(folder: Path, prompt: str, max_new_tokens: int) -> None:

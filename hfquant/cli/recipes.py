@@ -21,10 +21,11 @@ def recipes(
     """List the presets, or print one recipe in full as YAML, ready to be changed and used.
 
     A name is `<method>-w<bits>g<group>`; any combination can be written that way, `gptq-w5g32` for example.
-    Without `g<group>` there is one scale per output channel; `sym` or `asym` at the end chooses the symmetry.
+    Without `g<group>` there is one scale per output channel; `sym` or `asym` at the end chooses the symmetry;
+    `w4a8` rounds activations too; `+` joins steps: `gptq-w3g64+lorc-r8`.
     """
     if schema:
-        from ..recipe import json_schema
+        from ..recipe_schema import json_schema
 
         print_json(json_schema())
     elif name is not None:

@@ -3,11 +3,12 @@
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from statistics import fmean
 
 import torch
 from torch import Tensor, nn
 
-from ..methods import Method
+from ..methods import Method, kind
 from ..model.blocks import Weight
 from ..tensors.grid import Grid
 from ..tensors.layer import Layer, Quantized
@@ -21,7 +22,7 @@ STARVED = 64  # an expert that fewer calibration tokens reached is reported
 
 @dataclass(frozen=True)
 class Finished:
-    """A weight that is done.  Q holds all experts' rows one after the other."""
+    """A weight that is done.  Q holds all experts' rows one after the other; trail as `Layer` has it."""
 
     weight: Weight
     Q: Quantized
@@ -29,6 +30,7 @@ class Finished:
     error: float | None
     seconds: float
     notes: tuple[str, ...]
+    trail: tuple[tuple[str, float], ...] = ()
 
 
 @dataclass(frozen=True)
@@ -150,7 +152,8 @@ def _finish(
     if members[0].kind == "experts":
         yield _finish_experts(members[0], masters[members[0]], work, statistics, notes)
         return
-    # Rows do not influence each other: weights that share H and grid go through the steps as one tall matrix.
+    # Rows do not influence each other: weights that share H and grid go through the steps as one tall matrix, up to
+    # the first step for which they do.
     by_grid: dict[Grid, list[Weight]] = {}
     for member in members:
         by_grid.setdefault(work.grids[member], []).append(member)
@@ -159,25 +162,35 @@ def _finish(
     for grid, same in by_grid.items():
         start = time.perf_counter()
         tall = Layer(name=same[0].name, W=torch.cat([masters[w].float() for w in same]), H=H, C=C, notes=notes)
-        tall = _steps(tall, grid, work)
+        apart = next((i for i, (_, step) in enumerate(work.steps) if not getattr(step, "rowwise", True)), None)
+        states = _steps([tall], work.steps[:apart], grid, work.scale_dtype)
         seconds, at = time.perf_counter() - start, 0
         for weight in same:
-            rows = slice(at, at := at + masters[weight].shape[0])
-            layer = tall.rows(rows)
-            assert layer.Q is not None
-            share = seconds * layer.W.shape[0] / tall.W.shape[0]
-            yield Finished(weight, layer.Q, work.steps[-1][0], layer.error(), share, layer.notes)
+            rows, begun = slice(at, at := at + masters[weight].shape[0]), time.perf_counter()
+            own = [replace(state.rows(rows), name=weight.name) for state in states]
+            own = own if apart is None else _steps(own, work.steps[apart:], grid, work.scale_dtype)
+            layer = _with_trail(own, work.steps)
+            share = seconds * layer.W.shape[0] / tall.W.shape[0] + time.perf_counter() - begun
+            yield _finished(weight, layer, work, share)
+
+
+def _finished(weight: Weight, layer: Layer, work: Work, seconds: float) -> Finished:
+    Q, error = layer.stored(work.scale_dtype), layer.trail[-1][1]
+    return Finished(weight, Q, work.steps[-1][0], error, seconds, layer.notes, layer.trail)
 
 
 def _finish_experts(
     weight: Weight, W: Tensor, work: Work, statistics: Mapping[int, Statistics], notes: tuple[str, ...]
 ) -> Finished:
     start = time.perf_counter()
+    steps = [(name, step) for name, step in work.steps if getattr(step, "experts", True)]
+    if without := [name for name, step in work.steps if not getattr(step, "experts", True)]:
+        notes = (*notes, f"fused experts go without {' and '.join(without)}")
     layers = []
     for expert in range(W.shape[0]):
         seen = statistics.get(expert)
         layer = Layer(name=f"{weight.name}[{expert}]", W=W[expert].float(), H=None if seen is None else seen.H)
-        layers.append(_steps(layer, work.grids[weight], work))
+        layers.append(_with_trail(_steps([layer], steps, work.grids[weight], work.scale_dtype), steps))
     starved = [e for e in range(W.shape[0]) if (statistics[e].tokens if e in statistics else 0) < STARVED]
     if statistics and starved:
         counts = ", ".join(f"{e} ({statistics[e].tokens if e in statistics else 0})" for e in starved)
@@ -189,11 +202,21 @@ def _finish_experts(
         zero_point=torch.cat([q.zero_point for q in parts]),
         grid=work.grids[weight],
     )
-    errors = [layer.error() for layer in layers]
-    return Finished(weight, Q, work.steps[-1][0], sum(errors) / len(errors), time.perf_counter() - start, notes)
+    trail = tuple((name, fmean(layer.trail[i][1] for layer in layers)) for i, (name, _) in enumerate(steps))
+    return Finished(weight, Q, steps[-1][0], trail[-1][1], time.perf_counter() - start, notes, trail)
 
 
-def _steps(layer: Layer, grid: Grid, work: Work) -> Layer:
-    for _, step in work.steps:
-        layer = step(layer, grid, work.scale_dtype)
-    return layer
+def _steps(
+    states: list[Layer], steps: Sequence[tuple[str, Method]], grid: Grid, scale_dtype: torch.dtype
+) -> list[Layer]:
+    """The layer as it was before and after every step: `states` and one more for each of these steps."""
+    for name, step in steps:
+        skipped = grid.is_float and kind(name) == "quantize"
+        states = [*states, states[-1] if skipped else step(states[-1], grid, scale_dtype)]
+    return states
+
+
+def _with_trail(states: Sequence[Layer], steps: Sequence[tuple[str, Method]]) -> Layer:
+    """The layer after the last step, with its error after each."""
+    trail = tuple((name, state.error()) for (name, _), state in zip(steps, states[1:], strict=True))
+    return replace(states[-1], trail=trail)

@@ -31,7 +31,8 @@ from .streaming import Passage, Streamer
 class LayerResult:
     """A finished layer: what progress, report and card are made of.
 
-    error: ‖(W − Ŵ)X‖ / ‖WX‖ on the calibration inputs, ‖W − Ŵ‖ / ‖W‖ where there were none.
+    error: ‖(W − Ŵ)X‖ / ‖WX‖ on the calibration inputs, ‖W − Ŵ‖ / ‖W‖ where there were none.  trail: the same after
+    each step.
     """
 
     name: str
@@ -46,6 +47,7 @@ class LayerResult:
     notes: tuple[str, ...]
     block: int
     blocks: int
+    trail: tuple[tuple[str, float], ...] = ()
 
 
 def compress(model: "str | Path | Plan", *args: Any, **kwargs: Any) -> Iterator[LayerResult]:
@@ -230,7 +232,7 @@ class _Run:
         return LayerResult(
             name=layer.name, kind=layer.kind, shape=layer.shape, grid=layer.grid, method=done.method, error=done.error,
             bytes_before=layer.bytes_before, bytes_after=layer.bytes_after, seconds=done.seconds, notes=done.notes,
-            block=layer.block, blocks=self.plan.blocks,
+            block=layer.block, blocks=self.plan.blocks, trail=done.trail,
         )  # fmt: skip
 
     def _report(self, files: list[str], seconds: float, resumed: int) -> None:

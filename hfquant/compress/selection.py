@@ -1,18 +1,26 @@
 """Which weights of a model a recipe compresses, and how they will be stored."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import nn
 
+from .. import methods
 from ..errors import RecipeError
+from ..methods import Method
+from ..methods.rtn import Method as Rtn
 from ..model.blocks import stacks, weights
 from ..recipe import Recipe
+from ..recipe_places import Place, Role, matches
 from ..tensors import formats
+from ..tensors.encoding import Activations
 from ..tensors.formats import Wire
 from ..tensors.grid import Grid
+
+# (parameter, kind, (out, in), place in a stack)
+Found = tuple[str, str, tuple[int, int], Place | None]
 
 
 @dataclass(frozen=True)
@@ -20,7 +28,7 @@ class Target:
     """One weight matrix to compress, or one per expert.
 
     parameter: its name in the model.  layer: the name that recipe and wire know it by, which is the module's (the
-    matrices of fused experts share a grid).  shape: (out, in).
+    matrices of fused experts share a grid).  shape: (out, in).  activations: how its inputs are rounded, if they are.
     """
 
     parameter: str
@@ -28,19 +36,25 @@ class Target:
     kind: str
     shape: tuple[int, int]
     grid: Grid
+    activations: Activations | None = None
 
 
 def select(model: nn.Module, recipe: Recipe) -> dict[str, Target]:
     """Parameter name -> target, for every weight that the recipe gives a grid.
 
-    Raises RecipeError if that is none.
+    Raises RecipeError if that is none, if a role in the recipe means no part of this model, or if a step cannot
+    handle one of the weights.
     """
     found: dict[str, Target] = {}
-    for name, kind, shape in [*_inside(model), *_ends(model)]:
+    inside = list(_inside(model))
+    _check_roles(recipe, inside)
+    for name, kind, shape, place in [*inside, *_ends(model)]:
         layer = name.rpartition(".")[0]
-        spec = recipe.grid_for(layer, kind)
+        spec = recipe.grid_for(layer, kind, place)
         if spec is not None:
-            found[name] = Target(name, layer, kind, shape, spec.grid())
+            rounded = recipe.activations_for(layer, kind, place)
+            found[name] = Target(name, layer, kind, shape, spec.grid(), None if rounded is None else rounded.build())
+            _check_shape(recipe, found[name])
     if not found:
         raise RecipeError(
             f"recipe `{recipe.name}` leaves every layer of this model as it is",
@@ -49,18 +63,61 @@ def select(model: nn.Module, recipe: Recipe) -> dict[str, Target]:
     return found
 
 
-def _inside(model: nn.Module) -> list[tuple[str, str, tuple[int, int]]]:
-    """(parameter, kind, (out, in)) of the weights inside the blocks."""
-    found = []
-    for path in (path for stack in stacks(model) for path in stack.blocks):
-        block = model.get_submodule(path)
-        found += [(f"{path}.{w.name}", w.kind, w.shape(block)) for w in weights(block)]
-    return found
+def steps_for(target: Target, recipe: Recipe) -> list[Method]:
+    """The methods that one weight goes through by itself.
+
+    Embeddings and head are rounded to nearest; fused experts go without what cannot be stored of them; what has no grid
+    is not rounded.
+    """
+    if target.kind in ("embedding", "head"):
+        return [Rtn()]
+    without = {"block", "quantize"} if target.grid.is_float else {"block"}
+    steps = [step.build() for step in recipe.steps if methods.kind(step.method) not in without]
+    return [step for step in steps if target.kind != "experts" or getattr(step, "experts", True)]
 
 
-def _ends(model: nn.Module) -> list[tuple[str, str, tuple[int, int]]]:
+def _check_roles(recipe: Recipe, inside: Sequence[Found]) -> None:
+    for pattern in recipe.patterns:
+        if pattern.startswith("@") and not any(matches(pattern, name, place) for name, _, _, place in inside):
+            raise RecipeError(
+                f"`{pattern}` of recipe `{recipe.name}` means no layer of this model",
+                "name the modules with a glob such as `*.self_attn.*`",
+            )
+
+
+def _check_shape(recipe: Recipe, target: Target) -> None:
+    for method in steps_for(target, recipe):
+        check: Callable[[tuple[int, int]], None] | None = getattr(method, "check", None)
+        try:
+            if check is not None:
+                check(target.shape)
+        except ValueError as error:
+            name = type(method).__module__.rpartition(".")[2]
+            raise RecipeError(
+                f"step `{name}` does not fit `{target.layer}`: {error}",
+                f"change the step's options, or leave the layer out with `--set keep=[{target.layer}]`",
+            ) from None
+
+
+def _inside(model: nn.Module) -> Iterator[Found]:
+    """(parameter, kind, (out, in), place) of the weights inside the blocks."""
+    for stack in stacks(model):
+        for i, path in enumerate(stack.blocks):
+            block = model.get_submodule(path)
+            for w in weights(block):
+                yield f"{path}.{w.name}", w.kind, w.shape(block), Place(_role(block, w.module), i, len(stack.blocks))
+
+
+def _role(block: nn.Module, module: str) -> Role:
+    """What a module of a block works for: attention, if something around it inside the block is called so."""
+    parts = module.split(".")
+    around = (type(block.get_submodule(".".join(parts[:i]))).__name__ for i in range(1, len(parts)))
+    return "attention" if any("attention" in name.lower() for name in around) else "feed_forward"
+
+
+def _ends(model: nn.Module) -> list[Found]:
     """The same of the token embeddings, and of the head where it has a weight of its own."""
-    found = []
+    found: list[Found] = []
     tied = getattr(model, "all_tied_weights_keys", {})
     whole: Any = model
     table, head = whole.get_input_embeddings(), whole.get_output_embeddings()
@@ -69,9 +126,9 @@ def _ends(model: nn.Module) -> list[tuple[str, str, tuple[int, int]]]:
         if parameter in tied:
             continue
         if module is table and isinstance(module, nn.Embedding):
-            found.append((parameter, "embedding", (module.num_embeddings, module.embedding_dim)))
+            found.append((parameter, "embedding", (module.num_embeddings, module.embedding_dim), None))
         elif module is head and isinstance(module, nn.Linear):
-            found.append((parameter, "head", (module.out_features, module.in_features)))
+            found.append((parameter, "head", (module.out_features, module.in_features), None))
     return found
 
 

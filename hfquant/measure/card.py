@@ -12,6 +12,7 @@ from jinja2 import ChainableUndefined, Environment, PackageLoader
 from ..tensors.shards import write_text
 from .markdown import Safe, code, fence, finalize, number, size
 from .report import SECTIONS
+from .trail import step_errors
 
 FILE = "README.md"
 HUB_ID = re.compile(r"[\w.-]{1,96}/[\w.-]{1,96}", re.ASCII)
@@ -43,6 +44,7 @@ def render(report: Mapping[str, Any]) -> str:
     return environment.get_template("card.md.jinja").render(
         **sections,
         layers=layers,
+        steps=step_errors(report),
         metadata=Safe(metadata(report).to_yaml()),
         name=display_name(report),
         link=_link(report),

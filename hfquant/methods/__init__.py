@@ -5,15 +5,28 @@ pydantic model whose fields are the options a recipe may set; adding one touches
 
 A method that takes something between its name and its bits in a recipe's shorthand (`sparsegpt-2of4-w4g64`)
 says what it means in a classmethod `shorthand(what) -> dict of options`, which raises ValueError on what it
-cannot read.  One that quantizes activations too has a field `activation_bits`.
+cannot read.
+
+What else a method may say about itself, all optional:
+
+* `kind`, of `KINDS`: what it does to a layer, which decides where in a recipe it may stand ("quantize" if not said).
+  One that prunes and has a field `joint` can round in the same pass.
+* `defaults`: keys of a recipe and their values where the recipe does not give them.
+* `rowwise = False`: the rows of a weight influence each other, so weights with the same inputs, which otherwise go
+  through as one tall matrix, are handled one by one.
+* `experts = False`: what it makes cannot be stored of fused experts; they go without it.
+* `encodes(encoding, shape)`, which returns the encoding with what it adds to how a weight [out, in] is stored.
+* `check(shape)`, which raises ValueError for a weight [out, in] that it cannot handle, before any work starts.
 """
 
 import importlib
 from difflib import get_close_matches
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 from ..errors import RecipeError
+
+KINDS = ("block", "prune", "quantize", "compensate")  # in the order of a recipe
 
 if TYPE_CHECKING:
     import torch
@@ -25,7 +38,8 @@ if TYPE_CHECKING:
 class Method(Protocol):
     """Layer -> Layer, on tensors alone: no device, no file, no progress bar."""
 
-    needs_hessian: ClassVar[bool]
+    @property
+    def needs_hessian(self) -> bool: ...
 
     def __call__(self, layer: "Layer", grid: "Grid", scale_dtype: "torch.dtype") -> "Layer": ...
 
@@ -40,4 +54,11 @@ def load(name: str) -> type[Any]:
         known = f"hfquant has {', '.join(f'`{known}`' for known in NAMES)}"
         raise RecipeError(f"unknown method `{name}`", f"did you mean `{close[0]}`? {known}" if close else known)
     found: type[Any] = importlib.import_module(f"{__name__}.{name}").Method
+    return found
+
+
+def kind(name: str) -> str:
+    """What the method of that name does to a layer, one of `KINDS`."""
+    method = load(name)
+    found: str = getattr(method, "kind", "block" if getattr(method, "scope", "linear") == "block" else "quantize")
     return found

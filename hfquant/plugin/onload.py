@@ -84,11 +84,12 @@ def pack(fmt: Format, target: "Target", matrices: Sequence[Quantized]) -> dict[s
 
 def run_steps(recipe: Recipe, target: "Target", W: Tensor, scale_dtype: torch.dtype) -> Quantized:
     """The recipe's steps on one weight matrix [out, in], as the streaming compressor applies them."""
+    from ..compress.selection import steps_for
+
     layer = Layer(name=target.layer, W=W.detach().to("cpu", torch.float32).contiguous())
-    for step in recipe.steps:
-        layer = step.build()(layer, target.grid, scale_dtype)
-    assert layer.Q is not None
-    return layer.Q
+    for method in steps_for(target, recipe):
+        layer = method(layer, target.grid, scale_dtype)
+    return layer.stored(scale_dtype)
 
 
 def frozen(tensor: Tensor) -> nn.Parameter:
