@@ -15,13 +15,11 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-FIRST, LAST = 0.1, 1.0  # ρ: below, the support is hardly held to; above, it hardly moves
+FIRST, LAST = 0.2, 0.7  # ρ: below, the support is hardly held to; above, it hardly moves
 EVERY = 4  # steps with the same ρ
 
 
-def search(
-    Dt: Tensor, Wt: Tensor, H: Tensor, choose: Callable[[Tensor], Tensor], steps: int
-) -> tuple[Tensor, Tensor]:
+def search(Dt: Tensor, Wt: Tensor, H: Tensor, choose: Callable[[Tensor], Tensor], steps: int) -> tuple[Tensor, Tensor]:
     """The support and the weights on it: keep bool, V float32 [in, out].
 
     Dt [in, out]: where to start, on an allowed support.  Wt float32 [in, out]; H float32 [in, in], damped.

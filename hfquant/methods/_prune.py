@@ -45,11 +45,9 @@ class Rounding:
         return Quantized(codes=self._codes.T.contiguous(), scale=self.scale, zero_point=self.zero, grid=self.grid)
 
 
-def prune(
-    Wt: Tensor, U: Tensor, places: Places, block: int, rounding: Rounding | None = None
-) -> tuple[Tensor, Tensor]:
+def prune(Wt: Tensor, U: Tensor, places: Places, block: int, rounding: Rounding | None = None) -> tuple[Tensor, Tensor]:
     """Wt [in, out], U [in, in] from `inverse_factor` -> V [in, out] and which of it are kept, bool."""
-    n, stride = Wt.shape[0], places.stride(block)
+    stride = places.stride(block)
     cost = U.diagonal().square()[:, None]
     keep = torch.empty(Wt.shape, dtype=torch.bool)
 

@@ -14,9 +14,7 @@ from ._refine import objective
 TOLERANCE = 1e-4  # of the objective: a step that gains less is the last
 
 
-def least_squares(
-    Vt: Tensor, Wt: Tensor, keep: Tensor, H: Tensor, steps: int, tolerance: float = TOLERANCE
-) -> Tensor:
+def least_squares(Vt: Tensor, Wt: Tensor, keep: Tensor, H: Tensor, steps: int, tolerance: float = TOLERANCE) -> Tensor:
     """V [in, out] nearer to the best on the mask than the given one, and worse than that in no row.
 
     Vt, Wt float32 [in, out]; keep bool [in, out], Vt is zero where it is False; H float32 [in, in], damped.

@@ -14,6 +14,7 @@ they are final, which loses less.
 """
 
 from dataclasses import replace
+from fnmatch import fnmatchcase
 from typing import Any, ClassVar, Self
 
 import torch
@@ -41,9 +42,12 @@ class Method(BaseModel):
     )
     pattern: str | None = Field(None, description="`2of4`: two of every four weights in a row are kept")
     joint: bool = Field(False, description="round the kept weights too, to the recipe's grid")
+    ratios: dict[str, float] = Field(
+        default_factory=dict, description="glob of layer names -> its own `sparsity`; the first that matches decides"
+    )
     damp: float = Field(0.01, ge=0, le=1, description="λ as a fraction of mean(diag H); grows by itself where needed")
     block: int = Field(128, ge=1, description="columns of the sweep that have the same `sparsity`")
-    admm: int = Field(16, ge=0, description="steps of the search for a better mask; 0 = the sweep's")
+    admm: int = Field(12, ge=0, description="steps of the search for a better mask; 0 = the sweep's")
     refit: int = Field(20, ge=0, description="steps of least squares on the mask, at most; 0 = the sweep's weights")
     match_original: float = Field(
         0.5, ge=0, le=1, description="how far to aim at the original model's outputs instead of this stream's"
@@ -66,6 +70,10 @@ class Method(BaseModel):
     def _one_of_two(self) -> Self:
         if (self.sparsity is None) == (self.pattern is None):
             raise ValueError("give either `sparsity`, e.g. 0.5, or `pattern`, e.g. 2of4")
+        if self.ratios and self.pattern:
+            raise ValueError("`ratios` go with `sparsity`: a pattern is the same in every layer")
+        if wrong := [ratio for ratio in self.ratios.values() if not 0 < ratio < 1]:
+            raise ValueError(f"`ratios` lie between 0 and 1, not {wrong[0]:g}; `keep` leaves a layer dense")
         return self
 
     @classmethod
@@ -81,9 +89,13 @@ class Method(BaseModel):
             raise ValueError("write `2of4`, or how many percent are pruned, e.g. `sparsegpt-50`")
         return {"sparsity": percent / 100}
 
-    @property
-    def places(self) -> Places:
-        return Places(pattern=read_pattern(self.pattern)) if self.pattern else Places(sparsity=self.sparsity or 0.0)
+    def places(self, module: str) -> Places:
+        """What is kept of the layer of that name."""
+        if self.pattern:
+            return Places(pattern=read_pattern(self.pattern))
+        name = module.removesuffix(".weight")
+        ratio = next((ratio for glob, ratio in self.ratios.items() if fnmatchcase(name, glob)), self.sparsity)
+        return Places(sparsity=ratio or 0.0)
 
     @property
     def rowwise(self) -> bool:
@@ -100,9 +112,9 @@ class Method(BaseModel):
         """Whether the inputs of the original model must be observed beside those of the compressed one."""
         return self.match_original > 0
 
-    def stored(self, shape: tuple[int, int]) -> Sparsity:
+    def stored(self, shape: tuple[int, int], module: str = "") -> Sparsity:
         """What will be kept of a weight [out, in]: known before any work."""
-        return self.places.stored(shape)
+        return self.places(module).stored(shape)
 
     def __call__(self, layer: Layer, grid: Grid, scale_dtype: torch.dtype) -> Layer:
         """Set V and mask, with `joint` Q too.
@@ -110,37 +122,44 @@ class Method(BaseModel):
         Falls back to pruning the smallest weights (and rounding to nearest), and notes it, if H is unusable.
         """
         rounds = self.joint and not grid.is_float
-        factor = None if layer.H is None else inverse_factor(layer.H, self.damp)
-        if layer.H is None or factor is None:
-            Wt = layer.current.T
-            note = "no usable Hessian: the smallest weights pruned"
-            layer = self._pruned(layer, Wt, self.places.choose(Wt.abs()), note)
+        H = layer.H
+        factor = None if H is None else inverse_factor(H, self.damp)
+        if H is None or factor is None:
+            Wt, places = layer.current.T, self.places(layer.name)
+            layer = self._pruned(layer, Wt, places.choose(Wt.abs()))
+            layer = replace(layer, notes=(*layer.notes, "no usable Hessian: the smallest weights pruned"))
             return self._rounded(layer, grid, scale_dtype) if rounds else layer
         U, damp = factor
-        note = None if damp == self.damp else f"damping raised to {damp:g}"
-        Wt, H = target(layer, damp, self.match_original).T.contiguous(), damped(layer.H, damp).float()
+        if damp != self.damp:
+            layer = replace(layer, notes=(*layer.notes, f"damping raised to {damp:g}"))
+        Wt = target(layer, damp, self.match_original).T.contiguous()
         if rounds and not self.admm and not self.refit:
-            rounding = Rounding(Wt, U, layer.H.diagonal(), self.places, self.block, grid, scale_dtype)
-            Vt, keep = prune(Wt, U, self.places, self.block, rounding)
-            return replace(self._pruned(layer, Vt, keep, note), Q=rounding.quantized())
-        Vt, keep = prune(Wt, U, self.places, self.block)
-        if self.admm:
-            keep, Vt = _admm.search(Vt, Wt, H, self.places.choose, self.admm)
-        if self.refit:
-            Vt = least_squares(Vt, Wt, keep, H, self.refit)
-        layer = self._pruned(layer, Vt, keep, note)
+            return self._in_one_sweep(layer, Wt, U, grid, scale_dtype)
+        Vt, keep = self._solve(Wt, U, damped(H, damp).float(), self.places(layer.name))
+        layer = self._pruned(layer, Vt, keep)
         return self._rounded(layer, grid, scale_dtype) if rounds else layer
 
-    def _pruned(self, layer: Layer, Vt: Tensor, keep: Tensor, note: str | None) -> Layer:
+    def _solve(self, Wt: Tensor, U: Tensor, H: Tensor, places: Places) -> tuple[Tensor, Tensor]:
+        """The weights and which are kept, [in, out]."""
+        Vt, keep = prune(Wt, U, places, self.block)
+        if self.admm:
+            keep, Vt = _admm.search(Vt, Wt, H, places.choose, self.admm)
+        if self.refit:
+            Vt = least_squares(Vt, Wt, keep, H, self.refit)
+        return Vt, keep
+
+    def _in_one_sweep(self, layer: Layer, Wt: Tensor, U: Tensor, grid: Grid, scale_dtype: torch.dtype) -> Layer:
+        assert layer.H is not None
+        places = self.places(layer.name)
+        rounding = Rounding(Wt, U, layer.H.diagonal(), places, self.block, grid, scale_dtype)
+        Vt, keep = prune(Wt, U, places, self.block, rounding)
+        return replace(self._pruned(layer, Vt, keep), Q=rounding.quantized())
+
+    def _pruned(self, layer: Layer, Vt: Tensor, keep: Tensor) -> Layer:
         """The layer with these weights; Vt, keep [in, out]."""
-        stored = self.places.stored((layer.W.shape[0], layer.W.shape[1]))
-        return replace(
-            layer,
-            V=Vt.masked_fill(~keep, 0.0).T.contiguous(),
-            mask=keep.T.contiguous(),
-            pattern=(stored.n, stored.m) if stored.m else None,
-            notes=layer.notes if note is None else (*layer.notes, note),
-        )
+        stored = self.places(layer.name).stored((layer.W.shape[0], layer.W.shape[1]))
+        V = Vt.masked_fill(~keep, 0.0).T.contiguous()
+        return replace(layer, V=V, mask=keep.T.contiguous(), pattern=(stored.n, stored.m) if stored.m else None)
 
     def _rounded(self, layer: Layer, grid: Grid, scale_dtype: torch.dtype) -> Layer:
         done = gptq.Method(damp=self.damp)(layer, grid, scale_dtype)
