@@ -15,15 +15,18 @@ from ..tensors.layer import Quantized
 ELEMENTS = 1 << 25  # of the largest temporary of `refit`: rows are handled that many elements at a time
 
 
-def refine(Q: Quantized, W: Tensor, H: Tensor, *, rounds: int, block: int = 128) -> Quantized:
-    """Lower f(Q).  W [out, in] float32; H float32 [in, in], damped."""
+def refine(
+    Q: Quantized, W: Tensor, H: Tensor, *, rounds: int, block: int = 128, mask: Tensor | None = None
+) -> Quantized:
+    """Lower f(Q).  W [out, in] float32; H float32 [in, in], damped; mask bool [out, in], False where Q stays zero."""
     grid, dtype = Q.grid, Q.scale.dtype
+    pruned = None if mask is None else ~mask.T.contiguous()
     Wt = W.T.contiguous()
     codes, scale, zero = Q.codes.T.float().contiguous(), Q.scale.float(), Q.zero_point.float()
     best = objective(_decode(codes, scale, zero, grid), Wt, H)
     for _ in range(rounds):
         new_scale = storable(refit(codes, scale, zero, Wt, H, grid), dtype)
-        new_codes = descend(codes, new_scale, zero, Wt, H, grid, block)
+        new_codes = descend(codes, new_scale, zero, Wt, H, grid, block, pruned)
         value = objective(_decode(new_codes, new_scale, zero, grid), Wt, H)
         better = value < best
         if not better.any():
@@ -79,8 +82,20 @@ def refit(codes: Tensor, scale: Tensor, zero: Tensor, Wt: Tensor, H: Tensor, gri
     return fitted
 
 
-def descend(codes: Tensor, scale: Tensor, zero: Tensor, Wt: Tensor, H: Tensor, grid: Grid, block: int) -> Tensor:
-    """One pass of coordinate descent over all columns.  codes float32 [in, out] -> the same, never worse."""
+def descend(
+    codes: Tensor,
+    scale: Tensor,
+    zero: Tensor,
+    Wt: Tensor,
+    H: Tensor,
+    grid: Grid,
+    block: int,
+    pruned: Tensor | None = None,
+) -> Tensor:
+    """One pass of coordinate descent over all columns.  codes float32 [in, out] -> the same, never worse.
+
+    pruned bool [in, out]: codes that stay as they are.
+    """
     n = Wt.shape[0]
     columns = grid.columns(n)
     S = scale.T.contiguous()  # [groups, out]
@@ -94,6 +109,8 @@ def descend(codes: Tensor, scale: Tensor, zero: Tensor, Wt: Tensor, H: Tensor, g
             old = codes[j]
             step = (G[j - a] / H[j, j]).div_(s)
             new = (old - step).round_().clamp_(0, grid.top)
+            if pruned is not None:
+                new = torch.where(pruned[j], old, new)
             moved = (new - old).mul_(s)
             codes[j] = new
             D[j] += moved

@@ -22,6 +22,7 @@ from ..tensors.grid import Grid
 from ..tensors.layer import Layer, Quantized
 from ._obs import damped, inverse_factor, sweep
 from ._refine import refine
+from ._target import kept, target
 
 
 class Method(BaseModel):
@@ -56,19 +57,23 @@ class Method(BaseModel):
         return self.match_original > 0
 
     def __call__(self, layer: Layer, grid: Grid, scale_dtype: torch.dtype) -> Layer:
-        """Quantize one layer.  Falls back to rounding with searched ranges, and notes it, if H is unusable."""
+        """Quantize one layer, what is pruned of it staying zero.
+
+        Falls back to rounding with searched ranges, and notes it, if H is unusable.
+        """
         H = layer.H
         order = self._order(layer.W.shape[1], H)
         factor = None if H is None else inverse_factor(H[order][:, order], self.damp)
         if H is None or factor is None:
-            scale, zero = grid.fit(layer.W, search=self.search, dtype=scale_dtype)
-            Q = Quantized(codes=grid.encode(layer.W, scale, zero), scale=scale, zero_point=zero, grid=grid)
+            W = kept(layer)
+            scale, zero = grid.fit(W, search=self.search, dtype=scale_dtype)
+            Q = Quantized(codes=grid.encode(W, scale, zero), scale=scale, zero_point=zero, grid=grid)
             return replace(layer, Q=Q, notes=(*layer.notes, "no usable Hessian: rounded to nearest"))
         U, damp = factor
-        W = self._target(layer, H, damp)
-        Q = self._round(W, H.diagonal(), U, order, grid, scale_dtype)
+        W = target(layer, damp, self.match_original)
+        Q = self._round(W, layer.mask, H.diagonal(), U, order, grid, scale_dtype)
         if self.refine:
-            Q = refine(Q, W, damped(H, damp).float(), rounds=self.refine)
+            Q = refine(Q, W, damped(H, damp).float(), rounds=self.refine, mask=layer.mask)
         notes = layer.notes if damp == self.damp else (*layer.notes, f"damping raised to {damp:g}")
         return replace(layer, Q=Q, notes=notes)
 
@@ -78,22 +83,18 @@ class Method(BaseModel):
             return torch.arange(in_features)
         return torch.argsort(H.diagonal(), descending=True, stable=True)
 
-    def _target(self, layer: Layer, H: Tensor, damp: float) -> Tensor:
-        """The weights whose rounding is asked for.
-
-        ‖QX − WX̃‖² = ‖(Q − W*)X‖² + const with W* = W X̃Xᵀ (XXᵀ)⁻¹: aiming at the original model's output is
-        ordinary GPTQ on a shifted W, exactly.  W + β(W* − W), ridge-regularized like H.
-        """
-        if layer.C is None or not self.match_original or not torch.isfinite(layer.C).all():
-            return layer.W
-        L = torch.linalg.cholesky(damped(H, damp))
-        drift = (layer.C.double() - H.double()).T @ layer.W.double().T  # (C − H)ᵀWᵀ  [in, out]
-        return layer.W + self.match_original * torch.cholesky_solve(drift, L).T.float()
-
     def _round(
-        self, W: Tensor, diagonal: Tensor, U: Tensor, order: Tensor, grid: Grid, scale_dtype: torch.dtype
+        self,
+        W: Tensor,
+        mask: Tensor | None,
+        diagonal: Tensor,
+        U: Tensor,
+        order: Tensor,
+        grid: Grid,
+        scale_dtype: torch.dtype,
     ) -> Quantized:
         n = W.shape[1]
+        keep = None if mask is None else mask.T[order]  # [in, out], in the order of the sweep
         importance = diagonal + 1e-8 * diagonal.mean()
         scale, zero = grid.fit(W, importance, search=self.search, dtype=scale_dtype)
         S, Z = scale.float().T.contiguous(), zero.float().T.contiguous()  # [groups, out]
@@ -105,12 +106,13 @@ class Method(BaseModel):
             if (
                 not self.static_groups and j % columns == 0
             ):  # the paper's grouping: the grid of the weights as corrected by now
-                s, z = grid.fit(
-                    Wt[j : j + columns].T, importance[j : j + columns], search=self.search, dtype=scale_dtype
-                )
+                group = Wt[j : j + columns] if keep is None else Wt[j : j + columns] * keep[j : j + columns]
+                s, z = grid.fit(group.T, importance[j : j + columns], search=self.search, dtype=scale_dtype)
                 scale[:, g], zero[:, g] = s[:, 0], z[:, 0]
                 S[g], Z[g] = s[:, 0].float(), z[:, 0].float()
             code = (Wt[j] / S[g]).add_(Z[g]).round_().clamp_(0, grid.top)
+            if keep is not None:
+                code = torch.where(keep[j], code, Z[g])  # what is pruned stays zero; the columns to come make up for it
             codes[j] = code
             return code.sub_(Z[g]).mul_(S[g])
 

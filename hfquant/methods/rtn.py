@@ -17,6 +17,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from ..tensors.grid import Grid
 from ..tensors.layer import Layer, Quantized
+from ._target import kept
 
 
 class Method(BaseModel):
@@ -26,8 +27,11 @@ class Method(BaseModel):
     search: int = Field(40, ge=0, le=1000, description="narrower ranges tried per group; 0 spans the extremes")
 
     def __call__(self, layer: Layer, grid: Grid, scale_dtype: torch.dtype) -> Layer:
-        """Set `Q` of a layer with W [out, in]; scales are stored, and used here, as `scale_dtype`."""
-        importance = None if layer.H is None else layer.H.diagonal()
-        scale, zero = grid.fit(layer.W, importance, search=self.search, dtype=scale_dtype)
-        codes = grid.encode(layer.W, scale, zero)
+        """Set `Q` of a layer with W [out, in]; scales are stored, and used here, as `scale_dtype`.
+
+        Zero is a value of every grid: what an earlier step pruned stays exactly zero.
+        """
+        W, importance = kept(layer), None if layer.H is None else layer.H.diagonal()
+        scale, zero = grid.fit(W, importance, search=self.search, dtype=scale_dtype)
+        codes = grid.encode(W, scale, zero)
         return replace(layer, Q=Quantized(codes=codes, scale=scale, zero_point=zero, grid=grid))

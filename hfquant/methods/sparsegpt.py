@@ -1,0 +1,166 @@
+"""SparseGPT (Frantar & Alistarh, 2023; arXiv:2301.00774).
+
+Prune the columns of W one by one; spread what each loses over the columns still to come, so that ‖WX − VX‖² grows as
+little as possible.  H = XXᵀ over the calibration tokens.  Which weights go is decided on the way, block of columns by
+block, by w² / U_jj²: what the layer loses if this one goes and the columns to come make up for it.
+
+Beside the paper's algorithm: a search of the mask that starts from the sweep's (`admm`), the least-squares weights on
+that mask, where a sweep can make up to the right only (`refit`), and a target that makes up for what the layers before
+have lost already.  With `joint` the kept weights are rounded too.
+
+The textbook is `admm: 0, refit: 0, match_original: 0, true_sequential: false`; `joint` then prunes and rounds in one
+sweep, later masks seeing earlier roundings, as the paper does.  Otherwise the kept weights are rounded by GPTQ once
+they are final, which loses less.
+"""
+
+from dataclasses import replace
+from fnmatch import fnmatchcase
+from typing import Any, ClassVar, Self
+
+import torch
+from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
+from torch import Tensor
+
+from ..tensors.encoding import Sparsity
+from ..tensors.grid import Grid
+from ..tensors.layer import Layer
+from . import _admm, gptq
+from ._mask import Places, read_pattern
+from ._obs import damped, inverse_factor
+from ._prune import Rounding, prune
+from ._refit import least_squares
+from ._target import target
+
+
+class Method(BaseModel):
+    """Options of SparseGPT."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    sparsity: float | None = Field(
+        None, gt=0, lt=1, description="share of a layer's weights that are pruned, wherever; or else `pattern`"
+    )
+    pattern: str | None = Field(None, description="`2of4`: two of every four weights in a row are kept")
+    joint: bool = Field(False, description="round the kept weights too, to the recipe's grid")
+    ratios: dict[str, float] = Field(
+        default_factory=dict, description="glob of layer names -> its own `sparsity`; the first that matches decides"
+    )
+    damp: float = Field(0.01, ge=0, le=1, description="λ as a fraction of mean(diag H); grows by itself where needed")
+    block: int = Field(128, ge=1, description="columns of the sweep that have the same `sparsity`")
+    admm: int = Field(12, ge=0, description="steps of the search for a better mask; 0 = the sweep's")
+    refit: int = Field(20, ge=0, description="steps of least squares on the mask, at most; 0 = the sweep's weights")
+    match_original: float = Field(
+        0.5, ge=0, le=1, description="how far to aim at the original model's outputs instead of this stream's"
+    )
+    true_sequential: bool = Field(
+        True, description="observe each layer behind the compressed ones before it in the same block"
+    )
+
+    kind: ClassVar[str] = "prune"
+    needs_hessian: ClassVar[bool] = True
+
+    @field_validator("pattern", mode="before")
+    @classmethod
+    def _readable(cls, value: Any) -> Any:
+        if isinstance(value, int):
+            raise ValueError("YAML reads `2:4` as a number: write `2of4`")
+        return "{}of{}".format(*read_pattern(value)) if isinstance(value, str) else value
+
+    @model_validator(mode="after")
+    def _one_of_two(self) -> Self:
+        if (self.sparsity is None) == (self.pattern is None):
+            raise ValueError("give either `sparsity`, e.g. 0.5, or `pattern`, e.g. 2of4")
+        if self.ratios and self.pattern:
+            raise ValueError("`ratios` go with `sparsity`: a pattern is the same in every layer")
+        if wrong := [ratio for ratio in self.ratios.values() if not 0 < ratio < 1]:
+            raise ValueError(f"`ratios` lie between 0 and 1, not {wrong[0]:g}; `keep` leaves a layer dense")
+        return self
+
+    @classmethod
+    def shorthand(cls, what: str) -> dict[str, Any]:
+        """`2of4`, or `50` for half of the weights."""
+        if "of" in what:
+            return {"pattern": "{}of{}".format(*read_pattern(what))}
+        try:
+            percent = float(what)
+        except ValueError:
+            percent = 0.0
+        if not 1 <= percent < 100:
+            raise ValueError("write `2of4`, or how many percent are pruned, e.g. `sparsegpt-50`")
+        return {"sparsity": percent / 100}
+
+    def places(self, module: str) -> Places:
+        """What is kept of the layer of that name."""
+        if self.pattern:
+            return Places(pattern=read_pattern(self.pattern))
+        name = module.removesuffix(".weight")
+        ratio = next((ratio for glob, ratio in self.ratios.items() if fnmatchcase(name, glob)), self.sparsity)
+        return Places(sparsity=ratio or 0.0)
+
+    @property
+    def rowwise(self) -> bool:
+        """Rows share a budget unless there is a pattern."""
+        return self.pattern is not None
+
+    @property
+    def experts(self) -> bool:
+        """Experts are stored together, as many weights of each."""
+        return self.pattern is not None
+
+    @property
+    def needs_original(self) -> bool:
+        """Whether the inputs of the original model must be observed beside those of the compressed one."""
+        return self.match_original > 0
+
+    def stored(self, shape: tuple[int, int], module: str = "") -> Sparsity:
+        """What will be kept of a weight [out, in]: known before any work."""
+        return self.places(module).stored(shape)
+
+    def __call__(self, layer: Layer, grid: Grid, scale_dtype: torch.dtype) -> Layer:
+        """Set V and mask, with `joint` Q too.
+
+        Falls back to pruning the smallest weights (and rounding to nearest), and notes it, if H is unusable.
+        """
+        rounds = self.joint and not grid.is_float
+        H = layer.H
+        factor = None if H is None else inverse_factor(H, self.damp)
+        if H is None or factor is None:
+            Wt, places = layer.current.T, self.places(layer.name)
+            layer = self._pruned(layer, Wt, places.choose(Wt.abs()))
+            layer = replace(layer, notes=(*layer.notes, "no usable Hessian: the smallest weights pruned"))
+            return self._rounded(layer, grid, scale_dtype) if rounds else layer
+        U, damp = factor
+        if damp != self.damp:
+            layer = replace(layer, notes=(*layer.notes, f"damping raised to {damp:g}"))
+        Wt = target(layer, damp, self.match_original).T.contiguous()
+        if rounds and not self.admm and not self.refit:
+            return self._in_one_sweep(layer, Wt, U, grid, scale_dtype)
+        Vt, keep = self._solve(Wt, U, damped(H, damp).float(), self.places(layer.name))
+        layer = self._pruned(layer, Vt, keep)
+        return self._rounded(layer, grid, scale_dtype) if rounds else layer
+
+    def _solve(self, Wt: Tensor, U: Tensor, H: Tensor, places: Places) -> tuple[Tensor, Tensor]:
+        """The weights and which are kept, [in, out]."""
+        Vt, keep = prune(Wt, U, places, self.block)
+        if self.admm:
+            keep, Vt = _admm.search(Vt, Wt, H, places.choose, self.admm)
+        if self.refit:
+            Vt = least_squares(Vt, Wt, keep, H, self.refit)
+        return Vt, keep
+
+    def _in_one_sweep(self, layer: Layer, Wt: Tensor, U: Tensor, grid: Grid, scale_dtype: torch.dtype) -> Layer:
+        assert layer.H is not None
+        places = self.places(layer.name)
+        rounding = Rounding(Wt, U, layer.H.diagonal(), places, self.block, grid, scale_dtype)
+        Vt, keep = prune(Wt, U, places, self.block, rounding)
+        return replace(self._pruned(layer, Vt, keep), Q=rounding.quantized())
+
+    def _pruned(self, layer: Layer, Vt: Tensor, keep: Tensor) -> Layer:
+        """The layer with these weights; Vt, keep [in, out]."""
+        stored = self.places(layer.name).stored((layer.W.shape[0], layer.W.shape[1]))
+        V = Vt.masked_fill(~keep, 0.0).T.contiguous()
+        return replace(layer, V=V, mask=keep.T.contiguous(), pattern=(stored.n, stored.m) if stored.m else None)
+
+    def _rounded(self, layer: Layer, grid: Grid, scale_dtype: torch.dtype) -> Layer:
+        done = gptq.Method(damp=self.damp)(layer, grid, scale_dtype)
+        return replace(done, notes=tuple(dict.fromkeys(done.notes)))
