@@ -12,6 +12,7 @@ from hfquant.runtime import cache
 from hfquant.runtime.experts import QExperts, is_experts, refuses, swap_experts
 from hfquant.runtime.swap import dequantize_, swap
 from hfquant.tensors import formats
+from hfquant.tensors.encoding import Encoding
 from hfquant.tensors.formats import Wire
 from hfquant.tensors.grid import Grid
 
@@ -54,7 +55,7 @@ def experts_of(model: nn.Module) -> tuple[str, nn.Module]:
 def test_forward_is_the_dense_class(family: str, fmt: str, grid: Grid, dtype: torch.dtype) -> None:
     _, source = experts_of(model_of(family))
     experts, dense = copy.deepcopy(source).to(dtype), copy.deepcopy(source).to(dtype)
-    swap_experts(experts, grid, formats.load(fmt), torch.float16)
+    swap_experts(experts, Encoding(grid), formats.load(fmt), torch.float16)
     fill(experts, source)
     for param in experts.packed:
         getattr(dense, param).data = experts.dequantize(param, dtype)
@@ -72,7 +73,7 @@ def test_forward_is_the_dense_class(family: str, fmt: str, grid: Grid, dtype: to
 def test_a_sentinel_contributes_nothing(has_bias: bool) -> None:
     _, experts = experts_of(model_of("mixtral"))
     source = copy.deepcopy(experts)
-    swap_experts(experts, Grid(4, 32, True), formats.load("native"), torch.float16)
+    swap_experts(experts, Encoding(Grid(4, 32, True)), formats.load("native"), torch.float16)
     fill(experts, source)
     experts.has_bias = has_bias
     experts.gate_up_proj_bias, experts.down_proj_bias = (nn.Parameter(torch.randn(4, n)) for n in (192, 64))
@@ -84,7 +85,7 @@ def test_a_sentinel_contributes_nothing(has_bias: bool) -> None:
 def test_biases_are_added() -> None:
     _, experts = experts_of(model_of("mixtral"))
     source = copy.deepcopy(experts)
-    swap_experts(experts, Grid(8, 32, True), formats.load("native"), torch.float16)
+    swap_experts(experts, Encoding(Grid(8, 32, True)), formats.load("native"), torch.float16)
     fill(experts, source)
     experts.has_bias = True
     first, second = torch.randn(4, 192), torch.randn(4, 64)
@@ -101,7 +102,7 @@ def test_biases_are_added() -> None:
 def test_parameter_names(fmt: str, suffixes: tuple[str, ...]) -> None:
     with torch.device("meta"):
         _, experts = experts_of(model_of("mixtral"))
-    swap_experts(experts, Grid(4, 32, True), formats.load(fmt), torch.float16)
+    swap_experts(experts, Encoding(Grid(4, 32, True)), formats.load(fmt), torch.float16)
     names = {param + suffix for param in ("gate_up_proj", "down_proj") for suffix in suffixes}
     assert set(experts._parameters) == names
     assert all(p.is_meta and p._is_hf_initialized for p in experts.parameters())
@@ -135,7 +136,7 @@ def test_a_cached_pack_follows_its_expert() -> None:
     """Packs are kept per expert; changing one expert's scale drops them all."""
     _, experts = experts_of(model_of("mixtral"))
     source = copy.deepcopy(experts)
-    swap_experts(experts.bfloat16(), Grid(4, 32, True), formats.load("native"), torch.float16)
+    swap_experts(experts.bfloat16(), Encoding(Grid(4, 32, True)), formats.load("native"), torch.float16)
     fill(experts, source)
     x, weights = torch.randn(1, 64).bfloat16(), torch.ones(1, 1).bfloat16()
     first, second = (experts(x, torch.tensor([[e]]), weights) for e in (0, 1))
@@ -149,10 +150,10 @@ def test_a_cached_pack_follows_its_expert() -> None:
 def test_what_cannot_be_packed_says_why() -> None:
     _, experts = experts_of(model_of("mixtral"))
     with pytest.raises(FormatError, match="`gptq` cannot store gate_up_proj"):
-        swap_experts(experts, Grid(4, 32, True), formats.load("gptq"), torch.float16)
+        swap_experts(experts, Encoding(Grid(4, 32, True)), formats.load("gptq"), torch.float16)
     assert refuses(experts) is None
     experts.is_transposed = True
     with pytest.raises(
         FormatError, match="the experts of MixtralExperts cannot be compressed: its matrices are stored transposed"
     ):
-        swap_experts(experts, Grid(4, 32, True), formats.load("native"), torch.float16)
+        swap_experts(experts, Encoding(Grid(4, 32, True)), formats.load("native"), torch.float16)

@@ -1,0 +1,66 @@
+"""What a layer computes, whatever its encoding:   y = x̂ Ŵᵀ + ((x̂ Vᵀ) · s) Uᵀ + bias.
+
+x̂ is x over its stored scale, rounded if the encoding says so; Ŵ the weights, U, V and s the low-rank correction.
+"""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from ..tensors import activations as rounding
+from ..tensors.layer import LowRank
+from . import integers
+from .kernels import cpu
+from .reference import Matrix, dense
+
+
+def linear(x: Tensor, bias: Tensor | None, matrix: Matrix) -> Tensor:
+    """x [..., in] -> [..., out] in x's dtype."""
+    encoding = matrix.encoding
+    if encoding.activations is not None:
+        return _rounded(x, bias, matrix)
+    bias, low_rank = None if bias is None else bias.to(x.dtype), None
+    if encoding.rank or encoding.scaled_input:
+        extras = matrix.extras
+        low_rank = extras.low_rank
+        if extras.input_scale is not None:
+            x = (x.float() / extras.input_scale).to(x.dtype)
+    y = cpu.linear(x, matrix)
+    if y is None:
+        y = F.linear(x, dense(matrix.base(), x.dtype), bias)
+    elif bias is not None:
+        y = y + bias
+    return y if low_rank is None else y + correction(x, low_rank)
+
+
+def correction(x: Tensor, low_rank: LowRank) -> Tensor:
+    """((x Vᵀ) · s) Uᵀ.  x [..., in] -> [..., out] in x's dtype"""
+    inner = F.linear(x, low_rank.v.to(x.dtype)) * low_rank.scale.to(x.dtype)
+    return F.linear(inner, low_rank.u.to(x.dtype))
+
+
+def _rounded(x: Tensor, bias: Tensor | None, matrix: Matrix) -> Tensor:
+    """The same where x is rounded; all in float32 but for the integers."""
+    if not x.numel():
+        return x.new_zeros(*x.shape[:-1], matrix.shape[0])
+    extras, encoding = matrix.extras, matrix.encoding
+    assert encoding.activations is not None
+    rows = x.reshape(-1, matrix.shape[1]).float()
+    if extras.input_scale is not None:
+        rows = rows / extras.input_scale
+    if extras.activation_scale is None:
+        scale, zero = rounding.fit(rows, encoding.activations)
+    else:
+        scale, zero = rounding.given(extras.activation_scale, extras.activation_zero)
+    if encoding.grid.is_float:
+        cpu.explain(matrix, x, "the reference (weights are not quantized)")
+        codes = rounding.encode(rows, scale, zero, encoding.activations)
+        y = F.linear(rounding.decode(codes, scale, zero, encoding.activations), dense(matrix.base(), torch.float32))
+    else:
+        cpu.explain(matrix, x, "integers")
+        y, codes = integers.linear(rows, matrix, scale, zero)
+    if extras.low_rank is not None:
+        y += correction(rounding.decode(codes, scale, zero, encoding.activations), extras.low_rank)
+    if bias is not None:
+        y += bias.float()
+    return y.to(x.dtype).view(*x.shape[:-1], matrix.shape[0])
