@@ -65,6 +65,7 @@ class QExperts(nn.Module):
     fmt: Format
     dtype: torch.dtype
     packed: dict[str, tuple[int, int, int]]  # parameter -> (experts, out, in)
+    components: dict[str, tuple[str, ...]]  # parameter -> the parameters that it became
     num_experts: int
     has_gate: bool
     has_bias: bool
@@ -78,7 +79,7 @@ class QExperts(nn.Module):
 
     def names(self, param: str) -> tuple[str, ...]:
         """The parameters that `param` became, in the order in which the operators take them."""
-        return tuple(specs(param, self.packed[param], self.encoding, self.fmt, self.dtype))
+        return self.components[param]
 
     def parts(self, param: str) -> list[Tensor]:
         return [cast(Tensor, self._parameters[name]) for name in self.names(param)]
@@ -152,6 +153,7 @@ def swap_experts(module: nn.Module, encoding: Encoding, fmt: Format, scale_dtype
     kind: Any = type(module)
     module.__class__ = type("Q" + kind.__name__, (QExperts, kind), {"__module__": kind.__module__})
     experts = cast(QExperts, module)
+    experts.components = {p: tuple(specs(p, shape, encoding, fmt, scale_dtype)) for p, shape in packed.items()}
     experts.packed, experts.encoding, experts.fmt, experts.dtype = packed, encoding, fmt, dtype
 
 

@@ -16,9 +16,7 @@ from itertools import pairwise
 import torch
 from torch import Tensor
 
-from ..tensors import activations as rounding
 from ..tensors.encoding import Activations
-from ..tensors.grid import Grid
 from ..tensors.layer import Quantized
 from . import cache
 from .reference import Matrix
@@ -58,7 +56,8 @@ def prepare(Q: Quantized, activations: Activations) -> Integers:
     grid, in_features = Q.grid, Q.shape[1]
     signed = (Q.codes.to(torch.int16) - grid.middle).to(torch.int8)
     zero = None if grid.symmetric else Q.zero_point.int() - grid.middle
-    mine, theirs = grid.columns(in_features), rounding.columns(activations, in_features)
+    mine = grid.columns(in_features)
+    theirs = min(activations.group_size, in_features) if activations.per == "group" else in_features
     runs = []
     for a, b in spans(in_features, mine, theirs):
         codes = signed[:, a:b].contiguous()
@@ -73,33 +72,29 @@ def spans(in_features: int, *widths: int) -> list[tuple[int, int]]:
     return list(pairwise(cuts))
 
 
-def takes(grid: Grid) -> bool:
-    return not grid.is_float
+def linear(q: Tensor, scale: Tensor, zero: Tensor, matrix: Matrix) -> Tensor:
+    """x Wᵀ with the weights alone, for an x that is rounded.
 
-
-def linear(x: Tensor, matrix: Matrix, scale: Tensor, zero: Tensor) -> tuple[Tensor, Tensor]:
-    """x float32 [rows, in], its scales and zero points as `rounding.fit` has them.
-
-    Returns the product with the weights alone, float32 [rows, out], and the codes of x, int8 [rows, in].
+    q int8 [rows, in], its codes; scale, zero float32 [rows, 1], [rows, groups] or [1], as `tensors.activations` has
+    them.  Returns float32 [rows, out].
     """
     activations = matrix.encoding.activations
     assert activations is not None
-    q = rounding.encode(x, scale, zero, activations)
     W: Integers = cache.derive(
         matrix.parts, ("integers", matrix.index), lambda: prepare(matrix.quantized().base.filled, activations)
     )
-    y = x.new_zeros(x.shape[0], matrix.shape[0])
+    y = scale.new_zeros(q.shape[0], matrix.shape[0])
     whole = zero.to(torch.int32)
     for run in W.runs:
         mine = q[:, run.a : run.b].contiguous()
-        t, shift = (p[:, min(run.input_group, p.shape[1] - 1)][:, None] for p in (scale, whole))
+        t, shift = (p if activations.per != "group" else p[:, run.input_group, None] for p in (scale, whole))
         total = product(mine, run.codes)
         if not activations.symmetric:
             total -= shift * run.sums
         if run.zero is not None:
             total -= (mine.sum(1, dtype=torch.int32, keepdim=True) - (run.b - run.a) * shift) * run.zero
         y += total.float().mul_(W.scale[:, run.weight_group]).mul_(t)
-    return y, q
+    return y
 
 
 def product(q: Tensor, codes: Tensor) -> Tensor:

@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ..tensors import activations as rounding
+from ..tensors.activations import dynamic_scale, fake_quantize, quantize
 from ..tensors.layer import LowRank
 from . import integers
 from .kernels import cpu
@@ -43,24 +43,25 @@ def _rounded(x: Tensor, bias: Tensor | None, matrix: Matrix) -> Tensor:
     """The same where x is rounded; all in float32 but for the integers."""
     if not x.numel():
         return x.new_zeros(*x.shape[:-1], matrix.shape[0])
-    extras, encoding = matrix.extras, matrix.encoding
-    assert encoding.activations is not None
+    extras, activations = matrix.extras, matrix.encoding.activations
+    assert activations is not None
     rows = x.reshape(-1, matrix.shape[1]).float()
     if extras.input_scale is not None:
         rows = rows / extras.input_scale
-    if extras.activation_scale is None:
-        scale, zero = rounding.fit(rows, encoding.activations)
-    else:
-        scale, zero = rounding.given(extras.activation_scale, extras.activation_zero)
-    if encoding.grid.is_float:
+    scale, zero = extras.activation_scale, extras.activation_zero
+    if scale is None:
+        scale, zero = dynamic_scale(rows, activations)
+    zero = torch.zeros_like(scale) if zero is None else zero
+    if matrix.encoding.grid.is_float:
         cpu.explain(matrix, x, "the reference (weights are not quantized)")
-        codes = rounding.encode(rows, scale, zero, encoding.activations)
-        y = F.linear(rounding.decode(codes, scale, zero, encoding.activations), dense(matrix.base(), torch.float32))
+        seen = fake_quantize(rows, activations, scale, zero)
+        y = F.linear(seen, dense(matrix.base(), torch.float32))
     else:
         cpu.explain(matrix, x, "integers")
-        y, codes = integers.linear(rows, matrix, scale, zero)
+        y = integers.linear(quantize(rows, activations, scale, zero), scale, zero, matrix)
+        seen = rows if extras.low_rank is None else fake_quantize(rows, activations, scale, zero)
     if extras.low_rank is not None:
-        y += correction(rounding.decode(codes, scale, zero, encoding.activations), extras.low_rank)
+        y += correction(seen, extras.low_rank)
     if bias is not None:
         y += bias.float()
     return y.to(x.dtype).view(*x.shape[:-1], matrix.shape[0])

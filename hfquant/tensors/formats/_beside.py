@@ -33,7 +33,8 @@ def refuses(encoding: Encoding, kind: str) -> str | None:
 
 def spec(encoding: Encoding, shape: tuple[int, int]) -> Spec:
     """Component name -> (shape, dtype)"""
-    (out_features, in_features), r, found = shape, encoding.rank, Spec()
+    (out_features, in_features), r = shape, encoding.rank
+    found: Spec = {}
     if r:
         found["weight_u"] = ((out_features, r), torch.int8)
         found["weight_v"] = ((r, in_features), torch.int8)

@@ -52,9 +52,9 @@ def refuses(sparsity: Sparsity | None, shape: tuple[int, int], kind: str) -> str
 def spec(encoding: Encoding, shape: tuple[int, int], scale_dtype: torch.dtype) -> Spec:
     """Component name -> (shape, dtype) of values and places."""
     rows, count = _layout(encoding.sparsity, shape)
-    grid, found = encoding.grid, Spec()
+    grid = encoding.grid
     words = math.ceil(count * scale_dtype.itemsize / WORD) if grid.is_float else plane_words(count, grid.bits)
-    found["weight"] = ((rows, words, WORD), torch.int8)
+    found: Spec = {"weight": ((rows, words, WORD), torch.int8)}
     if (places := encoding.sparsity) is None:
         return found
     if _numbered(places):
