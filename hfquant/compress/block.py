@@ -131,13 +131,7 @@ def _finish_experts(
     if statistics and starved:
         counts = ", ".join(f"{e} ({statistics[e].tokens if e in statistics else 0})" for e in starved)
         notes = (*notes, f"experts that fewer than {STARVED} tokens reached: {counts}")
-    parts = [layer.Q for layer in layers if layer.Q is not None]
-    Q = Quantized(
-        codes=torch.cat([q.codes for q in parts]),
-        scale=torch.cat([q.scale for q in parts]),
-        zero_point=torch.cat([q.zero_point for q in parts]),
-        grid=work.grids[weight],
-    )
+    Q = Quantized.concatenate([layer.stored(work.scale_dtype) for layer in layers])
     errors = [layer.error() for layer in layers]
     return Finished(weight, Q, work.steps[-1][0], sum(errors) / len(errors), time.perf_counter() - start, notes)
 

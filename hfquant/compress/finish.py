@@ -10,14 +10,15 @@ from torch import Tensor
 
 from ..model.source import TensorInfo, read_header
 from ..tensors import formats
+from ..tensors.formats import Wire
 from ..tensors.shards import Entry, write_checkpoint, write_text
 from .plan import Plan
 
 MAX_SHARD = 5_000_000_000
 
 
-def finish(plan: Plan) -> list[str]:
-    """Write the checkpoint's files into `plan.out`; returns their names.
+def finish(plan: Plan, wire: Wire) -> list[str]:
+    """Write the checkpoint's files into `plan.out`; returns their names.  wire: how the layers turned out.
 
     They are written aside and moved when all are complete, config.json last: a folder with a config is whole.
     """
@@ -28,7 +29,7 @@ def finish(plan: Plan) -> list[str]:
     for file in plan.source.files:
         shutil.copyfile(file, aside / file.name)
     names = sorted(f.name for f in aside.iterdir())
-    write_text(aside / "config.json", json.dumps(_config(plan), indent=2, sort_keys=True) + "\n")
+    write_text(aside / "config.json", json.dumps(_config(plan, wire), indent=2, sort_keys=True) + "\n")
     for name in [*names, "config.json"]:
         (aside / name).replace(plan.out / name)
     return [*names, "config.json"]
@@ -58,10 +59,10 @@ def _reader(info: TensorInfo, dtype: torch.dtype) -> Callable[[], Tensor]:
     return lambda: info.read().view(info.shape).to(dtype)
 
 
-def _config(plan: Plan) -> dict[str, Any]:
+def _config(plan: Plan, wire: Wire) -> dict[str, Any]:
     """The source's config.json as it was, with what changed: the type, and how the layers are stored."""
     config: dict[str, Any] = json.loads((plan.source.path / "config.json").read_text())
     config.pop("torch_dtype", None)
     config["dtype"] = str(plan.dtype).removeprefix("torch.")
-    config["quantization_config"] = formats.load(plan.wire.format).config(plan.wire)
+    config["quantization_config"] = formats.load(wire.format).config(wire)
     return config

@@ -13,6 +13,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ..tensors import formats
+from ..tensors.encoding import Encoding
 from .linear import linear
 from .reference import Matrix
 
@@ -26,15 +28,20 @@ LIBRARY.define(f"weight({_WEIGHT}, int in_features, ScalarType dtype) -> Tensor"
 # In Python `*weight` is what _WEIGHT says, in that order, and in_features where it is not known from x.
 
 
+def _matrix(*weight: Any) -> Matrix:
+    parts, fmt, encoding, out_features, in_features = weight
+    return Matrix(parts, formats.load(fmt), Encoding.parse(encoding), (out_features, in_features))
+
+
 def _weight(*weight_and_dtype: Any) -> Tensor:
     """The dense weight [out, in] in a dtype, the last argument."""
     *weight, dtype = weight_and_dtype
-    return Matrix.of(*weight).dense(dtype)
+    return _matrix(*weight).dense(dtype)
 
 
 def _linear(x: Tensor, bias: Tensor | None, *weight: Any) -> Tensor:
     """x Wᵀ + bias.  x [..., in] -> [..., out] in x's dtype."""
-    return linear(x, bias, Matrix.of(*weight, x.shape[-1]))
+    return linear(x, bias, _matrix(*weight, x.shape[-1]))
 
 
 def _experts(x: Tensor, expert: Tensor, *weight: Any) -> Tensor:
@@ -43,7 +50,7 @@ def _experts(x: Tensor, expert: Tensor, *weight: Any) -> Tensor:
 
     x [rows, in]; expert int64 [rows]; every part with a leading expert dimension -> [rows, out]
     """
-    matrix = Matrix.of(*weight, x.shape[-1])
+    matrix = _matrix(*weight, x.shape[-1])
     y = x.new_zeros(x.shape[0], matrix.shape[0])
     for rows, one in _by_expert(expert, matrix):
         y[rows] = linear(x[rows], None, one)
@@ -52,7 +59,7 @@ def _experts(x: Tensor, expert: Tensor, *weight: Any) -> Tensor:
 
 def _experts_grad(grad: Tensor, expert: Tensor, *weight: Any) -> Tensor:
     """The gradient [rows, in] of `experts` for that [rows, out] of its output."""
-    matrix = Matrix.of(*weight)
+    matrix = _matrix(*weight)
     grad_x = grad.new_zeros(grad.shape[0], matrix.shape[1])
     for rows, one in _by_expert(expert, matrix):
         grad_x[rows] = grad[rows] @ one.dense(grad.dtype)
@@ -68,7 +75,7 @@ def _by_expert(expert: Tensor, matrix: Matrix) -> list[tuple[Tensor, Matrix]]:
 def _embedding(ids: Tensor, *weight_and_dtype: Any) -> Tensor:
     """Rows of a table [out, in], gathered packed.  ids [...] -> [..., in] in `dtype`."""
     *weight, dtype = weight_and_dtype
-    table, rows = Matrix.of(*weight), ids.flatten()
+    table, rows = _matrix(*weight), ids.flatten()
     if rows.numel() and not 0 <= int(rows.min()) <= int(rows.max()) < table.shape[0]:
         raise IndexError(f"token ids {int(rows.min())}..{int(rows.max())} for a table of {table.shape[0]} rows")
     in_features = table.shape[1]

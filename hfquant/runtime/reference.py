@@ -19,9 +19,9 @@ CHUNK = 1 << 19
 
 
 @lru_cache(maxsize=4096)
-def component_names(fmt: Format, encoding: Encoding, in_features: int) -> tuple[str, ...]:
+def component_names(fmt: str, encoding: Encoding, in_features: int) -> tuple[str, ...]:
     """The components of a format in the order in which the operators take them."""
-    return tuple(fmt.spec(encoding, (1, in_features), torch.float32))
+    return tuple(formats.load(fmt).spec(encoding, (1, in_features), torch.float32))
 
 
 @dataclass(frozen=True)
@@ -34,16 +34,11 @@ class Matrix:
     shape: tuple[int, int]
     index: int | None = None
 
-    @classmethod
-    def of(cls, parts: Sequence[Tensor], fmt: str, encoding: str, out_features: int, in_features: int) -> "Matrix":
-        """From the arguments that every operator's schema ends with."""
-        return cls(parts, formats.load(fmt), Encoding.parse(encoding), (out_features, in_features))
-
     @property
     def named(self) -> Mapping[str, Tensor]:
         """Components by name."""
         chosen = self.parts if self.index is None else [part[self.index] for part in self.parts]
-        return dict(zip(component_names(self.fmt, self.encoding, self.shape[1]), chosen, strict=True))
+        return dict(zip(component_names(self.fmt.name, self.encoding, self.shape[1]), chosen, strict=True))
 
     @property
     def extras(self) -> Extras:

@@ -134,15 +134,12 @@ def choices(n: int, m: int) -> Tensor:
 def pack_choices(mask: Tensor, n: int, m: int) -> Tensor:
     """Which n of each m are kept, as the number of the choice.  m ≤ 8.
 
-    mask bool [rows, k·m] -> int32 [rows, plane_words(k, index_bits(n, m))].  Raises ValueError where it is not n.
+    mask bool [rows, k·m], n True in every m -> int32 [rows, plane_words(k, index_bits(n, m))]
     """
     value = 2 ** torch.arange(m)
-    number = torch.full((2**m,), -1, dtype=torch.int16)
-    number[(choices(n, m) * value).sum(1)] = torch.arange(math.comb(m, n), dtype=torch.int16)
-    chosen = number[(mask.unflatten(1, (-1, m)) * value).sum(2)]
-    if (chosen < 0).any():
-        raise ValueError(f"the mask does not keep {n} of every {m}")
-    return pack_planes(chosen.to(torch.uint8), index_bits(n, m))
+    number = torch.zeros(2**m, dtype=torch.uint8)
+    number[(choices(n, m) * value).sum(1)] = torch.arange(math.comb(m, n), dtype=torch.uint8)
+    return pack_planes(number[(mask.unflatten(1, (-1, m)) * value).sum(2)], index_bits(n, m))
 
 
 def unpack_choices(packed: Tensor, n: int, m: int, columns: int) -> Tensor:

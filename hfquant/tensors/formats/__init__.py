@@ -181,9 +181,15 @@ def check(name: str, layers: Layers) -> None:
             if name == "native":
                 way_out = "leave that step out, or keep this layer as it is: add it to `keep`"
             raise FormatError(f"format `{name}` cannot store {module} as {layer[0]}: {reason}", way_out)
-    distinct = {fmt.keeps(encoding) for encoding, _, _ in layers.values()}
+    # whether activations are symmetric may be decided only when they are seen
+    distinct = {_symmetric(fmt.keeps(encoding)) for encoding, _, _ in layers.values()}
     if name != "native" and len(distinct) > 1:
         raise FormatError(
             f"format `{name}` cannot mix grids ({', '.join(sorted(map(str, distinct)))}) in one checkpoint",
             "use `--set format=native`, or give every layer the same grid",
         )
+
+
+def _symmetric(encoding: Encoding) -> Encoding:
+    """The same with symmetric activations, if any."""
+    return replace(encoding, activations=encoding.activations and replace(encoding.activations, symmetric=True))

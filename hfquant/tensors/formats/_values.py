@@ -77,10 +77,12 @@ def _numbered(sparsity: Sparsity) -> bool:
 
 
 def pack(Q: Quantized) -> dict[str, Tensor]:
-    """Component name -> tensor"""
+    """Component name -> tensor.  Raises ValueError where the mask is not the pattern that Q says it is."""
     places = Q.encoding.sparsity
     if places is None or Q.mask is None:
         return {"weight": _pack_codes(Q.codes, Q.grid)}
+    if places.m and (Q.mask.unflatten(1, (-1, places.m)).sum(2) != places.n).any():
+        raise ValueError(f"the mask does not keep {places.n} of every {places.m}")
     kept = Q.codes[Q.mask].view(*_layout(places, Q.shape))
     packed = {"weight": _pack_codes(kept, Q.grid)}
     if _numbered(places):

@@ -98,53 +98,74 @@ class CompressedTensors:
         )
 
     def config(self, wire: Wire) -> dict[str, Any]:
-        (encoding,) = set(wire.layers.values())
-        grid, activations = encoding.grid, encoding.activations
-        weights = {
-            "num_bits": grid.bits,
-            "type": "int",
-            "symmetric": True,
-            "strategy": "channel" if grid.group_size == -1 else "group",
-            "dynamic": False,
-        }
-        if grid.group_size != -1:
-            weights["group_size"] = grid.group_size
+        groups: dict[Encoding, list[str]] = {}
+        for module, encoding in wire.layers.items():
+            groups.setdefault(encoding, []).append(module)
+        if len(groups) == 1:  # said so, it is what every reader has seen
+            groups = {encoding: ["Linear"] for encoding in groups}
+        rounded = any(encoding.activations for encoding in groups)
         return {
             "quant_method": self.quant_method,
-            "format": "pack-quantized" if activations is None else "int-quantized",
+            "format": "int-quantized" if rounded else "pack-quantized",
             "quantization_status": "compressed",
             "ignore": list(wire.ignore),
             "kv_cache_scheme": None,
             "config_groups": {
-                "group_0": {
-                    "targets": ["Linear"],
-                    "weights": weights,
-                    "input_activations": None if activations is None else _activations(activations),
-                    "output_activations": None,
-                }
+                f"group_{i}": _group(encoding) | {"targets": targets}
+                for i, (encoding, targets) in enumerate(groups.items())
             },
         }
 
     def parse(self, config: Mapping[str, Any]) -> Wire:
-        groups = list(config["config_groups"].values())
-        group = groups[0]
-        weights, inputs = group["weights"], group.get("input_activations")
-        readable = (
-            len(groups) == 1
-            and group["targets"] == ["Linear"]
-            and weights["type"] == "int"
-            and weights["symmetric"]
-            and weights["strategy"] in ("group", "channel")
-            and (not inputs or (inputs["type"] == "int" and config.get("format") == "int-quantized"))
-        )
-        if not readable:
-            raise FormatError(
-                "this compressed-tensors checkpoint uses more than one symmetric integer group",
-                "load it with transformers and the compressed-tensors package",
-            )
-        grid = Grid(weights["num_bits"], weights.get("group_size") or -1, True)
-        encoding = Encoding(grid, activations=_read_activations(inputs) if inputs else None)
-        return Wire(format=self.name, layers={"*": encoding}, ignore=tuple(config.get("ignore") or ()), raw=config)
+        layers: dict[str, Encoding] = {}
+        for group in config["config_groups"].values():
+            encoding, whole = _encoding(group, config), group["targets"] == ["Linear"]
+            layers |= {"*": encoding} if whole else dict.fromkeys(group["targets"], encoding)
+        classes = [target for target in layers if ":" in target or target[:1].isupper()]  # or expressions for them
+        if classes or (len(config["config_groups"]) > 1 and "*" in layers):
+            raise _unreadable()
+        return Wire(format=self.name, layers=layers, ignore=tuple(config.get("ignore") or ()), raw=config)
+
+
+def _unreadable() -> FormatError:
+    return FormatError(
+        "this compressed-tensors checkpoint uses more than one symmetric integer group",
+        "load it with transformers and the compressed-tensors package",
+    )
+
+
+def _group(encoding: Encoding) -> dict[str, Any]:
+    """A scheme and, still to be named, the layers that have it."""
+    grid, activations = encoding.grid, encoding.activations
+    weights = {
+        "num_bits": grid.bits,
+        "type": "int",
+        "symmetric": True,
+        "strategy": "channel" if grid.group_size == -1 else "group",
+        "dynamic": False,
+    }
+    if grid.group_size != -1:
+        weights["group_size"] = grid.group_size
+    return {
+        "weights": weights,
+        "input_activations": None if activations is None else _activations(activations),
+        "output_activations": None,
+    }
+
+
+def _encoding(group: Mapping[str, Any], config: Mapping[str, Any]) -> Encoding:
+    """The inverse.  Raises FormatError on a scheme that hfquant does not write."""
+    weights, inputs = group["weights"], group.get("input_activations")
+    readable = (
+        weights["type"] == "int"
+        and weights["symmetric"]
+        and weights["strategy"] in ("group", "channel")
+        and (not inputs or (inputs["type"] == "int" and config.get("format") == "int-quantized"))
+    )
+    if not readable:
+        raise _unreadable()
+    grid = Grid(weights["num_bits"], weights.get("group_size") or -1, True)
+    return Encoding(grid, activations=_read_activations(inputs) if inputs else None)
 
 
 def _refuses_activations(activations: Activations | None, in_features: int, kind: str) -> str | None:
