@@ -29,12 +29,14 @@ EVERYTHING = (
     "w3g32-kept1800-r4-s",
     "w4g32-a8g32",
 )
+WEIGHTS = ("w4g32sym-2of4-r4-s", "w16sym-kept1800", "w3g32-r2")
 MODELS = [
     ("llama", "native", EVERYTHING),
     ("llama-tied", "native", ("w4g32sym-2of4-r4-a8tokenasym-s",)),
     ("gpt2", "native", EVERYTHING),
     ("t5", "native", EVERYTHING),
     ("bart", "native", EVERYTHING),
+    ("bart", "native", WEIGHTS),
     ("mixtral", "native", ("w4g32sym-2of4-a8token",)),
     ("qwen3_moe", "native", ("w16sym-2of4",)),
     ("llama", "compressed_tensors", ("w8sym-a8token",)),
@@ -115,8 +117,9 @@ def test_read_run_saved_and_read_again(
     same = write(family, tmp_path / "a", dense(family), format, texts)
     model = load(tmp_path / "a")
     assert packed(model)
-    rounded_experts = "experts" in "".join(packed(model)) and "-a8" in texts[0]  # whose inputs `same` does not round
-    assert relative(logits(model), logits(same)) < (0.05 if rounded_experts else 1e-4)
+    # Where inputs are rounded, a difference of 1e-7 now and then ends in another code, a 127th of the largest value.
+    # The inputs of experts are not rounded in `same`.
+    assert relative(logits(model), logits(same)) < (0.03 if "-a8" in "".join(texts) else 1e-5)
     model.save_pretrained(tmp_path / "b")
     assert same_tensors(stored(tmp_path / "a"), stored(tmp_path / "b"))
     assert quantization_config(tmp_path / "b") == quantization_config(tmp_path / "a")
@@ -129,8 +132,7 @@ def test_read_run_saved_and_read_again(
 @pytest.mark.parametrize("family", ["llama", "gpt2", "t5"])
 def test_dense_again(family: str, dense: Callable[[str], Path], tmp_path: Path) -> None:
     """Everything but the rounding of inputs."""
-    texts = ("w4g32sym-2of4-r4-s", "w16sym-kept1800", "w3g32-r2")
-    same = write(family, tmp_path / "a", dense(family), "native", texts)
+    same = write(family, tmp_path / "a", dense(family), "native", WEIGHTS)
     model = load(tmp_path / "a", dequantize=True)
     assert not packed(model)
     assert relative(logits(model), logits(same)) < 1e-5
