@@ -195,13 +195,7 @@ def _finish_experts(
     if statistics and starved:
         counts = ", ".join(f"{e} ({statistics[e].tokens if e in statistics else 0})" for e in starved)
         notes = (*notes, f"experts that fewer than {STARVED} tokens reached: {counts}")
-    parts = [layer.Q for layer in layers if layer.Q is not None]
-    Q = Quantized(
-        codes=torch.cat([q.codes for q in parts]),
-        scale=torch.cat([q.scale for q in parts]),
-        zero_point=torch.cat([q.zero_point for q in parts]),
-        grid=work.grids[weight],
-    )
+    Q = Quantized.concatenate([layer.stored(work.scale_dtype) for layer in layers])
     trail = tuple((name, fmean(layer.trail[i][1] for layer in layers)) for i, (name, _) in enumerate(steps))
     return Finished(weight, Q, steps[-1][0], trail[-1][1], time.perf_counter() - start, notes, trail)
 

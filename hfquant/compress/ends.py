@@ -28,11 +28,6 @@ def compress_end(skeleton: Skeleton, parameter: str, grid: Grid, scale_dtype: to
         parts.append(layer.Q)
         lost += float((W - layer.effective).square().sum())
         whole += float(W.square().sum())
-    Q = Quantized(
-        codes=torch.cat([q.codes for q in parts]),
-        scale=torch.cat([q.scale for q in parts]),
-        zero_point=torch.cat([q.zero_point for q in parts]),
-        grid=grid,
-    )
+    Q = Quantized.concatenate(parts)
     weight = Weight(parameter, parameter.rpartition(".")[0], "embedding")
     return Finished(weight, Q, "rtn", (lost / max(whole, 1e-30)) ** 0.5, time.perf_counter() - begun, ())

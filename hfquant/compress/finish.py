@@ -11,14 +11,15 @@ from torch import Tensor
 from ..errors import CheckpointError
 from ..model.headers import TensorInfo, read_header
 from ..tensors import formats
+from ..tensors.formats import Wire
 from ..tensors.shards import Entry, write_checkpoint, write_text
 from .plan import Plan
 
 MAX_SHARD = 5_000_000_000
 
 
-def finish(plan: Plan) -> list[str]:
-    """Write the checkpoint's files into `plan.out`; returns their names.
+def finish(plan: Plan, wire: Wire) -> list[str]:
+    """Write the checkpoint's files into `plan.out`; returns their names.  wire: how the layers turned out.
 
     They are written aside and moved when all are complete, config.json last: a folder with a config is whole.
     """
@@ -31,7 +32,7 @@ def finish(plan: Plan) -> list[str]:
         target.parent.mkdir(parents=True, exist_ok=True)
         shutil.copyfile(file, target)
     names = sorted(str(f.relative_to(aside)) for f in aside.rglob("*") if f.is_file())
-    write_text(aside / "config.json", json.dumps(_config(plan), indent=2, sort_keys=True) + "\n")
+    write_text(aside / "config.json", json.dumps(_config(plan, wire), indent=2, sort_keys=True) + "\n")
     plan.journal.move([*names, "config.json"])
     for name in [*names, "config.json"]:
         (plan.out / name).parent.mkdir(parents=True, exist_ok=True)
@@ -63,11 +64,11 @@ def _reader(info: TensorInfo, dtype: torch.dtype) -> Callable[[], Tensor]:
     return lambda: info.read().view(info.shape).to(dtype)
 
 
-def _config(plan: Plan) -> dict[str, Any]:
+def _config(plan: Plan, wire: Wire) -> dict[str, Any]:
     """The source's config.json as it was, with what changed: the type, and how the layers are stored."""
     config: dict[str, Any] = json.loads((plan.source.path / "config.json").read_text())
     config.pop("torch_dtype", None)
     config.pop("auto_map", None)  # names code files that are not carried over, and were not needed
     config["dtype"] = str(plan.dtype).removeprefix("torch.")
-    config["quantization_config"] = formats.load(plan.wire.format).config(plan.wire)
+    config["quantization_config"] = formats.load(wire.format).config(wire)
     return config

@@ -5,8 +5,9 @@ from collections.abc import Mapping
 from torch import Tensor, tensor
 
 from ..model.skeleton import Skeleton
-from ..tensors.formats import Format
+from ..tensors.formats import Format, check
 from ..tensors.layer import Quantized
+from .selection import STORED_AS
 
 
 def named_parts(skeleton: Skeleton, fmt: Format, parameter: str, kind: str, Q: Quantized) -> dict[str, Tensor]:
@@ -15,6 +16,7 @@ def named_parts(skeleton: Skeleton, fmt: Format, parameter: str, kind: str, Q: Q
     Q of fused experts holds all experts' rows one after the other.  They are stored as the source
     has them: fused under the parameter's own name, or per expert and projection.
     """
+    check(fmt.name, {parameter: (Q.encoding, Q.shape, STORED_AS.get(kind, kind))})
     parts = fmt.pack(Q)
     if kind != "experts":
         return dict(skeleton.stored_names(parameter, parts))

@@ -14,6 +14,8 @@ from ..errors import CheckpointError, ResourceError
 from ..model.blocks import weights
 from ..model.calibration import digest
 from ..tensors import formats
+from ..tensors.encoding import Encoding
+from ..tensors.formats import Wire
 from ..tensors.grid import Grid
 from .activations import Stream
 from .block import Finished, Work, compress_block
@@ -24,6 +26,7 @@ from .memory import give_back
 from .naming import carried_parts, named_parts
 from .plan import LayerPlan, Plan, clear, plan
 from .rounding import Rounding
+from .selection import stored_bytes
 from .streaming import Passage, Streamer
 
 
@@ -31,8 +34,8 @@ from .streaming import Passage, Streamer
 class LayerResult:
     """A finished layer: what progress, report and card are made of.
 
-    error: ‖(W − Ŵ)X‖ / ‖WX‖ on the calibration inputs, ‖W − Ŵ‖ / ‖W‖ where there were none.  trail: the same after
-    each step.
+    encoding: of what is stored, as text.  error: ‖(W − Ŵ)X‖ / ‖WX‖ on the calibration inputs, ‖W − Ŵ‖ / ‖W‖ where
+    there were none.  trail: the same after each step.
     """
 
     name: str
@@ -48,6 +51,7 @@ class LayerResult:
     block: int
     blocks: int
     trail: tuple[tuple[str, float], ...] = ()
+    encoding: str = ""
 
 
 def compress(model: "str | Path | Plan", *args: Any, **kwargs: Any) -> Iterator[LayerResult]:
@@ -85,7 +89,7 @@ class _Run:
         self.sites = [{"block": e["block"], **site} for e in entries for site in e.get("sites", ())]
         yield from self._data_free() if self.plan.tokens is None else self._calibrated(self.plan.tokens)
         yield from self._ends()
-        files = finish(self.plan)
+        files = finish(self.plan, self._wire())
         before = sum(entry["seconds"] for entry in entries)
         self._report(files, before + time.perf_counter() - start, len(entries))
         self.journal.remove()
@@ -228,11 +232,18 @@ class _Run:
         self.sites += [{"block": name, **site} for site in sites or []]
         give_back()
 
+    def _wire(self) -> Wire:
+        """How the finished layers are stored."""
+        found = {self.plan.targets[row["name"]].layer: row.get("encoding") for row in self.rows}
+        return self.plan.wire.as_written({name: Encoding.parse(text) for name, text in found.items() if text})
+
     def _result(self, layer: LayerPlan, done: Finished) -> LayerResult:
+        encoding, copies = self.format.keeps(done.Q.encoding), done.Q.shape[0] // layer.shape[0]
+        after = stored_bytes(self.format, encoding, layer.shape, self.plan.wire.scale_dtype, copies)
         return LayerResult(
             name=layer.name, kind=layer.kind, shape=layer.shape, grid=layer.grid, method=done.method, error=done.error,
-            bytes_before=layer.bytes_before, bytes_after=layer.bytes_after, seconds=done.seconds, notes=done.notes,
-            block=layer.block, blocks=self.plan.blocks, trail=done.trail,
+            bytes_before=layer.bytes_before, bytes_after=after, seconds=done.seconds, notes=done.notes,
+            block=layer.block, blocks=self.plan.blocks, encoding=str(encoding), trail=done.trail,
         )  # fmt: skip
 
     def _report(self, files: list[str], seconds: float, resumed: int) -> None:
@@ -252,7 +263,7 @@ class _Run:
             },
             recipe=plan.recipe.model_dump(mode="json"),
             calibration=calibration,
-            wire={"format": plan.wire.format, "config": self.format.config(plan.wire)},
+            wire={"format": plan.wire.format, "config": self.format.config(self._wire())},
             layers=rows,
             compression={
                 "seconds": seconds, "peak_memory_bytes": peak_memory(), "hardware": hardware(),

@@ -24,7 +24,7 @@ from ..tensors.formats import Wire
 from ..tensors.grid import Grid
 from .estimate import Estimate, estimate
 from .journal import Journal
-from .selection import Target, select, wire_for
+from .selection import Target, select, stored_bytes, wire_for
 
 
 @dataclass(frozen=True)
@@ -223,8 +223,7 @@ def _layers(
         block = next((i for i, prefix in enumerate(blocks) if name.startswith(prefix + ".")), len(blocks))
         parameter = skeleton.model.get_parameter(name)
         copies = parameter.shape[0] if target.kind == "experts" else 1
-        spec = fmt.spec(target.grid, target.shape, wire.scale_dtype)
-        after = copies * sum(torch.Size(shape).numel() * dtype.itemsize for shape, dtype in spec.values())
+        after = stored_bytes(fmt, wire.layers[target.layer], target.shape, wire.scale_dtype, copies)
         before = parameter.numel() * skeleton.source.dtype.itemsize
         layers[name] = LayerPlan(name, target.kind, target.shape, target.grid, before, after, block)
     return layers

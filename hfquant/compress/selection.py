@@ -15,9 +15,12 @@ from ..model.blocks import stacks, weights
 from ..recipe import Recipe
 from ..recipe_places import Place, Role, matches
 from ..tensors import formats
-from ..tensors.encoding import Activations
-from ..tensors.formats import Wire
+from ..tensors.encoding import Activations, Encoding
+from ..tensors.formats import Format, Wire
 from ..tensors.grid import Grid
+from ..tensors.shards import nbytes
+
+STORED_AS = {"head": "linear"}  # kinds that are another one to a format
 
 # (parameter, kind, (out, in), place in a stack)
 Found = tuple[str, str, tuple[int, int], Place | None]
@@ -132,13 +135,36 @@ def _ends(model: nn.Module) -> list[Found]:
     return found
 
 
+def expected(target: Target, recipe: Recipe) -> Encoding:
+    """How a target will be stored, as far as its recipe tells beforehand.
+
+    A method whose result is more than a grid says what it adds in `encodes(encoding, shape) -> Encoding`.
+    """
+    encoding = Encoding(target.grid, activations=target.activations)
+    if target.kind in ("embedding", "head"):  # these are rounded, whatever the steps are
+        return encoding
+    for step in recipe.steps:
+        method = step.build()
+        encodes: Callable[[Encoding, tuple[int, int]], Encoding] | None = getattr(method, "encodes", None)
+        if encodes is not None and (target.kind != "experts" or getattr(method, "experts", True)):
+            encoding = encodes(encoding, target.shape)
+    return encoding
+
+
+def stored_bytes(
+    fmt: Format, encoding: Encoding, shape: tuple[int, int], scale_dtype: torch.dtype, copies: int = 1
+) -> int:
+    """What a weight, or so many like it, takes on disk, but for the file's header."""
+    return copies * sum(nbytes(size, dtype) for size, dtype in fmt.spec(encoding, shape, scale_dtype).values())
+
+
 def wire_for(targets: Mapping[str, Target], model: nn.Module, recipe: Recipe, dtype: torch.dtype) -> Wire:
     """How these targets are stored: the recipe's format, or the most widely readable one that can.
 
-    dtype: what the model is stored in.  Raises FormatError where the recipe's format cannot store a layer.
+    dtype: what the model is stored in.  What the layers turn out to be is known when they are finished:
+    `Wire.as_written`.  Raises FormatError where the recipe's format cannot store a layer.
     """
-    kinds = {"head": "linear"}
-    layers = {t.layer: (t.grid, t.shape, kinds.get(t.kind, t.kind)) for t in targets.values()}
+    layers = {t.layer: (expected(t, recipe), t.shape, STORED_AS.get(t.kind, t.kind)) for t in targets.values()}
     name = formats.choose(layers) if recipe.format == "auto" else recipe.format
     formats.check(name, layers)
     ignore = [n for n, m in model.named_modules() if isinstance(m, nn.Linear) and n not in layers]
@@ -147,7 +173,7 @@ def wire_for(targets: Mapping[str, Target], model: nn.Module, recipe: Recipe, dt
     halved = dtype == torch.float32 and not any(t.kind == "embedding" for t in targets.values())
     return Wire(
         format=name,
-        layers={layer: grid for layer, (grid, _, _) in layers.items()},
+        layers={layer: formats.load(name).keeps(encoding) for layer, (encoding, _, _) in layers.items()},
         ignore=tuple(ignore),
         scale_dtype=torch.float16 if name == "gptq" or halved else dtype,
     )

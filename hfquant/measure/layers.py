@@ -11,7 +11,7 @@ from torch import Tensor
 from ..plugin import load
 from ..runtime.experts import QExperts
 from ..runtime.nn import Packed
-from ..tensors.grid import Grid
+from ..tensors.encoding import Encoding
 from ..tensors.layer import Quantized
 
 
@@ -19,7 +19,10 @@ from ..tensors.layer import Quantized
 class LayerFacts:
     """One compressed weight [out, in], or [experts, out, in].
 
-    sparsity: the share of weights that are exactly zero.  error: relative output error, from the report.
+    sparsity: the share of weights that are exactly zero; pattern: how they lie, `2of4`, or `any` where only the others
+    are stored, None where zeros are stored like the rest.  rank: of the low-rank correction.  activations: how its
+    input is rounded, as in a recipe, `scaled` where it is divided by a stored factor per column first.
+    error: relative output error, from the report.
     """
 
     name: str
@@ -28,6 +31,9 @@ class LayerFacts:
     group_size: int
     symmetric: bool
     sparsity: float
+    pattern: str | None
+    rank: int
+    activations: str | None
     error: float | None
     bytes: int
 
@@ -45,21 +51,23 @@ def layers(folder: Path, report: Mapping[str, Any]) -> Iterator[LayerFacts]:
     for name, module in load(folder).named_modules():
         if isinstance(module, Packed) and id(module.parts[0]) not in seen:
             seen.add(id(module.parts[0]))
-            yield _facts(name, module.shape, module.grid, [zeros(module.quantized())], module.parts, errors)
+            yield _facts(name, module.shape, module.encoding, [zeros(module.quantized())], module.parts, errors)
         elif isinstance(module, QExperts):
             for param, shape in module.packed.items():
                 each = [zeros(module.quantized(param, expert)) for expert in range(shape[0])]
-                yield _facts(f"{name}.{param}", shape, module.grid, each, module.parts(param), errors)
+                yield _facts(f"{name}.{param}", shape, module.encoding, each, module.parts(param), errors)
 
 
 def _facts(
     name: str,
     shape: tuple[int, ...],
-    grid: Grid,
+    encoding: Encoding,
     sparsity: Sequence[float],
     parts: Sequence[Tensor],
     errors: Mapping[str, float | None],
 ) -> LayerFacts:
+    grid, places, reading = encoding.grid, encoding.sparsity, encoding.activations
+    said = [text for text in (str(reading or ""), "scaled" if encoding.scaled_input else "") if text]
     return LayerFacts(
         name=name,
         shape=tuple(shape),
@@ -67,6 +75,9 @@ def _facts(
         group_size=grid.group_size,
         symmetric=grid.symmetric,
         sparsity=fmean(sparsity),
+        pattern=(str(places) if places.m else "any") if places else None,
+        rank=encoding.rank,
+        activations=" ".join(said) or None,
         error=errors.get(name),
         bytes=sum(part.nbytes for part in parts),
     )
@@ -74,4 +85,7 @@ def _facts(
 
 def zeros(Q: Quantized) -> float:
     """The share of weights that are exactly zero."""
+    Q = Q.filled
+    if Q.grid.is_float:
+        return float((Q.codes == 0).float().mean())
     return float((Q.codes == Q.grid.expand(Q.zero_point, Q.shape[1])).float().mean())

@@ -1,7 +1,6 @@
 """Recipes that look at activations, on a model that is in memory already."""
 
 from collections.abc import Iterable
-from dataclasses import replace
 from typing import Any
 
 import torch
@@ -11,6 +10,7 @@ from torch import Tensor, nn
 from ..errors import CalibrationError
 from ..recipe import Recipe
 from ..runtime.swap import swap
+from ..tensors.encoding import Encoding
 from ..tensors.formats import Wire, load
 from ..tensors.layer import Quantized
 from .checkpoint import mark_initialized
@@ -28,13 +28,16 @@ def compress_loaded(model: Any, config: HfQuantConfig) -> Wire:
 
     targets = select(model, config.recipe)
     wire = wire_for(targets, model, config.recipe, model.dtype)
+    found: dict[str, Encoding] = {}
     batches, parts = calibration_batches(model, config), dict[str, Tensor]()
     free = wire.format == "native"
     for parameter, Q in compress_model(model, config.recipe, targets, batches, wire.scale_dtype, free=free):
         dense = model.get_parameter(parameter)
+        found[targets[parameter].layer] = Q.encoding
         experts = _split(Q, dense.shape[0]) if targets[parameter].kind == "experts" else [Q]
         packed = pack(load(wire.format), targets[parameter], experts)
         parts |= {name: tensor.to(dense.device) for name, tensor in packed.items()}
+    wire = wire.as_written(found)
     swap(model, wire)
     mark_initialized(model)
     for name, tensor in parts.items():
@@ -46,8 +49,8 @@ def compress_loaded(model: Any, config: HfQuantConfig) -> Wire:
 
 def _split(Q: Quantized, experts: int) -> list[Quantized]:
     """All experts' rows one after the other -> one by one."""
-    pieces = zip(*(t.chunk(experts) for t in (Q.codes, Q.scale, Q.zero_point)), strict=True)
-    return [replace(Q, codes=codes, scale=scale, zero_point=zero) for codes, scale, zero in pieces]
+    rows = Q.shape[0] // experts
+    return [Q.rows(slice(e * rows, (e + 1) * rows)) for e in range(experts)]
 
 
 def calibration_batches(model: nn.Module, config: HfQuantConfig) -> list[Tensor]:

@@ -10,6 +10,7 @@ from torch import nn
 from ..errors import CheckpointError
 from ..runtime.experts import QExperts
 from ..runtime.nn import Packed
+from ..tensors.encoding import Encoding
 from ..tensors.formats import Format
 
 if TYPE_CHECKING:
@@ -65,9 +66,26 @@ def mark_initialized(model: nn.Module) -> None:
 
 
 def scale_leaves(model: nn.Module) -> set[str]:
-    """The names that scales have in their modules: `weight_scale`, `gate_up_proj_scale`, `scales`."""
-    names = {n for m in model.modules() if is_packed(m) for n, _ in m.named_parameters(recurse=False)}
-    return {name for name in names if name.endswith(("_scale", "scales"))}
+    """The names that components of floating type have in their modules: `weight_scale`, `gate_up_proj_scale`, `scales`.
+
+    They keep the type they are stored in, unlike a bias.
+    """
+    found = set()
+    for module in model.modules():
+        if isinstance(module, Packed):
+            names: Iterable[str] = module.components
+        elif isinstance(module, QExperts):
+            names = [name for param in module.packed for name in module.names(param)]
+        else:
+            continue
+        found |= {name for name in names if module.get_parameter(name).is_floating_point()}
+    return found
+
+
+def encodings(model: nn.Module, targets: Mapping[str, "Target"]) -> dict[str, Encoding]:
+    """How the modules of these targets are encoded now: module -> encoding."""
+    modules = {t.layer: model.get_submodule(t.layer) for t in targets.values()}
+    return {name: module.encoding for name, module in modules.items() if isinstance(module, (Packed, QExperts))}
 
 
 def is_packed(module: nn.Module) -> bool:

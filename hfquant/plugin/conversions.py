@@ -13,17 +13,16 @@ import torch
 from torch import Tensor, nn
 from transformers.core_model_loading import ConversionOps, WeightConverter, WeightTransform
 
-from ..tensors.formats import Format
-from ..tensors.grid import Grid
+from ..tensors.formats import Wire, load
 
 WEIGHT = "weight"
 
 
-def component_names(fmt: Format) -> list[str]:
-    """The components that a weight may have in a format."""
-    asymmetric = fmt.spec(Grid(4, 32, symmetric=False), (32, 32), torch.float16)
-    symmetric = fmt.spec(Grid(4, 32, symmetric=True), (32, 32), torch.float16)
-    return list({**asymmetric, **symmetric})
+def component_names(wire: Wire) -> list[str]:
+    """The components that a weight may have in a checkpoint."""
+    fmt = load(wire.format)
+    names = {n: None for e in wire.layers.values() for n in fmt.spec(e, (32, 32), wire.scale_dtype)}
+    return list(names)
 
 
 def companions(

@@ -13,6 +13,7 @@ from ..runtime import experts
 from ..runtime.experts import QExperts
 from ..runtime.nn import Packed
 from ..runtime.swap import swap, tied_modules
+from ..tensors.encoding import Encoding
 from ..tensors.formats import Format
 from ..tensors.layer import Layer, Quantized
 from .checkpoint import mark_initialized
@@ -39,19 +40,20 @@ class QuantizeOnLoad(ConversionOps):  # type: ignore[misc]
             if target is None:
                 loaded[name] = tensor
                 continue
-            parts = self._parts(target, tensor)
-            self._swap(model, target, missing_keys)
+            matrices = self._compress(target, tensor)
+            parts = pack(self.quantizer.fmt, target, matrices)
+            self._swap(model, target, matrices[0].encoding, missing_keys)
             missing_keys.discard(name)
             loaded |= {part: frozen(p.to(tensor.device)) for part, p in parts.items()}
         return loaded
 
-    def _parts(self, target: "Target", tensor: Tensor) -> dict[str, Tensor]:
+    def _compress(self, target: "Target", tensor: Tensor) -> list[Quantized]:
         recipe, scale_dtype = self.quantizer.quantization_config.recipe, self.quantizer.wire.scale_dtype
         W = tensor.T if target.kind == "conv1d" else tensor
         matrices = W.unbind(0) if target.kind == "experts" else [W]
-        return pack(self.quantizer.fmt, target, [run_steps(recipe, target, W, scale_dtype) for W in matrices])
+        return [run_steps(recipe, target, W, scale_dtype) for W in matrices]
 
-    def _swap(self, model: nn.Module, target: "Target", missing_keys: set[str]) -> None:
+    def _swap(self, model: nn.Module, target: "Target", encoding: Encoding, missing_keys: set[str]) -> None:
         """Put the packed module, still on meta, in place; keep what was loaded of the dense one."""
         path = target.layer
         dense = model.get_submodule(path)
@@ -59,7 +61,7 @@ class QuantizeOnLoad(ConversionOps):  # type: ignore[misc]
             return
         loaded = {n: p for n, p in dense.named_parameters(recurse=False) if not p.is_meta}
         tied = [name for name, source in tied_modules(model).items() if source == path]
-        swap(model, replace(self.quantizer.wire, layers={target.layer: target.grid}, ignore=()))
+        swap(model, replace(self.quantizer.wire, layers={}, ignore=()).as_written({target.layer: encoding}))
         mark_initialized(model)
         module = model.get_submodule(path)
         for name, parameter in loaded.items():

@@ -13,7 +13,7 @@ from ..errors import CheckpointError, HfquantError, ResourceError
 from ..runtime.swap import dequantize_, swap
 from ..tensors import formats
 from ..tensors.formats import Format, Wire
-from .checkpoint import check_loaded, mark_initialized, scale_leaves, stored_scale_dtype
+from .checkpoint import check_loaded, encodings, mark_initialized, scale_leaves, stored_scale_dtype
 from .config import HfQuantConfig
 from .conversions import companions, component_names
 from .onload import QuantizeOnLoad
@@ -58,7 +58,7 @@ class HfQuantizerForHfQuant(HfQuantizer):  # type: ignore[misc]
 
     def _components(self) -> None:
         # transformers extends its tensor-parallel plans by these
-        self.serialized_names = {"weight": component_names(self.fmt)}
+        self.serialized_names = {"weight": component_names(self.wire)}
 
     # -- checks and sizes, before anything is loaded
 
@@ -135,6 +135,9 @@ class HfQuantizerForHfQuant(HfQuantizer):  # type: ignore[misc]
             from .calibrated import compress_loaded
 
             self.quantization_config.stored_as(compress_loaded(model, self.quantization_config))
+            self._components()
+        elif not self.pre_quantized:  # what was found out only while compressing, such as how many weights are kept
+            self.quantization_config.stored_as(self.wire.as_written(encodings(model, self.targets)))
             self._components()
         check_loaded(model, self.targets)
         if not self.pre_quantized:

@@ -8,7 +8,7 @@ this cache alike; after such a write call `forget`.
 """
 
 import weakref
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Hashable, Sequence
 from typing import Any
 
 import torch
@@ -25,7 +25,7 @@ class _Entry:
         # An address identifies a storage only while the storage is alive.
         self.storages = [part.untyped_storage() for part in parts]
         self.stamp = stamp
-        self.derived: dict[int | None, Any] = {}
+        self.derived: dict[Hashable, Any] = {}
 
 
 _ENTRIES: dict[int, _Entry] = {}
@@ -36,16 +36,22 @@ def trackable(parts: Sequence[Tensor]) -> bool:
     return not any(part.is_inference() for part in parts)
 
 
-def derive(parts: Sequence[Tensor], index: int | None, make: Callable[[], Any]) -> Any:
-    """`make()`, or what it returned when last called for these components (and this expert of theirs)."""
+def derive(parts: Sequence[Tensor], key: Hashable, make: Callable[[], Any]) -> Any:
+    """`make()`, or what it returned when last called for these components and this key.
+
+    What it makes must have `nbytes`.  Nothing is kept of components whose changes could not be noticed.
+    """
+    if not trackable(parts):
+        with torch.no_grad():
+            return make()
     stamp = tuple((part.data_ptr(), part._version) for part in parts)
     entry = _ENTRIES.get(id(parts[0]))
     if entry is None or entry.owner() is not parts[0] or entry.stamp != stamp:
         entry = _remember(parts, stamp)
-    if index not in entry.derived:
+    if key not in entry.derived:
         with torch.no_grad():
-            entry.derived[index] = make()
-    return entry.derived[index]
+            entry.derived[key] = make()
+    return entry.derived[key]
 
 
 def _remember(parts: Sequence[Tensor], stamp: Stamp) -> _Entry:

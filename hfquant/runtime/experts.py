@@ -11,12 +11,13 @@ import torch
 from torch import Tensor, nn
 
 from ..errors import FormatError
+from ..tensors.encoding import Encoding
 from ..tensors.formats import Format, Spec
 from ..tensors.grid import Grid
 from ..tensors.layer import Quantized
 from . import cache, ops  # noqa: F401  (ops registers torch.ops.hfquant)
 from .declare import declare, keep_dtype
-from .reference import dense, unpack
+from .reference import Matrix, dense
 
 FLAGS = ("has_gate", "has_bias", "is_transposed", "is_concatenated")
 
@@ -48,40 +49,45 @@ def component_name(param: str, component: str) -> str:
     return param + component.removeprefix("weight")
 
 
-def specs(param: str, shape: tuple[int, int, int], grid: Grid, fmt: Format, scale_dtype: torch.dtype) -> Spec:
+def specs(param: str, shape: tuple[int, int, int], encoding: Encoding, fmt: Format, scale_dtype: torch.dtype) -> Spec:
     """Parameter name -> (shape, dtype) for what one 3-D parameter becomes."""
     experts, *matrix = shape
     return {
         component_name(param, name): ((experts, *size), dtype)
-        for name, (size, dtype) in fmt.spec(grid, (matrix[0], matrix[1]), scale_dtype).items()
+        for name, (size, dtype) in fmt.spec(encoding, (matrix[0], matrix[1]), scale_dtype).items()
     }
 
 
 class QExperts(nn.Module):
     """What is put in front of an experts class.  `swap_experts` makes a module into one."""
 
-    grid: Grid
+    encoding: Encoding
     fmt: Format
     dtype: torch.dtype
     packed: dict[str, tuple[int, int, int]]  # parameter -> (experts, out, in)
+    components: dict[str, tuple[str, ...]]  # parameter -> the parameters that it became
     num_experts: int
     has_gate: bool
     has_bias: bool
     act_fn: Callable[[Tensor], Tensor]
     _apply_gate: Callable[[Tensor], Tensor]
 
+    @property
+    def grid(self) -> Grid:
+        """Of the weights."""
+        return self.encoding.grid
+
     def names(self, param: str) -> tuple[str, ...]:
         """The parameters that `param` became, in the order in which the operators take them."""
-        return tuple(specs(param, self.packed[param], self.grid, self.fmt, self.dtype))
+        return self.components[param]
 
     def parts(self, param: str) -> list[Tensor]:
         return [cast(Tensor, self._parameters[name]) for name in self.names(param)]
 
     def quantized(self, param: str, expert: int) -> Quantized:
-        """One matrix on its grid."""
+        """All that is stored of one matrix."""
         _, out_features, in_features = self.packed[param]
-        chosen = [part[expert] for part in self.parts(param)]
-        return unpack(self.fmt, self.grid, chosen, (out_features, in_features))
+        return Matrix(self.parts(param), self.fmt, self.encoding, (out_features, in_features), expert).quantized()
 
     def fill(self, param: str, experts: Sequence[Quantized]) -> None:
         """Store the matrices of all experts."""
@@ -110,8 +116,7 @@ class QExperts(nn.Module):
         return weighted.view(tokens, k, -1).sum(1).to(hidden_states.dtype)
 
     def _project(self, param: str, x: Tensor, expert: Tensor) -> Tensor:
-        grid, (_, out_features, _) = self.grid, self.packed[param]
-        weight = self.fmt.name, grid.bits, grid.group_size, grid.symmetric, out_features
+        weight = self.fmt.name, str(self.encoding), self.packed[param][1]
         y: Tensor = torch.ops.hfquant.experts(x, expert, self.parts(param), *weight)
         if self.has_bias:
             bias = getattr(self, f"{param}_bias")[expert.clamp(max=self.num_experts - 1)].to(y.dtype)
@@ -128,7 +133,7 @@ class QExperts(nn.Module):
         return self
 
 
-def swap_experts(module: nn.Module, grid: Grid, fmt: Format, scale_dtype: torch.dtype) -> None:
+def swap_experts(module: nn.Module, encoding: Encoding, fmt: Format, scale_dtype: torch.dtype) -> None:
     """Make dense experts into packed ones on meta, in place.  Raises FormatError if they cannot be."""
     if reason := refuses(module):
         raise FormatError(
@@ -137,16 +142,19 @@ def swap_experts(module: nn.Module, grid: Grid, fmt: Format, scale_dtype: torch.
         )
     packed = matrices(module)
     for param, shape in packed.items():
-        if reason := fmt.refuses(grid, shape[1:], "experts"):
-            raise FormatError(f"format `{fmt.name}` cannot store {param} as {grid}: {reason}", "use `format: native`")
+        if reason := fmt.refuses(encoding, shape[1:], "experts"):
+            raise FormatError(
+                f"format `{fmt.name}` cannot store {param} as {encoding}: {reason}", "use `format: native`"
+            )
     dtype = cast(Tensor, module._parameters[next(iter(packed))]).dtype
     for param, shape in packed.items():
         del module._parameters[param]
-        declare(module, specs(param, shape, grid, fmt, scale_dtype), "meta")
+        declare(module, specs(param, shape, encoding, fmt, scale_dtype), "meta")
     kind: Any = type(module)
     module.__class__ = type("Q" + kind.__name__, (QExperts, kind), {"__module__": kind.__module__})
     experts = cast(QExperts, module)
-    experts.packed, experts.grid, experts.fmt, experts.dtype = packed, grid, fmt, dtype
+    experts.components = {p: tuple(specs(p, shape, encoding, fmt, scale_dtype)) for p, shape in packed.items()}
+    experts.packed, experts.encoding, experts.fmt, experts.dtype = packed, encoding, fmt, dtype
 
 
 def dequantize_experts_(module: QExperts, dtype: torch.dtype) -> None:

@@ -7,37 +7,48 @@ import torch
 from torch import Tensor, nn
 
 from ..tensors import formats
+from ..tensors.encoding import Encoding
 from ..tensors.formats import Format
 from ..tensors.grid import Grid
 from ..tensors.layer import Quantized
 from . import cache, ops  # noqa: F401  (ops registers torch.ops.hfquant)
 from .declare import declare, keep_dtype
-from .reference import dense, unpack
+from .reference import Matrix, dense
 from .view import ReadOnlyWeightError, WeightView
 
 
 class Packed(nn.Module):
     """What a packed matrix [out, in] is made of, whatever layer it belongs to."""
 
-    grid: Grid
+    encoding: Encoding
     fmt: Format
     shape: tuple[int, int]
     dtype: torch.dtype
     components: tuple[str, ...]
-    _matrix: tuple[str, int, int, bool, int, int]  # how the operators name the weight
+    _matrix: tuple[str, str, int, int]  # how the operators name the weight
 
     def _declare(
         self,
         shape: tuple[int, int],
-        grid: Grid,
+        encoding: Encoding,
         fmt: Format,
         scale_dtype: torch.dtype,
         dtype: torch.dtype,
         device: Any,
     ) -> None:
-        self.shape, self.grid, self.fmt, self.dtype = shape, grid, fmt, dtype
-        self.components = declare(self, fmt.spec(grid, shape, scale_dtype), device)
-        self._matrix = (fmt.name, grid.bits, grid.group_size, grid.symmetric, *shape)
+        self.shape, self.encoding, self.fmt, self.dtype = shape, encoding, fmt, dtype
+        self.components = declare(self, fmt.spec(encoding, shape, scale_dtype), device)
+        self._matrix = (fmt.name, str(encoding), *shape)
+
+    @property
+    def grid(self) -> Grid:
+        """Of the weights."""
+        return self.encoding.grid
+
+    @property
+    def matrix(self) -> Matrix:
+        """The packed weight, as what reads it takes it."""
+        return Matrix(self.parts, self.fmt, self.encoding, self.shape)
 
     @property
     def parts(self) -> list[Tensor]:
@@ -50,11 +61,11 @@ class Packed(nn.Module):
             self._parameters[name] = nn.Parameter(tensor, requires_grad=False)
 
     def quantized(self) -> Quantized:
-        """The codes, scales and zero points this layer holds."""
-        return unpack(self.fmt, self.grid, self.parts, self.shape)
+        """All that this layer holds."""
+        return self.matrix.quantized()
 
     def dequantize(self, dtype: torch.dtype) -> Tensor:
-        """The dense weight [out, in]."""
+        """The dense weight [out, in] for the input as it comes: rounding of activations is lost."""
         return dense(self.quantized(), dtype)
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
@@ -78,7 +89,7 @@ class QLinear(Packed, nn.Linear):
         out_features: int,
         bias: bool,
         *,
-        grid: Grid,
+        encoding: Encoding,
         fmt: Format,
         scale_dtype: torch.dtype,
         dtype: torch.dtype,
@@ -87,7 +98,7 @@ class QLinear(Packed, nn.Linear):
     ) -> None:
         nn.Module.__init__(self)
         self.in_features, self.out_features, self.transposed = in_features, out_features, transposed
-        self._declare((out_features, in_features), grid, fmt, scale_dtype, dtype, device)
+        self._declare((out_features, in_features), encoding, fmt, scale_dtype, dtype, device)
         self.register_parameter("bias", None)
         if bias:
             declare(self, {"bias": ((out_features,), dtype)}, device)
@@ -95,13 +106,13 @@ class QLinear(Packed, nn.Linear):
     @classmethod
     def from_quantized(cls, Q: Quantized, bias: Tensor | None, fmt: Format, dtype: torch.dtype) -> Self:
         """A layer that holds Q.  Raises FormatError if the format cannot store it."""
-        formats.check(fmt.name, {"this layer": (Q.grid, Q.shape, "linear")})
+        formats.check(fmt.name, {"this layer": (Q.encoding, Q.shape, "linear")})
         out_features, in_features = Q.shape
         layer = cls(
             in_features,
             out_features,
             bias is not None,
-            grid=Q.grid,
+            encoding=fmt.keeps(Q.encoding),
             fmt=fmt,
             scale_dtype=Q.scale.dtype,
             dtype=dtype,
@@ -144,7 +155,7 @@ class QLinear(Packed, nn.Linear):
 
     def extra_repr(self) -> str:
         sizes = f"in_features={self.in_features}, out_features={self.out_features}"
-        return f"{sizes}, bias={self.bias is not None}, {self.grid}, {self.fmt.name}"
+        return f"{sizes}, bias={self.bias is not None}, {self.encoding}, {self.fmt.name}"
 
 
 class QEmbedding(Packed, nn.Embedding):
@@ -159,7 +170,7 @@ class QEmbedding(Packed, nn.Embedding):
         num_embeddings: int,
         embedding_dim: int,
         *,
-        grid: Grid,
+        encoding: Encoding,
         fmt: Format,
         scale_dtype: torch.dtype,
         dtype: torch.dtype,
@@ -170,9 +181,9 @@ class QEmbedding(Packed, nn.Embedding):
     ) -> None:
         nn.Module.__init__(self)
         shape = (num_embeddings, embedding_dim)
-        formats.check(fmt.name, {"this embedding": (grid, shape, "embedding")})
+        formats.check(fmt.name, {"this embedding": (encoding, shape, "embedding")})
         self.num_embeddings, self.embedding_dim, self.padding_idx = num_embeddings, embedding_dim, padding_idx
-        self._declare(shape, grid, fmt, scale_dtype, dtype, device)
+        self._declare(shape, encoding, fmt, scale_dtype, dtype, device)
         self.factor, self.round_factor = factor, round_factor
         # the dense module this one stands for, without weights; in a tuple, so that it is no submodule
         self.origin: tuple[nn.Module] | None = None
@@ -180,7 +191,7 @@ class QEmbedding(Packed, nn.Embedding):
     @classmethod
     def from_quantized(cls, Q: Quantized, fmt: Format, dtype: torch.dtype) -> Self:
         """A table that holds Q.  Raises FormatError if the format cannot store it."""
-        table = cls(*Q.shape, grid=Q.grid, fmt=fmt, scale_dtype=Q.scale.dtype, dtype=dtype)
+        table = cls(*Q.shape, encoding=Q.encoding, fmt=fmt, scale_dtype=Q.scale.dtype, dtype=dtype)
         table.fill(Q)
         return table
 
@@ -191,4 +202,4 @@ class QEmbedding(Packed, nn.Embedding):
         return values
 
     def extra_repr(self) -> str:
-        return f"{self.num_embeddings}, {self.embedding_dim}, {self.grid}, {self.fmt.name}"
+        return f"{self.num_embeddings}, {self.embedding_dim}, {self.encoding}, {self.fmt.name}"

@@ -1,30 +1,77 @@
 """Packed components -> dense weight.  What every kernel is compared with, and the fallback of all of them."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import lru_cache
 
 import torch
 from torch import Tensor
 
-from ..tensors.formats import Format
+from ..tensors import formats
+from ..tensors.encoding import Encoding
+from ..tensors.formats import Extras, Format
 from ..tensors.grid import Grid
 from ..tensors.layer import Quantized
+from . import cache
 
 # Elements decoded at a time: the float32 temporaries of a chunk stay in the cache of a core.
 CHUNK = 1 << 19
 
 
-def component_names(fmt: Format, grid: Grid, in_features: int) -> tuple[str, ...]:
+@lru_cache(maxsize=4096)
+def component_names(fmt: str, encoding: Encoding, in_features: int) -> tuple[str, ...]:
     """The components of a format in the order in which the operators take them."""
-    return tuple(fmt.spec(grid, (1, in_features), torch.float32))
+    return tuple(formats.load(fmt).spec(encoding, (1, in_features), torch.float32))
 
 
-def unpack(fmt: Format, grid: Grid, parts: Sequence[Tensor], shape: tuple[int, int]) -> Quantized:
-    """Components in `component_names` order -> the weight [out, in] on its grid."""
-    return fmt.unpack(dict(zip(component_names(fmt, grid, shape[1]), parts, strict=True)), grid, shape)
+@dataclass(frozen=True)
+class Matrix:
+    """A packed weight [out, in] as the operators are given it; `index` chooses an expert of stacked parts."""
+
+    parts: Sequence[Tensor]
+    fmt: Format
+    encoding: Encoding
+    shape: tuple[int, int]
+    index: int | None = None
+
+    @property
+    def named(self) -> Mapping[str, Tensor]:
+        """Components by name."""
+        chosen = self.parts if self.index is None else [part[self.index] for part in self.parts]
+        return dict(zip(component_names(self.fmt.name, self.encoding, self.shape[1]), chosen, strict=True))
+
+    @property
+    def extras(self) -> Extras:
+        """What is stored beside the weights, as it is."""
+        return self.fmt.extras(self.named, self.encoding)
+
+    def quantized(self) -> Quantized:
+        """All that is stored."""
+        return self.fmt.unpack(self.named, self.encoding, self.shape)
+
+    def base(self) -> Quantized:
+        """The weights alone, without a mask.  Of sparse ones the codes are remembered: to place them takes long."""
+        if self.encoding.sparsity is None:
+            return self.quantized().base
+        kept: _Kept = cache.derive(self.parts, ("base", self.index), lambda: _Kept(self.quantized().base.filled))
+        return kept.Q
+
+    def dense(self, dtype: torch.dtype) -> Tensor:
+        """[out, in], with all that changes the weight."""
+        return dense(self.quantized(), dtype)
+
+
+@dataclass(frozen=True)
+class _Kept:
+    Q: Quantized
+
+    @property
+    def nbytes(self) -> int:
+        return self.Q.codes.nbytes
 
 
 def dense(Q: Quantized, dtype: torch.dtype) -> Tensor:
-    """`Q.dequantize().to(dtype)`, bit for bit, without its float32 copies of the whole matrix.
+    """`Q.dequantize().to(dtype)` without its float32 copies of the whole matrix; bit for bit but for a low rank.
 
     Returns [out, in] in `dtype`.
     """
@@ -32,14 +79,19 @@ def dense(Q: Quantized, dtype: torch.dtype) -> Tensor:
     W = torch.empty(out_features, in_features, dtype=dtype, device=Q.codes.device)
     step = max(1, CHUNK // max(in_features, 1))
     for a in range(0, out_features, step):
-        rows = slice(a, a + step)
-        W[rows] = _decode(Q.codes[rows], Q.scale[rows], Q.zero_point[rows], Q.grid)
+        part = Q.rows(slice(a, a + step))
+        rows = _decode(part.codes, part.scale, part.zero_point, part.grid)
+        if part.mask is not None:
+            rows = rows * part.mask
+        if part.low_rank is not None:
+            rows = rows + part.low_rank.dense()
+        W[a : a + step] = rows if part.input_scale is None else rows / part.input_scale
     return W
 
 
 def _decode(codes: Tensor, scale: Tensor, zero: Tensor, grid: Grid) -> Tensor:
     columns = grid.columns(codes.shape[1])
-    if codes.shape[1] % columns:
+    if grid.is_float or codes.shape[1] % columns:
         return grid.decode(codes, scale, zero)
     grouped = codes.float().unflatten(1, (-1, columns))
     return grouped.sub_(zero[..., None]).mul_(scale[..., None].float()).flatten(1)

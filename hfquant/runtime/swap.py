@@ -8,8 +8,8 @@ from torch import Tensor, nn
 
 from ..errors import FormatError
 from ..tensors import formats
+from ..tensors.encoding import Encoding
 from ..tensors.formats import Format, Wire
-from ..tensors.grid import Grid
 from . import cache
 from .experts import QExperts, dequantize_experts_, is_experts, swap_experts
 from .nn import Packed, QEmbedding, QLinear
@@ -39,7 +39,7 @@ def _is_conv1d(module: nn.Module) -> bool:
 
 
 def swap(model: nn.Module, wire: Wire) -> list[str]:
-    """Replace, on meta, every module the wire has a grid for; returns their names.
+    """Replace, on meta, every module the wire has an encoding for; returns their names.
 
     Modules whose weight is tied to a replaced embedding are replaced too, and share its parameters.  A module
     named exactly in the wire must be replaceable (FormatError); one that only matches a pattern and is not
@@ -48,8 +48,8 @@ def swap(model: nn.Module, wire: Wire) -> list[str]:
     fmt, tied = formats.load(wire.format), tied_modules(model)
     swapped = []
     for name, module in list(model.named_modules()):
-        grid = wire.grid(name) if name not in tied else None
-        if grid is None or isinstance(module, (Packed, QExperts)):
+        encoding = wire.encoding(name) if name not in tied else None
+        if encoding is None or isinstance(module, (Packed, QExperts)):
             continue
         exact, what = name in wire.layers, kind(module)
         if what is None or (not exact and what == "embedding"):
@@ -57,10 +57,10 @@ def swap(model: nn.Module, wire: Wire) -> list[str]:
                 raise FormatError(f"{name} ({type(module).__name__}) cannot be compressed", "remove it from the recipe")
             continue
         if what == "experts":
-            swap_experts(module, grid, fmt, wire.scale_dtype)
+            swap_experts(module, encoding, fmt, wire.scale_dtype)
         else:
-            formats.check(fmt.name, {name: (grid, _shape(module), what)})
-            model.set_submodule(name, _packed(module, grid, fmt, wire.scale_dtype))
+            formats.check(fmt.name, {name: (encoding, _shape(module), what)})
+            model.set_submodule(name, _packed(module, encoding, fmt, wire.scale_dtype))
         swapped.append(name)
     return swapped + [name for name, source in tied.items() if _share(model, name, source, wire)]
 
@@ -71,11 +71,11 @@ def _shape(module: nn.Module) -> tuple[int, int]:
     return (columns, rows) if _is_conv1d(module) else (rows, columns)
 
 
-def _packed(module: nn.Module, grid: Grid, fmt: Format, scale_dtype: torch.dtype) -> Packed:
+def _packed(module: nn.Module, encoding: Encoding, fmt: Format, scale_dtype: torch.dtype) -> Packed:
     """An empty packed layer on meta in the place of a dense one."""
     out_features, in_features = _shape(module)
     common: dict[str, Any] = {
-        "grid": grid,
+        "encoding": encoding,
         "fmt": fmt,
         "scale_dtype": scale_dtype,
         "dtype": cast(Tensor, module.weight).dtype,
@@ -137,7 +137,7 @@ def _share(model: nn.Module, name: str, source: str, wire: Wire) -> bool:
         return False
     if not isinstance(module, Packed):
         scale_dtype = owner.parts[1].dtype
-        module = _packed(module, owner.grid, owner.fmt, scale_dtype)
+        module = _packed(module, owner.encoding, owner.fmt, scale_dtype)
         model.set_submodule(name, module)
     share(module, owner)
     keys = getattr(model, "all_tied_weights_keys", None)

@@ -58,6 +58,11 @@ class Encoding:
     activations: Activations | None = None
     scaled_input: bool = False
 
+    @classmethod
+    def of(cls, grid: "Grid | Encoding") -> "Encoding":
+        """A grid stands for itself and nothing else."""
+        return grid if isinstance(grid, Encoding) else cls(grid)
+
     @property
     def plain(self) -> bool:
         """Whether this is a grid and nothing else: what every wire format can say."""

@@ -1,5 +1,6 @@
 """What the methods pass to each other: one linear layer on its way from W to what is stored of it."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import torch
@@ -77,6 +78,32 @@ class Quantized:
         if self.low_rank is not None:
             W = W + self.low_rank.dense()
         return W if self.input_scale is None else W / self.input_scale
+
+    @property
+    def filled(self) -> "Quantized":
+        """The same weights without a mask: those not kept get the code that decodes to zero."""
+        if self.mask is None:
+            return self
+        nothing = (
+            self.grid.expand(self.zero_point, self.shape[1]) if not self.grid.is_float else self.codes.new_zeros(())
+        )
+        return replace(self, codes=torch.where(self.mask, self.codes, nothing), mask=None, pattern=None)
+
+    @property
+    def base(self) -> "Quantized":
+        """The weights alone: without low rank, input scale and activations."""
+        return replace(
+            self, low_rank=None, input_scale=None, activations=None, activation_scale=None, activation_zero=None
+        )
+
+    @classmethod
+    def concatenate(cls, parts: "Sequence[Quantized]") -> "Quantized":
+        """The rows of all one after the other (experts, pieces of a table); they must have no low rank."""
+        mask = None if parts[0].mask is None else torch.cat([Q.mask for Q in parts if Q.mask is not None])
+        codes, scale, zero_point = (
+            torch.cat([getattr(Q, name) for Q in parts]) for name in ("codes", "scale", "zero_point")
+        )
+        return replace(parts[0], codes=codes, scale=scale, zero_point=zero_point, mask=mask)
 
     def rows(self, rows: slice) -> "Quantized":
         """The part of it that makes these rows of the output."""

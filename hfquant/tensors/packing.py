@@ -1,4 +1,4 @@
-"""Codes of 1 to 8 bits in int32 words: dense bit streams, and bit planes.
+"""Codes of 1 to 8 bits in int32 words: dense bit streams, and bit planes; which weights are kept, as bits.
 
 A stream is what compressed-tensors and GPTQ store: code i occupies bits i·b .. i·b + b − 1 of its row, least
 significant first, so a 3-bit code may straddle two words.  Planes are what hfquant's native format stores: a
@@ -7,6 +7,8 @@ ever straddles a byte.
 """
 
 import math
+from functools import lru_cache
+from itertools import combinations
 
 import torch
 import torch.nn.functional as F
@@ -103,3 +105,44 @@ def unpack_planes(packed: Tensor, bits: int, n: int) -> Tensor:
         codes |= unpack_stream(packed[:, at : at + size], width, n) << shift
         at, shift = at + size, shift + width
     return codes
+
+
+def pack_mask(mask: Tensor) -> Tensor:
+    """bool [rows, n] -> uint8 [rows, ⌈n/8⌉]: one bit per weight, the first in the lowest bit."""
+    octets = pack_stream(mask.to(torch.uint8), 1).view(torch.uint8)
+    return octets[:, : math.ceil(mask.shape[1] / 8)].contiguous()
+
+
+def unpack_mask(packed: Tensor, n: int) -> Tensor:
+    """The inverse of `pack_mask`.  uint8 [rows, ⌈n/8⌉] -> bool [rows, n]"""
+    return _spread(packed.contiguous(), 1)[:, :n].bool()
+
+
+def index_bits(n: int, m: int) -> int:
+    """Bits that say which n of m are kept: 3 for 2 of 4, which can be so in six ways."""
+    return max(1, (math.comb(m, n) - 1).bit_length())
+
+
+@lru_cache
+def choices(n: int, m: int) -> Tensor:
+    """Every way to keep n of m, in the order in which they are numbered.  bool [C(m, n), m]"""
+    places = list(combinations(range(m), n))
+    table = torch.zeros(len(places), m, dtype=torch.bool)
+    return table.scatter_(1, torch.tensor(places), True)
+
+
+def pack_choices(mask: Tensor, n: int, m: int) -> Tensor:
+    """Which n of each m are kept, as the number of the choice.  m ≤ 8.
+
+    mask bool [rows, k·m], n True in every m -> int32 [rows, plane_words(k, index_bits(n, m))]
+    """
+    value = 2 ** torch.arange(m)
+    number = torch.zeros(2**m, dtype=torch.uint8)
+    number[(choices(n, m) * value).sum(1)] = torch.arange(math.comb(m, n), dtype=torch.uint8)
+    return pack_planes(number[(mask.unflatten(1, (-1, m)) * value).sum(2)], index_bits(n, m))
+
+
+def unpack_choices(packed: Tensor, n: int, m: int, columns: int) -> Tensor:
+    """The inverse of `pack_choices`.  int32 [rows, words] -> bool [rows, columns]"""
+    chosen = unpack_planes(packed, index_bits(n, m), columns // m).int()
+    return choices(n, m).to(packed.device)[chosen].flatten(1)

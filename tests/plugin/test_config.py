@@ -10,6 +10,7 @@ from transformers.quantizers.auto import AutoQuantizationConfig
 from hfquant.errors import FormatError, RecipeError
 from hfquant.plugin import HfQuantConfig
 from hfquant.tensors import formats
+from hfquant.tensors.encoding import Encoding
 from hfquant.tensors.formats import Wire
 from hfquant.tensors.grid import Grid
 
@@ -47,7 +48,7 @@ def test_a_compressed_model_is_described_by_the_formats_own_dict(format: str) ->
     config = HfQuantConfig.from_dict({"quant_method": "hfquant", "checkpoint": written})
     assert config.to_dict() == written
     assert config.wire is not None
-    assert config.wire.layers == layers
+    assert config.wire.layers == {name: Encoding(grid) for name, grid in layers.items()}
     assert dict(config) == written
 
 

@@ -40,7 +40,7 @@ def test_kernel_groups_cover_every_row(bits: int) -> None:
         group, _, _ = cpu.kernel_groups(layer.grid, in_features)
         assert group == expected
         x = torch.randn(3, in_features).bfloat16()
-        y = cpu.linear(x, layer.parts, "native", layer.grid, layer.shape)
+        y = cpu.linear(x, layer.matrix)
         assert y is not None
         exact = x.double() @ layer.quantized().dequantize().double().T
         assert ((y - exact).abs() <= bound(x, layer.quantized(), y)).all()

@@ -12,8 +12,11 @@ from hfquant.runtime import cache
 from hfquant.runtime.experts import QExperts, is_experts, refuses, swap_experts
 from hfquant.runtime.swap import dequantize_, swap
 from hfquant.tensors import formats
+from hfquant.tensors.activations import fake_quantize
+from hfquant.tensors.encoding import Encoding
 from hfquant.tensors.formats import Wire
 from hfquant.tensors.grid import Grid
+from tests.encoded import encode
 
 from .rounding import fill
 
@@ -54,7 +57,7 @@ def experts_of(model: nn.Module) -> tuple[str, nn.Module]:
 def test_forward_is_the_dense_class(family: str, fmt: str, grid: Grid, dtype: torch.dtype) -> None:
     _, source = experts_of(model_of(family))
     experts, dense = copy.deepcopy(source).to(dtype), copy.deepcopy(source).to(dtype)
-    swap_experts(experts, grid, formats.load(fmt), torch.float16)
+    swap_experts(experts, Encoding(grid), formats.load(fmt), torch.float16)
     fill(experts, source)
     for param in experts.packed:
         getattr(dense, param).data = experts.dequantize(param, dtype)
@@ -72,7 +75,7 @@ def test_forward_is_the_dense_class(family: str, fmt: str, grid: Grid, dtype: to
 def test_a_sentinel_contributes_nothing(has_bias: bool) -> None:
     _, experts = experts_of(model_of("mixtral"))
     source = copy.deepcopy(experts)
-    swap_experts(experts, Grid(4, 32, True), formats.load("native"), torch.float16)
+    swap_experts(experts, Encoding(Grid(4, 32, True)), formats.load("native"), torch.float16)
     fill(experts, source)
     experts.has_bias = has_bias
     experts.gate_up_proj_bias, experts.down_proj_bias = (nn.Parameter(torch.randn(4, n)) for n in (192, 64))
@@ -84,7 +87,7 @@ def test_a_sentinel_contributes_nothing(has_bias: bool) -> None:
 def test_biases_are_added() -> None:
     _, experts = experts_of(model_of("mixtral"))
     source = copy.deepcopy(experts)
-    swap_experts(experts, Grid(8, 32, True), formats.load("native"), torch.float16)
+    swap_experts(experts, Encoding(Grid(8, 32, True)), formats.load("native"), torch.float16)
     fill(experts, source)
     experts.has_bias = True
     first, second = torch.randn(4, 192), torch.randn(4, 64)
@@ -101,7 +104,7 @@ def test_biases_are_added() -> None:
 def test_parameter_names(fmt: str, suffixes: tuple[str, ...]) -> None:
     with torch.device("meta"):
         _, experts = experts_of(model_of("mixtral"))
-    swap_experts(experts, Grid(4, 32, True), formats.load(fmt), torch.float16)
+    swap_experts(experts, Encoding(Grid(4, 32, True)), formats.load(fmt), torch.float16)
     names = {param + suffix for param in ("gate_up_proj", "down_proj") for suffix in suffixes}
     assert set(experts._parameters) == names
     assert all(p.is_meta and p._is_hf_initialized for p in experts.parameters())
@@ -135,7 +138,7 @@ def test_a_cached_pack_follows_its_expert() -> None:
     """Packs are kept per expert; changing one expert's scale drops them all."""
     _, experts = experts_of(model_of("mixtral"))
     source = copy.deepcopy(experts)
-    swap_experts(experts.bfloat16(), Grid(4, 32, True), formats.load("native"), torch.float16)
+    swap_experts(experts.bfloat16(), Encoding(Grid(4, 32, True)), formats.load("native"), torch.float16)
     fill(experts, source)
     x, weights = torch.randn(1, 64).bfloat16(), torch.ones(1, 1).bfloat16()
     first, second = (experts(x, torch.tensor([[e]]), weights) for e in (0, 1))
@@ -149,10 +152,45 @@ def test_a_cached_pack_follows_its_expert() -> None:
 def test_what_cannot_be_packed_says_why() -> None:
     _, experts = experts_of(model_of("mixtral"))
     with pytest.raises(FormatError, match="`gptq` cannot store gate_up_proj"):
-        swap_experts(experts, Grid(4, 32, True), formats.load("gptq"), torch.float16)
+        swap_experts(experts, Encoding(Grid(4, 32, True)), formats.load("gptq"), torch.float16)
     assert refuses(experts) is None
     experts.is_transposed = True
     with pytest.raises(
         FormatError, match="the experts of MixtralExperts cannot be compressed: its matrices are stored transposed"
     ):
-        swap_experts(experts, Grid(4, 32, True), formats.load("native"), torch.float16)
+        swap_experts(experts, Encoding(Grid(4, 32, True)), formats.load("native"), torch.float16)
+
+
+@pytest.mark.parametrize("text", ["w4g32sym-2of4", "w16sym-2of4", "w8sym-a8token", "w4g32-2of4-a8tokenasym"])
+@pytest.mark.parametrize("family", CONFIGS)
+def test_sparse_experts_with_rounded_inputs(family: str, text: str) -> None:
+    """Every projection reads what it is given rounded."""
+    encoding = Encoding.parse(text)
+    _, source = experts_of(model_of(family))
+    experts = copy.deepcopy(source)
+    swap_experts(experts, encoding, formats.load("native"), torch.float16)
+    for param in experts.packed:
+        experts.fill(param, [encode(W, encoding) for W in getattr(source, param).detach()])
+    x = torch.randn(9, 64)
+    index = torch.stack([torch.randperm(4)[:2] for _ in range(9)])
+    weights = torch.rand(9, 2)
+
+    def read(x: torch.Tensor) -> torch.Tensor:
+        return x if encoding.activations is None else fake_quantize(x, encoding.activations)
+
+    expected = torch.zeros(9, 64)
+    first, second = (experts.dequantize(param, torch.float32) for param in ("gate_up_proj", "down_proj"))
+    for token, row in enumerate(index.tolist()):
+        for k, e in enumerate(row):
+            gate, up = (read(x[token, None]) @ first[e].T).chunk(2, -1)
+            inner = experts.act_fn(gate) * up
+            expected[token] += weights[token, k] * (read(inner) @ second[e].T)[0]
+    torch.testing.assert_close(experts(x, index, weights), expected, rtol=1e-4, atol=1e-6)
+
+
+def test_what_experts_cannot_have_is_refused_before_work() -> None:
+    _, experts = experts_of(model_of("mixtral"))
+    for text in ("w4g32sym-r4", "w4g32sym-kept100", "w4g32sym-s", "w8sym-a8static"):
+        with pytest.raises(FormatError, match="`native` cannot store gate_up_proj"):
+            swap_experts(experts, Encoding.parse(text), formats.load("native"), torch.float16)
+    assert not isinstance(experts, QExperts)

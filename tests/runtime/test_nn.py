@@ -11,6 +11,7 @@ from hfquant.errors import FormatError
 from hfquant.runtime.nn import QEmbedding, QLinear
 from hfquant.runtime.swap import share
 from hfquant.tensors import formats
+from hfquant.tensors.encoding import Encoding
 from hfquant.tensors.grid import Grid
 
 from .rounding import bound, random
@@ -22,7 +23,7 @@ SHAPES = ((64, 96), (40, 100), (32, 576))  # even; nothing divides it; ragged in
 def grids(fmt: str, bits: int) -> list[tuple[Grid, tuple[int, int]]]:
     """Everything a format can store at a width."""
     every = [(Grid(bits, g, s), shape) for g in GROUPS for s in (True, False) for shape in SHAPES]
-    return [(g, shape) for g, shape in every if formats.load(fmt).refuses(g, shape, "linear") is None]
+    return [(g, shape) for g, shape in every if formats.load(fmt).refuses(Encoding(g), shape, "linear") is None]
 
 
 @pytest.mark.parametrize("bits", range(2, 9))
@@ -68,11 +69,13 @@ def test_batched_and_empty_inputs() -> None:
     ],
 )
 def test_parameters_are_the_formats_components(fmt: str, grid: Grid, names: set[str]) -> None:
-    layer = QLinear(64, 32, True, grid=grid, fmt=formats.load(fmt), scale_dtype=torch.float16, dtype=torch.float32)
+    layer = QLinear(
+        64, 32, True, encoding=Encoding(grid), fmt=formats.load(fmt), scale_dtype=torch.float16, dtype=torch.float32
+    )
     params = dict(layer.named_parameters())
     assert set(params) == names | {"bias"}
     assert all(p.is_meta and not p.requires_grad and p._is_hf_initialized for p in params.values())
-    spec = formats.load(fmt).spec(grid, (32, 64), torch.float16)
+    spec = formats.load(fmt).spec(Encoding(grid), (32, 64), torch.float16)
     assert {n: (tuple(params[n].shape), params[n].dtype) for n in names} == spec
     assert isinstance(layer, nn.Linear)
     assert (layer.in_features, layer.out_features) == (64, 32)
@@ -147,7 +150,7 @@ def test_embedding_refuses_ids_outside_the_table() -> None:
 def test_tied_head_shares_the_tables_storage() -> None:
     Q = random(50, 64, Grid(4, 32, False))
     table = QEmbedding.from_quantized(Q, formats.load("native"), torch.float32)
-    head = QLinear(64, 50, False, grid=Q.grid, fmt=table.fmt, scale_dtype=torch.float16, dtype=torch.float32)
+    head = QLinear(64, 50, False, encoding=Q.encoding, fmt=table.fmt, scale_dtype=torch.float16, dtype=torch.float32)
     share(head, table)
     assert all(a is b for a, b in zip(head.parts, table.parts, strict=True))
     x = torch.randn(3, 64)

@@ -12,6 +12,7 @@ from hfquant.runtime.kernels import cpu
 from hfquant.runtime.nn import QEmbedding, QLinear
 from hfquant.runtime.reference import dense
 from hfquant.tensors import formats
+from hfquant.tensors.encoding import Encoding
 from hfquant.tensors.grid import Grid
 
 from .rounding import random, rounded
@@ -24,7 +25,7 @@ def arguments(fmt: str, shape: tuple[int, int] = (32, 96), experts: int = 0) -> 
     grid = GRIDS[fmt]
     packed = [formats.load(fmt).pack(random(*shape, grid, seed)) for seed in range(max(experts, 1))]
     parts = [torch.stack([p[c] for p in packed]) if experts else packed[0][c] for c in packed[0]]
-    return parts, fmt, grid.bits, grid.group_size, grid.symmetric, shape[0]
+    return parts, fmt, str(Encoding(grid)), shape[0]
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])

@@ -12,6 +12,7 @@ from hfquant.errors import FormatError
 from hfquant.runtime.nn import Packed, QEmbedding, QLinear
 from hfquant.runtime.swap import dequantize_, kind, swap, tied_modules
 from hfquant.tensors import formats
+from hfquant.tensors.encoding import Encoding
 from hfquant.tensors.formats import Wire
 from hfquant.tensors.grid import Grid
 
@@ -139,6 +140,11 @@ def test_kinds() -> None:
     positions = transformers.models.bart.modeling_bart.BartLearnedPositionalEmbedding(4, 4)
     assert kind(positions) is None  # looks up something else than it is given
     layer = QEmbedding(
-        4, 32, grid=Grid(4, 32), fmt=formats.load("native"), scale_dtype=torch.float16, dtype=torch.float32
+        4,
+        32,
+        encoding=Encoding(Grid(4, 32)),
+        fmt=formats.load("native"),
+        scale_dtype=torch.float16,
+        dtype=torch.float32,
     )
     assert kind(layer) is None

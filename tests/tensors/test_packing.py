@@ -1,12 +1,20 @@
+import math
+
 import pytest
 import torch
 from torch import Tensor
 
 from hfquant.tensors.packing import (
+    choices,
+    index_bits,
+    pack_choices,
+    pack_mask,
     pack_planes,
     pack_stream,
     plane_words,
     planes,
+    unpack_choices,
+    unpack_mask,
     unpack_planes,
     unpack_stream,
     words,
@@ -97,3 +105,26 @@ def test_packs_what_is_not_contiguous(bits: int) -> None:
         assert torch.equal(unpack_planes(pack_planes(view, bits), bits, view.shape[1]), view)
         transposed = pack_stream(view, bits).T.contiguous().T
         assert torch.equal(unpack_stream(transposed, bits, view.shape[1]), view)
+
+
+@pytest.mark.parametrize("n", COUNTS)
+def test_masks_take_a_bit_each(n: int) -> None:
+    mask = codes(3, n, 1).bool()
+    packed = pack_mask(mask)
+    assert packed.shape == (3, -(-n // 8))
+    assert [int(packed[0, i // 8]) >> i % 8 & 1 for i in range(n)] == mask[0].int().tolist()
+    assert torch.equal(unpack_mask(packed, n), mask)
+
+
+@pytest.mark.parametrize(
+    ("n", "m", "bits"), [(2, 4, 3), (1, 4, 2), (1, 2, 1), (4, 8, 7), (2, 8, 5), (3, 6, 5), (5, 5, 1)]
+)
+def test_every_choice_has_a_number_of_its_own(n: int, m: int, bits: int) -> None:
+    table = choices(n, m)
+    assert bool((table.sum(1) == n).all())
+    assert len({tuple(row) for row in table.tolist()}) == math.comb(m, n) == len(table)
+    assert index_bits(n, m) == bits
+    every = torch.cat([table.flatten(), table.flip(0).flatten()]).view(2, -1)
+    packed = pack_choices(every, n, m)
+    assert packed.shape == (2, plane_words(len(table), bits))
+    assert torch.equal(unpack_choices(packed, n, m, every.shape[1]), every)

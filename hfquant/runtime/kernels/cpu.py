@@ -30,11 +30,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ...tensors import formats
 from ...tensors.grid import Grid
 from ...tensors.layer import Quantized
 from .. import cache
-from ..reference import unpack
+from ..reference import Matrix
 
 GROUPS = (256, 128, 64, 32)  # columns that may share a scale in the kernel
 ROWS = 16  # out_features the kernel handles together
@@ -152,6 +151,8 @@ def _interleave(scale: Tensor, offset: Tensor) -> Tensor:
 
 def refuses(x: Tensor, parts: Sequence[Tensor], grid: Grid) -> str | None:
     """Why the kernel does not take x [..., in]; None if it does."""
+    if grid.is_float:
+        return "weights are not quantized"
     if x.device.type != "cpu" or parts[0].device.type != "cpu":
         return f"activations on {x.device}, weights on {parts[0].device}"
     wanted = os.environ.get("HFQUANT_KERNELS", "auto")
@@ -169,35 +170,27 @@ def refuses(x: Tensor, parts: Sequence[Tensor], grid: Grid) -> str | None:
     return None
 
 
-def linear(
-    x: Tensor, parts: Sequence[Tensor], fmt: str, grid: Grid, shape: tuple[int, int], index: int | None = None
-) -> Tensor | None:
-    """x Wᵀ, or None where the reference must do it.
-
-    x [..., in] -> [..., out].  `index` chooses an expert: every part then has a leading expert dimension.
-    """
-    reason = refuses(x, parts, grid)
-    if os.environ.get("HFQUANT_EXPLAIN") == "1":
-        _explain(fmt, grid, shape, x, reason)
+def linear(x: Tensor, matrix: Matrix) -> Tensor | None:
+    """x Wᵀ with the weights alone, or None where the reference must do it.  x [..., in] -> [..., out]"""
+    reason = refuses(x, matrix.parts, matrix.encoding.grid)
+    explain(matrix, x, "the 4-bit kernel" if reason is None else f"the reference ({reason})")
     if reason is not None:
         return None
-
-    def make() -> Pack:
-        chosen = parts if index is None else [part[index] for part in parts]
-        return prepare(unpack(formats.load(fmt), grid, chosen, shape))
-
-    pack: Pack = cache.derive(parts, index, make)
-    y = pack(x.reshape(-1, shape[1]).to(torch.bfloat16))
-    return y.view(*x.shape[:-1], shape[0]).to(x.dtype)
+    pack: Pack = cache.derive(matrix.parts, matrix.index, lambda: prepare(matrix.quantized().filled))
+    y = pack(x.reshape(-1, matrix.shape[1]).to(torch.bfloat16))
+    return y.view(*x.shape[:-1], matrix.shape[0]).to(x.dtype)
 
 
 _EXPLAINED: set[str] = set()
 
 
-def _explain(fmt: str, grid: Grid, shape: tuple[int, int], x: Tensor, reason: str | None) -> None:
-    """Say once per layer shape which path it takes."""
-    path = "the 4-bit kernel" if reason is None else f"the reference ({reason})"
-    line = f"hfquant: {fmt} {grid} {shape[0]}x{shape[1]}, {str(x.dtype).removeprefix('torch.')}: {path}"
+def explain(matrix: Matrix, x: Tensor, path: str) -> None:
+    """With HFQUANT_EXPLAIN=1, say once per layer shape which path it takes."""
+    if os.environ.get("HFQUANT_EXPLAIN") != "1":
+        return
+    out_features, in_features = matrix.shape
+    dtype = str(x.dtype).removeprefix("torch.")
+    line = f"hfquant: {matrix.fmt.name} {matrix.encoding} {out_features}x{in_features}, {dtype}: {path}"
     if line not in _EXPLAINED:
         _EXPLAINED.add(line)
         print(line, file=sys.stderr)

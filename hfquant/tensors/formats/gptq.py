@@ -8,27 +8,32 @@ Components of a weight [out, in]:
 
 The first version of the format stores zero points minus one, which wraps for a zero point of 0: symmetric grids
 (zero point 2^(bits − 1)) are written in version 1, which every reader knows, the others in version 2, which
-stores them as they are.
+stores them as they are.  Weights that a mask drops are stored as the code that decodes to zero.
 """
 
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from ...errors import FormatError
+from ..encoding import Encoding
 from ..grid import Grid
 from ..layer import Quantized
 from ..packing import pack_stream, unpack_stream
-from . import Spec, Wire
+from . import Extras, Spec, Wire
 
 
 class Gptq:
     name = "gptq"
     quant_method = "gptq"
 
-    def refuses(self, grid: Grid, shape: tuple[int, int], kind: str) -> str | None:
+    def refuses(self, encoding: Encoding, shape: tuple[int, int], kind: str) -> str | None:
+        grid = encoding.grid
+        if not self.keeps(encoding).plain:
+            return "it stores weights and nothing else"
         if kind not in ("linear", "conv1d"):
             return f"its readers expect linear layers, not {kind}"
         if grid.bits not in (2, 3, 4, 8):
@@ -39,8 +44,11 @@ class Gptq:
             return f"group {grid.group_size} does not divide {shape[1]} columns"
         return None
 
-    def spec(self, grid: Grid, shape: tuple[int, int], scale_dtype: torch.dtype) -> Spec:
-        out_features, in_features = shape
+    def keeps(self, encoding: Encoding) -> Encoding:
+        return replace(encoding, sparsity=None)
+
+    def spec(self, encoding: Encoding, shape: tuple[int, int], scale_dtype: torch.dtype) -> Spec:
+        (out_features, in_features), grid = shape, encoding.grid
         groups = grid.groups(in_features)
         return {
             "qweight": ((in_features * grid.bits // 32, out_features), torch.int32),
@@ -53,14 +61,14 @@ class Gptq:
         in_features = Q.shape[1]
         stored = Q.zero_point - 1 if Q.grid.symmetric else Q.zero_point
         return {
-            "qweight": pack_stream(Q.codes, Q.grid.bits).T.contiguous(),
+            "qweight": pack_stream(Q.filled.codes, Q.grid.bits).T.contiguous(),
             "qzeros": pack_stream(stored.T.contiguous(), Q.grid.bits),
             "scales": Q.scale.to(torch.float16).T.contiguous(),
             "g_idx": torch.arange(in_features, dtype=torch.int32) // Q.grid.columns(in_features),
         }
 
-    def unpack(self, parts: Mapping[str, Tensor], grid: Grid, shape: tuple[int, int]) -> Quantized:
-        out_features, in_features = shape
+    def unpack(self, parts: Mapping[str, Tensor], encoding: Encoding, shape: tuple[int, int]) -> Quantized:
+        (out_features, in_features), grid = shape, encoding.grid
         zero = unpack_stream(parts["qzeros"], grid.bits, out_features).T
         if grid.symmetric:
             zero = zero + 1
@@ -71,8 +79,11 @@ class Gptq:
             grid=grid,
         )
 
+    def extras(self, parts: Mapping[str, Tensor], encoding: Encoding) -> Extras:
+        return Extras()
+
     def config(self, wire: Wire) -> dict[str, Any]:
-        (grid,) = set(wire.layers.values())
+        (grid,) = {encoding.grid for encoding in wire.layers.values()}
         return {
             "quant_method": self.quant_method,
             "bits": grid.bits,
@@ -97,7 +108,9 @@ class Gptq:
             )
         grid = Grid(config["bits"], config["group_size"], config["sym"])
         ignore = tuple(config.get("modules_to_not_convert") or ())
-        return Wire(format=self.name, layers={"*": grid}, ignore=ignore, scale_dtype=torch.float16, raw=config)
+        return Wire(
+            format=self.name, layers={"*": Encoding(grid)}, ignore=ignore, scale_dtype=torch.float16, raw=config
+        )
 
 
 FORMAT = Gptq()

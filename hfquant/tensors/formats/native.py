@@ -1,9 +1,11 @@
-"""hfquant's own format: any width, any group size, ragged last groups, embeddings, mixed grids.
+"""hfquant's own format: any width, any group size, ragged last groups, embeddings, mixed grids, and what else there is.
 
 Components of a weight [out, in]:
   weight             int8 [out, plane_words(in, bits), 4]   the int32 words of `packing.pack_planes`, as bytes
-  weight_scale       fp16/bf16/fp32 [out, groups]
+  weight_scale       fp16/bf16/fp32 [out, groups]           no columns on a grid of 16 bits, but still its type
   weight_zero_point  uint8 [out, groups]                    only where the grid is not symmetric
+  weight_index, weight_mask                                 of sparse weights: see `_values.py`
+  weight_u, weight_v, ...                                   low rank, input scale, static activations: `_beside.py`
 
 The packed tensor takes the name `weight` with another shape (three dimensions), so that a loader that does not
 know this format stops at the shape instead of generating garbage.  It is int8 because models look at
@@ -12,81 +14,85 @@ quantized weight.
 """
 
 from collections.abc import Mapping
+from dataclasses import asdict
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from ...errors import FormatError
+from ..encoding import Activations, Encoding, Sparsity
 from ..grid import Grid
 from ..layer import Quantized
-from ..packing import pack_planes, plane_words, unpack_planes
-from . import Spec, Wire
+from . import Extras, Spec, Wire, _beside, _values
 
-VERSION = 1
+PLAIN, VERSION = 1, 2  # what is written where every layer is a grid and nothing else, and otherwise
 
 
 class Native:
     name = "native"
     quant_method = "hfquant"
 
-    def refuses(self, grid: Grid, shape: tuple[int, int], kind: str) -> str | None:
-        return None
+    def refuses(self, encoding: Encoding, shape: tuple[int, int], kind: str) -> str | None:
+        return _values.refuses(encoding.sparsity, shape, kind) or _beside.refuses(encoding, kind)
 
-    def spec(self, grid: Grid, shape: tuple[int, int], scale_dtype: torch.dtype) -> Spec:
-        out_features, in_features = shape
-        groups = (out_features, grid.groups(in_features))
-        spec: Spec = {
-            "weight": ((out_features, plane_words(in_features, grid.bits), 4), torch.int8),
-            "weight_scale": (groups, scale_dtype),
-        }
-        if not grid.symmetric:
+    def keeps(self, encoding: Encoding) -> Encoding:
+        return encoding
+
+    def spec(self, encoding: Encoding, shape: tuple[int, int], scale_dtype: torch.dtype) -> Spec:
+        grid, groups = encoding.grid, (shape[0], encoding.grid.groups(shape[1]))
+        values = _values.spec(encoding, shape, scale_dtype)
+        spec: Spec = {"weight": values.pop("weight"), "weight_scale": (groups, scale_dtype)}
+        if _has_zero_points(grid):
             spec["weight_zero_point"] = (groups, torch.uint8)
-        return spec
+        return spec | values | _beside.spec(encoding, shape)
 
     def pack(self, Q: Quantized) -> dict[str, Tensor]:
-        bytes_ = pack_planes(Q.codes, Q.grid.bits).view(torch.int8).unflatten(1, (-1, 4))
-        parts = {"weight": bytes_, "weight_scale": Q.scale}
-        if not Q.grid.symmetric:
+        values = _values.pack(Q)
+        parts = {"weight": values.pop("weight"), "weight_scale": Q.scale}
+        if _has_zero_points(Q.grid):
             parts["weight_zero_point"] = Q.zero_point
-        return parts
+        return parts | values | _beside.pack(Q)
 
-    def unpack(self, parts: Mapping[str, Tensor], grid: Grid, shape: tuple[int, int]) -> Quantized:
-        scale = parts["weight_scale"]
-        zero = torch.full_like(scale, grid.middle, dtype=torch.uint8) if grid.symmetric else parts["weight_zero_point"]
-        packed = parts["weight"].contiguous()
-        if packed.storage_offset() % 4:  # a slice of a memory-mapped file need not begin on a word
-            packed = packed.clone()
-        codes = unpack_planes(packed.view(torch.int32).squeeze(-1), grid.bits, shape[1])
-        return Quantized(codes=codes, scale=scale, zero_point=zero, grid=grid)
+    def unpack(self, parts: Mapping[str, Tensor], encoding: Encoding, shape: tuple[int, int]) -> Quantized:
+        scale, grid, places = parts["weight_scale"], encoding.grid, encoding.sparsity
+        zero = parts.get("weight_zero_point")
+        if zero is None:
+            zero = torch.full_like(scale, 0 if grid.is_float else grid.middle, dtype=torch.uint8)
+        codes, mask = _values.unpack(parts, encoding, shape, scale.dtype)
+        return Quantized(
+            codes=codes,
+            scale=scale,
+            zero_point=zero,
+            grid=grid,
+            mask=mask,
+            pattern=(places.n, places.m) if places and places.m else None,
+            **vars(self.extras(parts, encoding)),
+        )
+
+    def extras(self, parts: Mapping[str, Tensor], encoding: Encoding) -> Extras:
+        return _beside.extras(parts, encoding)
 
     def config(self, wire: Wire) -> dict[str, Any]:
-        grids: dict[Grid, list[str]] = {}
-        for module, grid in wire.layers.items():
-            grids.setdefault(grid, []).append(module)
+        groups: dict[Encoding, list[str]] = {}
+        for module, encoding in wire.layers.items():
+            groups.setdefault(encoding, []).append(module)
         return {
             "quant_method": self.quant_method,
             "format": self.name,
-            "version": VERSION,
+            "version": PLAIN if all(encoding.plain for encoding in groups) else VERSION,
             "scale_dtype": str(wire.scale_dtype).removeprefix("torch."),
-            "groups": [
-                {"bits": g.bits, "group_size": g.group_size, "symmetric": g.symmetric, "modules": modules}
-                for g, modules in grids.items()
-            ],
+            "groups": [_group(encoding) | {"modules": modules} for encoding, modules in groups.items()],
             "modules_to_not_convert": list(wire.ignore),
         }
 
     def parse(self, config: Mapping[str, Any]) -> Wire:
-        if config.get("version") != VERSION:
+        if config.get("version") not in (PLAIN, VERSION):
             raise FormatError(
                 f"native format version {config.get('version')} is not known to this hfquant (it writes {VERSION})",
                 "upgrade hfquant: `pip install -U hfquant`",
             )
-        layers = {
-            module: Grid(group["bits"], group["group_size"], group["symmetric"])
-            for group in config["groups"]
-            for module in group["modules"]
-        }
+        layers = {module: _encoding(group) for group in config["groups"] for module in group["modules"]}
         return Wire(
             format=self.name,
             layers=layers,
@@ -94,6 +100,35 @@ class Native:
             scale_dtype=getattr(torch, config["scale_dtype"]),
             raw=config,
         )
+
+
+def _has_zero_points(grid: Grid) -> bool:
+    return not grid.symmetric and not grid.is_float
+
+
+def _group(encoding: Encoding) -> dict[str, Any]:
+    """What the config says of the layers with this encoding: of a grid alone, nothing but the grid."""
+    grid = encoding.grid
+    said: dict[str, Any] = {"bits": grid.bits, "group_size": grid.group_size, "symmetric": grid.symmetric}
+    if encoding.sparsity is not None:
+        said["sparsity"] = asdict(encoding.sparsity)
+    if encoding.rank:
+        said["rank"] = encoding.rank
+    if encoding.activations is not None:
+        said["activations"] = asdict(encoding.activations)
+    return said | ({"scaled_input": True} if encoding.scaled_input else {})
+
+
+def _encoding(said: Mapping[str, Any]) -> Encoding:
+    """The inverse."""
+    sparsity, activations = said.get("sparsity"), said.get("activations")
+    return Encoding(
+        grid=Grid(said["bits"], said["group_size"], said["symmetric"]),
+        sparsity=sparsity and Sparsity(**sparsity),
+        rank=said.get("rank", 0),
+        activations=activations and Activations(**activations),
+        scaled_input=said.get("scaled_input", False),
+    )
 
 
 FORMAT = Native()

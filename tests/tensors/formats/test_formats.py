@@ -8,6 +8,7 @@ from safetensors.torch import load, save
 
 from hfquant.errors import FormatError
 from hfquant.tensors import formats
+from hfquant.tensors.encoding import Encoding
 from hfquant.tensors.formats import NAMES, Wire, check, choose, parse
 from hfquant.tensors.grid import Grid
 from hfquant.tensors.layer import Quantized
@@ -29,14 +30,14 @@ def test_round_trip_through_a_file_is_exact(name: str, grid: Grid) -> None:
     """Packed equals simulated, bit for bit, in every shape the format does not refuse."""
     fmt, stored = formats.load(name), 0
     for shape in SHAPES:
-        if fmt.refuses(grid, shape, "linear"):
+        if fmt.refuses(Encoding(grid), shape, "linear"):
             continue
         stored += 1
         Q = quantized(grid, shape)
         parts = fmt.pack(Q)
         spec = {component: (tuple(part.shape), part.dtype) for component, part in parts.items()}
-        assert spec == fmt.spec(grid, shape, torch.float16)
-        back = fmt.unpack(load(save(parts)), grid, shape)
+        assert spec == fmt.spec(Encoding(grid), shape, torch.float16)
+        back = fmt.unpack(load(save(parts)), Encoding(grid), shape)
         assert back.grid == grid
         assert torch.equal(back.codes, Q.codes)
         assert torch.equal(back.scale, Q.scale)
@@ -53,8 +54,8 @@ def test_scales_keep_their_type(name: str, dtype: torch.dtype) -> None:
     grid, fmt = Grid(4, 32, True), formats.load(name)
     Q = quantized(grid, (64, 64), dtype)
     parts = fmt.pack(Q)
-    assert {c: (tuple(p.shape), p.dtype) for c, p in parts.items()} == fmt.spec(grid, (64, 64), dtype)
-    assert torch.equal(fmt.unpack(parts, grid, (64, 64)).scale, Q.scale)
+    assert {c: (tuple(p.shape), p.dtype) for c, p in parts.items()} == fmt.spec(Encoding(grid), (64, 64), dtype)
+    assert torch.equal(fmt.unpack(parts, Encoding(grid), (64, 64)).scale, Q.scale)
 
 
 @pytest.mark.parametrize("symmetric", [True, False], ids=["symmetric", "asymmetric"])
@@ -66,7 +67,7 @@ def test_gptq_keeps_every_zero_point(bits: int, symmetric: bool) -> None:
     if not symmetric:
         zero = (torch.arange(128) % 2**bits).view(64, 2).to(torch.uint8)
         Q = Quantized(codes=Q.codes, scale=Q.scale, zero_point=zero, grid=grid)
-    assert torch.equal(fmt.unpack(fmt.pack(Q), grid, (64, 64)).zero_point, Q.zero_point)
+    assert torch.equal(fmt.unpack(fmt.pack(Q), Encoding(grid), (64, 64)).zero_point, Q.zero_point)
 
 
 def test_native_reads_a_slice_that_starts_between_words() -> None:
@@ -76,7 +77,7 @@ def test_native_reads_a_slice_that_starts_between_words() -> None:
     loose = torch.zeros(parts["weight"].numel() + 1, dtype=torch.int8)
     loose[1:] = parts["weight"].flatten()
     parts["weight"] = loose[1:].view(parts["weight"].shape)
-    assert torch.equal(fmt.unpack(parts, grid, (8, 64)).codes, Q.codes)
+    assert torch.equal(fmt.unpack(parts, Encoding(grid), (8, 64)).codes, Q.codes)
 
 
 WIRES = [
@@ -102,14 +103,14 @@ def test_configs_come_back(wire: Wire) -> None:
     assert formats.load(wire.format).config(read) == config
 
 
-def test_wire_finds_the_grid_of_a_module() -> None:
+def test_wire_finds_the_encoding_of_a_module() -> None:
     exact = Wire(format="native", layers={"a.q": Grid(3, 64, False)}, ignore=("lm_head",))
-    assert exact.grid("a.q") == Grid(3, 64, False)
-    assert exact.grid("a.k") is None
+    assert exact.encoding("a.q") == Encoding(Grid(3, 64, False))
+    assert exact.encoding("a.k") is None
     pattern = Wire(format="gptq", layers={"*": Grid(4, 32, True)}, ignore=("lm_head", "*.router"))
-    assert pattern.grid("a.q") == Grid(4, 32, True)
-    assert pattern.grid("lm_head") is None
-    assert pattern.grid("blocks.0.router") is None
+    assert pattern.encoding("a.q") == Encoding(Grid(4, 32, True))
+    assert pattern.encoding("lm_head") is None
+    assert pattern.encoding("blocks.0.router") is None
 
 
 REFUSALS = [
@@ -130,21 +131,30 @@ REFUSALS = [
 def test_refusals_name_the_layer_and_the_way_out(
     name: str, grid: Grid, shape: tuple[int, int], kind: str, text: str
 ) -> None:
-    assert text in (formats.load(name).refuses(grid, shape, kind) or "")
+    assert text in (formats.load(name).refuses(Encoding(grid), shape, kind) or "")
     with pytest.raises(FormatError) as raised:
-        check(name, {"model.layers.0.mlp.up": (grid, shape, kind)})
+        check(name, {"model.layers.0.mlp.up": (Encoding(grid), shape, kind)})
     assert f"format `{name}` cannot store model.layers.0.mlp.up as {grid}" in raised.value.message
     assert raised.value.hint == "use `--set format=native`, which stores any grid, or change the grid"
 
 
 def test_native_refuses_nothing() -> None:
     native = formats.load("native")
-    assert all(native.refuses(g, s, k) is None for g in GRIDS for s in SHAPES for k in formats.KINDS)
-    check("native", {"a": (Grid(3, 50, False), (5, 7), "conv1d"), "b": (Grid(7, -1, True), (5, 7), "embedding")})
+    assert all(native.refuses(Encoding(g), s, k) is None for g in GRIDS for s in SHAPES for k in formats.KINDS)
+    check(
+        "native",
+        {
+            "a": (Encoding(Grid(3, 50, False)), (5, 7), "conv1d"),
+            "b": (Encoding(Grid(7, -1, True)), (5, 7), "embedding"),
+        },
+    )
 
 
 def test_standard_formats_do_not_mix_grids() -> None:
-    mixed = {"a": (Grid(4, 32, True), (64, 64), "linear"), "b": (Grid(8, 32, True), (64, 64), "linear")}
+    mixed = {
+        "a": (Encoding(Grid(4, 32, True)), (64, 64), "linear"),
+        "b": (Encoding(Grid(8, 32, True)), (64, 64), "linear"),
+    }
     for name in ("compressed_tensors", "gptq"):
         with pytest.raises(FormatError, match="cannot mix grids") as raised:
             check(name, mixed)
@@ -152,27 +162,30 @@ def test_standard_formats_do_not_mix_grids() -> None:
     assert choose(mixed) == "native"
 
 
-CHOICES: list[tuple[str, list[tuple[Grid, tuple[int, int], str]]]] = [
-    ("compressed_tensors", [(Grid(4, 32, True), (64, 64), "linear")]),
-    ("compressed_tensors", [(Grid(8, -1, True), (37, 33), "linear")]),
+CHOICES: list[tuple[str, list[tuple[Encoding, tuple[int, int], str]]]] = [
+    ("compressed_tensors", [(Encoding(Grid(4, 32, True)), (64, 64), "linear")]),
+    ("compressed_tensors", [(Encoding(Grid(8, -1, True)), (37, 33), "linear")]),
     (
         "compressed_tensors",
-        [(Grid(4, 32, True), (64, 64), "linear"), (Grid(4, 32, True), (64, 64), "experts")],
+        [(Encoding(Grid(4, 32, True)), (64, 64), "linear"), (Encoding(Grid(4, 32, True)), (64, 64), "experts")],
     ),
-    ("gptq", [(Grid(4, 32, False), (64, 64), "linear")]),
-    ("gptq", [(Grid(3, 64, True), (64, 128), "linear")]),
-    ("gptq", [(Grid(2, 64, True), (64, 128), "linear")]),
-    ("gptq", [(Grid(4, 32, True), (64, 64), "conv1d")]),
-    ("native", [(Grid(4, 32, True), (64, 64), "embedding")]),
-    ("native", [(Grid(4, 128, True), (64, 576), "linear")]),
-    ("native", [(Grid(5, 32, True), (64, 64), "linear")]),
-    ("native", [(Grid(4, 32, False), (64, 64), "experts")]),
-    ("native", [(Grid(4, 32, False), (64, 64), "linear"), (Grid(4, 32, False), (33, 64), "linear")]),
+    ("gptq", [(Encoding(Grid(4, 32, False)), (64, 64), "linear")]),
+    ("gptq", [(Encoding(Grid(3, 64, True)), (64, 128), "linear")]),
+    ("gptq", [(Encoding(Grid(2, 64, True)), (64, 128), "linear")]),
+    ("gptq", [(Encoding(Grid(4, 32, True)), (64, 64), "conv1d")]),
+    ("native", [(Encoding(Grid(4, 32, True)), (64, 64), "embedding")]),
+    ("native", [(Encoding(Grid(4, 128, True)), (64, 576), "linear")]),
+    ("native", [(Encoding(Grid(5, 32, True)), (64, 64), "linear")]),
+    ("native", [(Encoding(Grid(4, 32, False)), (64, 64), "experts")]),
+    (
+        "native",
+        [(Encoding(Grid(4, 32, False)), (64, 64), "linear"), (Encoding(Grid(4, 32, False)), (33, 64), "linear")],
+    ),
 ]
 
 
 @pytest.mark.parametrize(("name", "layers"), CHOICES, ids=lambda x: x if isinstance(x, str) else str(x[0][0]))
-def test_choice_is_the_most_widely_loadable(name: str, layers: list[tuple[Grid, tuple[int, int], str]]) -> None:
+def test_choice_is_the_most_widely_loadable(name: str, layers: list[tuple[Encoding, tuple[int, int], str]]) -> None:
     named = {f"layer{i}": layer for i, layer in enumerate(layers)}
     assert choose(named) == name
     check(name, named)
@@ -194,8 +207,8 @@ def config(wire: Wire, **changed: Any) -> dict[str, Any]:
 def test_configs_of_others_are_refused_with_a_reason() -> None:
     with pytest.raises(FormatError, match="cannot read a checkpoint quantized with `awq`"):
         parse({"quant_method": "awq"})
-    with pytest.raises(FormatError, match="native format version 2") as raised:
-        parse(config(WIRES[0], version=2))
+    with pytest.raises(FormatError, match="native format version 3") as raised:
+        parse(config(WIRES[0], version=3))
     assert "upgrade hfquant" in (raised.value.hint or "")
     with pytest.raises(FormatError, match="activation order"):
         parse(config(WIRES[4], desc_act=True))
