@@ -84,17 +84,20 @@ def linear(q: Tensor, scale: Tensor, zero: Tensor, matrix: Matrix) -> Tensor:
         matrix.parts, ("integers", matrix.index), lambda: prepare(matrix.quantized().base.filled, activations)
     )
     y = scale.new_zeros(q.shape[0], matrix.shape[0])
-    whole = zero.to(torch.int32)
+    whole, grouped = zero.to(torch.int32), activations.per == "group"
     for run in W.runs:
         mine = q[:, run.a : run.b].contiguous()
-        t, shift = (p if activations.per != "group" else p[:, run.input_group, None] for p in (scale, whole))
+        shift = whole[:, run.input_group, None] if grouped else whole
         total = product(mine, run.codes)
         if not activations.symmetric:
             total -= shift * run.sums
         if run.zero is not None:
             total -= (mine.sum(1, dtype=torch.int32, keepdim=True) - (run.b - run.a) * shift) * run.zero
-        y += total.float().mul_(W.scale[:, run.weight_group]).mul_(t)
-    return y
+        if grouped:
+            y += total.float().mul_(W.scale[:, run.weight_group]).mul_(scale[:, run.input_group, None])
+        else:
+            y.addcmul_(total.float(), W.scale[:, run.weight_group])
+    return y if grouped else y.mul_(scale)
 
 
 def product(q: Tensor, codes: Tensor) -> Tensor:

@@ -27,10 +27,16 @@ def linear(x: Tensor, bias: Tensor | None, matrix: Matrix) -> Tensor:
             x = (x.float() / extras.input_scale).to(x.dtype)
     y = cpu.linear(x, matrix)
     if y is None:
-        y = F.linear(x, dense(matrix.base(), x.dtype), bias)
+        y = F.linear(x, _weights(matrix, x.dtype), bias)
     elif bias is not None:
         y = y + bias
     return y if low_rank is None else y + correction(x, low_rank)
+
+
+def _weights(matrix: Matrix, dtype: torch.dtype) -> Tensor:
+    """Ŵ [out, in]; where it is not quantized it needs no decoding."""
+    base = matrix.base()
+    return base.codes.to(dtype) if base.grid.is_float else dense(base, dtype)
 
 
 def correction(x: Tensor, low_rank: LowRank) -> Tensor:
@@ -55,7 +61,7 @@ def _rounded(x: Tensor, bias: Tensor | None, matrix: Matrix) -> Tensor:
     if matrix.encoding.grid.is_float:
         cpu.explain(matrix, x, "the reference (weights are not quantized)")
         seen = fake_quantize(rows, activations, scale, zero)
-        y = F.linear(seen, dense(matrix.base(), torch.float32))
+        y = F.linear(seen, _weights(matrix, torch.float32))
     else:
         cpu.explain(matrix, x, "integers")
         y = integers.linear(quantize(rows, activations, scale, zero), scale, zero, matrix)

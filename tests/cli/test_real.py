@@ -14,6 +14,7 @@ from hfquant.measure.layers import zeros
 from hfquant.tensors.grid import Grid
 from hfquant.tensors.layer import Quantized
 from tests import families
+from tests.plugin.test_encodings import write
 
 Run = Callable[..., Result]
 
@@ -55,6 +56,23 @@ def test_inspect(run: Run, checkpoint: Callable[[str, str], Path], family: str, 
     assert [line.split()[0] for line in lines[1:-1]] == list(rows)
     assert "0.0625" in next(line for line in lines if min(names) in line)
     assert lines[-1].split()[:2] == [str(len(rows)), "layers"]
+
+
+def test_inspect_says_what_is_stored_beside_the_weights(run: Run, tmp_path: Path) -> None:
+    source = families.build("llama", tmp_path / "source")
+    write("llama", tmp_path / "small", source, "native", ("w4g32sym-2of4-r4-a8token-s", "w16sym-kept1800"))
+    head, *lines = (line.split() for line in run("inspect", tmp_path / "small").stdout.splitlines())
+    assert head == ["layer", "shape", "bits", "group", "sparsity", "rank", "activations", "error", "size"]
+    said = {line[0]: line for line in lines}
+    first, second = "model.layers.0.mlp.down_proj", "model.layers.0.mlp.gate_proj"
+    assert "2of4" in said[first]
+    assert "a8token" in said[first]
+    assert "scaled" in said[first]
+    assert said[second][4] == "16"
+    rows = {row["name"]: row for row in json.loads(run("inspect", tmp_path / "small", "--json").stdout)["layers"]}
+    assert [rows[first][key] for key in ("pattern", "rank", "activations")] == ["2of4", 4, "a8token scaled"]
+    assert [rows[second][key] for key in ("pattern", "rank", "activations")] == ["any", 0, None]
+    assert rows[first]["sparsity"] >= 0.5
 
 
 def test_generate(run: Run, checkpoint: Callable[[str, str], Path]) -> None:

@@ -13,6 +13,8 @@ from hfquant.tensors.formats import load
 from hfquant.tensors.grid import Grid
 from hfquant.tensors.layer import Quantized
 from tests import families
+from tests.plugin.models import logits, relative
+from tests.plugin.test_encodings import write
 
 pytestmark = [
     pytest.mark.slow,
@@ -62,3 +64,16 @@ def test_stock_transformers_computes_the_same(
     # transformers unpacks fused experts in the type of their scales, whatever type it was asked for
     close = 2e-2 if "experts" in str(families.linears(family)) else 1e-4
     torch.testing.assert_close(logits, expected, rtol=close, atol=close * float(expected.abs().max()))
+
+
+@pytest.mark.parametrize("inputs", ["a8token", "a8tokenasym", "a8static", "a8staticasym"])
+@pytest.mark.parametrize("grid", ["w8sym", "w4g32sym"])
+def test_stock_transformers_rounds_the_inputs_too(
+    grid: str, inputs: str, built: Callable[[str], Path], tmp_path: Path
+) -> None:
+    """With static scales it computes the same; its dynamic ones divide by 127.5 instead of 127."""
+    same = write("llama", tmp_path / "a", built("llama"), "compressed_tensors", (f"{grid}-{inputs}",))
+    stock = transformers.AutoModelForCausalLM.from_pretrained(tmp_path / "a", dtype=torch.float32).eval()
+    scheme = stock.model.layers[0].mlp.down_proj.quantization_scheme
+    assert scheme.input_activations.num_bits == 8
+    assert relative(logits(stock), logits(same)) < (1e-4 if "static" in inputs else 0.06)
