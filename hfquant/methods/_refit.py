@@ -19,6 +19,8 @@ def least_squares(Vt: Tensor, Wt: Tensor, keep: Tensor, H: Tensor, steps: int, t
 
     Vt, Wt float32 [in, out]; keep bool [in, out], Vt is zero where it is False; H float32 [in, in], damped.
     """
+    if not steps:
+        return Vt
     V, inverse = Vt.clone(), (1 / H.diagonal())[:, None]
     R = (H @ (Wt - V)).mul_(keep)  # the negative gradient where V is free
     P = R * inverse

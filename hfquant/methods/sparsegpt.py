@@ -28,6 +28,7 @@ from . import _admm, gptq
 from ._mask import Places, read_pattern
 from ._obs import damped, inverse_factor
 from ._prune import Rounding, prune
+from ._refine import objective
 from ._refit import least_squares
 from ._target import target
 
@@ -141,12 +142,13 @@ class Method(BaseModel):
 
     def _solve(self, Wt: Tensor, U: Tensor, H: Tensor, places: Places) -> tuple[Tensor, Tensor]:
         """The weights and which are kept, [in, out]."""
-        Vt, keep = prune(Wt, U, places, self.block)
+        swept, kept = prune(Wt, U, places, self.block)
         if self.admm:
-            keep, Vt = _admm.search(Vt, Wt, H, places.choose, self.admm)
-        if self.refit:
+            keep, Vt = _admm.search(swept, Wt, H, places.choose, self.admm)
             Vt = least_squares(Vt, Wt, keep, H, self.refit)
-        return Vt, keep
+            if objective(Vt, Wt, H).sum() < objective(swept, Wt, H).sum():
+                return Vt, keep
+        return least_squares(swept, Wt, kept, H, self.refit), kept
 
     def _in_one_sweep(self, layer: Layer, Wt: Tensor, U: Tensor, grid: Grid, scale_dtype: torch.dtype) -> Layer:
         assert layer.H is not None

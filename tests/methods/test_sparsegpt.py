@@ -139,8 +139,8 @@ def test_the_search_comes_near_the_best_of_all_masks() -> None:
             D = reference_sparsegpt.least_squares_row(w, H, keep) - w
             losses.append(float(D @ H @ D))
         found["best"] += min(losses)
-    assert found["best"] * 0.999 <= found["search"] < 1.15 * found["best"]
-    assert found["search"] < found["paper"]
+    assert found["best"] * 0.999 <= found["search"]
+    assert found["search"] - found["best"] < 0.7 * (found["paper"] - found["best"])
 
 
 def test_uncorrelated_inputs_leave_nothing_to_correct() -> None:
@@ -159,11 +159,19 @@ GRIDS = [Grid(b, g, s) for b, g, s in product((2, 4), (-1, 32), (True, False))]
 @pytest.mark.parametrize("grid", GRIDS, ids=str)
 def test_joint_beats_pruning_then_rounding_to_nearest(grid: Grid, kind: dict[str, object]) -> None:
     given = layer(48, 128, 1024)
-    best, one_pass = (objective(prune(given, grid, **kind, joint=True, **options)) for options in ({}, TEXTBOOK))
-    pruned = prune(given, **kind, **TEXTBOOK)
-    nearest, extremes = (objective(Rtn(search=search)(pruned, grid, torch.float16)) for search in (40, 0))
-    assert 0 < best < 0.8 * nearest
-    assert 0 < one_pass < extremes
+    joint = objective(prune(given, grid, **kind, joint=True))
+    after = objective(Rtn()(prune(given, **kind, **TEXTBOOK), grid, torch.float16))
+    assert 0 < joint < 0.8 * after
+
+
+@pytest.mark.parametrize("kind", HALVES[:2], ids=str)
+@pytest.mark.parametrize("grid", [Grid(2, 32, True), Grid(2, -1, False), Grid(3, -1, True)], ids=str)
+def test_one_pass_beats_pruning_then_rounding_to_nearest(grid: Grid, kind: dict[str, object]) -> None:
+    """With the same ranges.  At more bits the rounding is too little of the loss for a difference."""
+    given = layer(48, 128, 1024)
+    joint = objective(prune(given, grid, **kind, joint=True, **TEXTBOOK))
+    after = objective(Rtn(search=0)(prune(given, **kind, **TEXTBOOK), grid, torch.float16))
+    assert 0 < joint < 0.9 * after
 
 
 @pytest.mark.parametrize("kind", HALVES[:2], ids=str)
