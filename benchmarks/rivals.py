@@ -3,7 +3,7 @@
     python benchmarks/rivals.py MODEL --rival-python ENV/bin/python --calibration CAL.txt --text TEST.txt --out RESULT
 
 ENV: an environment of its own with `gptqmodel` (7.6.0 pins another numpy).  Both get the same threads
-(OMP_NUM_THREADS).  Timed is the quantization with its saving, without the import of libraries; the peak is the process's.
+(OMP_NUM_THREADS).  Timed: quantization and saving, without the import of libraries.  The peak is the process's.
 """
 
 import argparse

@@ -21,7 +21,7 @@ import torch
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 from torch import Tensor
 
-from ..tensors.encoding import Sparsity
+from ..tensors.encoding import Encoding, Sparsity
 from ..tensors.grid import Grid
 from ..tensors.layer import Layer
 from . import _admm, gptq
@@ -116,6 +116,10 @@ class Method(BaseModel):
     def stored(self, shape: tuple[int, int], module: str = "") -> Sparsity:
         """What will be kept of a weight [out, in]: known before any work."""
         return self.places(module).stored(shape)
+
+    def encodes(self, encoding: Encoding, shape: tuple[int, int]) -> Encoding:
+        """The encoding of a weight [out, in], with what is kept of it; `ratios` of single layers aside."""
+        return replace(encoding, sparsity=self.stored(shape))
 
     def __call__(self, layer: Layer, grid: Grid, scale_dtype: torch.dtype) -> Layer:
         """Set V and mask, with `joint` Q too.
