@@ -13,6 +13,7 @@ sweep, later masks seeing earlier roundings, as the paper does.  Otherwise the k
 they are final, which loses less.
 """
 
+from collections.abc import Callable
 from dataclasses import replace
 from fnmatch import fnmatchcase
 from typing import Any, ClassVar, Self
@@ -21,7 +22,7 @@ import torch
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 from torch import Tensor
 
-from ..tensors.encoding import Encoding, Sparsity
+from ..tensors.encoding import Encoding
 from ..tensors.grid import Grid
 from ..tensors.layer import Layer
 from . import _admm, gptq
@@ -31,6 +32,8 @@ from ._prune import Rounding, prune
 from ._refine import objective
 from ._refit import least_squares
 from ._target import target
+
+PARTS = 16  # of `sparsity`: how finely `max_error` is met
 
 
 class Method(BaseModel):
@@ -45,6 +48,9 @@ class Method(BaseModel):
     joint: bool = Field(False, description="round the kept weights too, to the recipe's grid")
     ratios: dict[str, float] = Field(
         default_factory=dict, description="glob of layer names -> its own `sparsity`; the first that matches decides"
+    )
+    max_error: float | None = Field(
+        None, gt=0, description="of the layer's output, relative: a layer that would lose more is pruned less"
     )
     damp: float = Field(0.01, ge=0, le=1, description="λ as a fraction of mean(diag H); grows by itself where needed")
     block: int = Field(128, ge=1, description="columns of the sweep that have the same `sparsity`")
@@ -71,8 +77,8 @@ class Method(BaseModel):
     def _one_of_two(self) -> Self:
         if (self.sparsity is None) == (self.pattern is None):
             raise ValueError("give either `sparsity`, e.g. 0.5, or `pattern`, e.g. 2of4")
-        if self.ratios and self.pattern:
-            raise ValueError("`ratios` go with `sparsity`: a pattern is the same in every layer")
+        if self.pattern and (self.ratios or self.max_error is not None):
+            raise ValueError("`ratios` and `max_error` go with `sparsity`: a pattern is the same in every layer")
         if wrong := [ratio for ratio in self.ratios.values() if not 0 < ratio < 1]:
             raise ValueError(f"`ratios` lie between 0 and 1, not {wrong[0]:g}; `keep` leaves a layer dense")
         return self
@@ -113,13 +119,9 @@ class Method(BaseModel):
         """Whether the inputs of the original model must be observed beside those of the compressed one."""
         return self.match_original > 0
 
-    def stored(self, shape: tuple[int, int], module: str = "") -> Sparsity:
-        """What will be kept of a weight [out, in]: known before any work."""
-        return self.places(module).stored(shape)
-
     def encodes(self, encoding: Encoding, shape: tuple[int, int]) -> Encoding:
-        """The encoding of a weight [out, in], with what is kept of it; `ratios` of single layers aside."""
-        return replace(encoding, sparsity=self.stored(shape))
+        """How a weight [out, in] will be stored, as far as it is known before any work."""
+        return replace(encoding, sparsity=self.places("").stored(shape))
 
     def __call__(self, layer: Layer, grid: Grid, scale_dtype: torch.dtype) -> Layer:
         """Set V and mask, with `joint` Q too.
@@ -130,19 +132,38 @@ class Method(BaseModel):
         H = layer.H
         factor = None if H is None else inverse_factor(H, self.damp)
         if H is None or factor is None:
-            Wt, places = layer.current.T, self.places(layer.name)
-            layer = self._pruned(layer, Wt, places.choose(Wt.abs()))
             layer = replace(layer, notes=(*layer.notes, "no usable Hessian: the smallest weights pruned"))
+            layer = self._within(layer, lambda places: _smallest(layer, places))
             return self._rounded(layer, grid, scale_dtype) if rounds else layer
         U, damp = factor
         if damp != self.damp:
             layer = replace(layer, notes=(*layer.notes, f"damping raised to {damp:g}"))
         Wt = target(layer, damp, self.match_original).T.contiguous()
-        if rounds and not self.admm and not self.refit:
-            return self._in_one_sweep(layer, Wt, U, grid, scale_dtype)
-        Vt, keep = self._solve(Wt, U, damped(H, damp).float(), self.places(layer.name))
-        layer = self._pruned(layer, Vt, keep)
+        if rounds and not self.admm and not self.refit and self.max_error is None:
+            places = self.places(layer.name)
+            rounding = Rounding(Wt, U, H.diagonal(), places, self.block, grid, scale_dtype)
+            layer = _pruned(layer, *prune(Wt, U, places, self.block, rounding), places)
+            return replace(layer, Q=rounding.quantized())
+        H = damped(H, damp).float()
+        layer = self._within(layer, lambda places: _pruned(layer, *self._solve(Wt, U, H, places), places))
         return self._rounded(layer, grid, scale_dtype) if rounds else layer
+
+    def _within(self, layer: Layer, attempt: Callable[[Places], Layer]) -> Layer:
+        """What `attempt` makes of the layer, pruned as much as `max_error` allows."""
+        places = self.places(layer.name)
+        found = attempt(places)
+        if self.max_error is None or found.error() <= self.max_error:
+            return found
+        few, many, found = 0, PARTS, layer
+        while many - few > 1:
+            middle = (few + many) // 2
+            tried = attempt(replace(places, sparsity=places.sparsity * middle / PARTS))
+            if tried.error() <= self.max_error:
+                few, found = middle, tried
+            else:
+                many = middle
+        note = f"{places.sparsity * few / PARTS:.1%} pruned instead of {places.sparsity:.1%}: more would lose too much"
+        return replace(found, notes=(*found.notes, note))
 
     def _solve(self, Wt: Tensor, U: Tensor, H: Tensor, places: Places) -> tuple[Tensor, Tensor]:
         """The weights and which are kept, [in, out]."""
@@ -154,19 +175,19 @@ class Method(BaseModel):
                 return Vt, keep
         return least_squares(swept, Wt, kept, H, self.refit), kept
 
-    def _in_one_sweep(self, layer: Layer, Wt: Tensor, U: Tensor, grid: Grid, scale_dtype: torch.dtype) -> Layer:
-        assert layer.H is not None
-        places = self.places(layer.name)
-        rounding = Rounding(Wt, U, layer.H.diagonal(), places, self.block, grid, scale_dtype)
-        Vt, keep = prune(Wt, U, places, self.block, rounding)
-        return replace(self._pruned(layer, Vt, keep), Q=rounding.quantized())
-
-    def _pruned(self, layer: Layer, Vt: Tensor, keep: Tensor) -> Layer:
-        """The layer with these weights; Vt, keep [in, out]."""
-        stored = self.places(layer.name).stored((layer.W.shape[0], layer.W.shape[1]))
-        V = Vt.masked_fill(~keep, 0.0).T.contiguous()
-        return replace(layer, V=V, mask=keep.T.contiguous(), pattern=(stored.n, stored.m) if stored.m else None)
-
     def _rounded(self, layer: Layer, grid: Grid, scale_dtype: torch.dtype) -> Layer:
         done = gptq.Method(damp=self.damp)(layer, grid, scale_dtype)
         return replace(done, notes=tuple(dict.fromkeys(done.notes)))
+
+
+def _smallest(layer: Layer, places: Places) -> Layer:
+    """Without its smallest weights."""
+    Wt = layer.current.T
+    return _pruned(layer, Wt, places.choose(Wt.abs()), places)
+
+
+def _pruned(layer: Layer, Vt: Tensor, keep: Tensor, places: Places) -> Layer:
+    """The layer with these weights; Vt, keep [in, out]."""
+    stored = places.stored((layer.W.shape[0], layer.W.shape[1]))
+    V = Vt.masked_fill(~keep, 0.0).T.contiguous()
+    return replace(layer, V=V, mask=keep.T.contiguous(), pattern=(stored.n, stored.m) if stored.m else None)

@@ -8,7 +8,7 @@ import torch
 from hfquant.errors import RecipeError
 from hfquant.methods.sparsegpt import Method
 from hfquant.recipe_parts import Step
-from hfquant.tensors.encoding import Sparsity
+from hfquant.tensors.encoding import Encoding, Sparsity
 from hfquant.tensors.grid import Grid
 from hfquant.tensors.layer import Layer
 from tests.methods.test_gptq_crosscheck import dead, layer
@@ -52,9 +52,9 @@ def test_blocks_of_the_sweep_share_alike() -> None:
 @pytest.mark.parametrize("kind", [{"sparsity": 0.37}, {"pattern": "2of4"}, {"pattern": "2:4"}], ids=str)
 def test_what_is_stored_is_known_beforehand(kind: dict[str, object], shape: tuple[int, int]) -> None:
     method = Method(**kind)
-    done = method(layer(*shape), DENSE, torch.float16)
-    assert done.stored(torch.float16).encoding.sparsity == method.stored(shape)
-    assert (method.stored(shape) == Sparsity(2, 4)) == ("pattern" in kind and shape[1] == 32)
+    expected = method.encodes(Encoding(DENSE), shape)
+    assert method(layer(*shape), DENSE, torch.float16).stored(torch.float16).encoding == expected
+    assert (expected.sparsity == Sparsity(2, 4)) == ("pattern" in kind and shape[1] == 32)
 
 
 def test_layers_can_have_ratios_of_their_own() -> None:
@@ -63,7 +63,29 @@ def test_layers_can_have_ratios_of_their_own() -> None:
     for name, share in shares.items():
         done = method(replace(layer(8, 40), name=name), DENSE, torch.float16)
         assert int((~mask(done)).sum()) == 320 * share
-        assert method.stored((8, 40), name) == Sparsity(int(320 * (1 - share)))
+
+
+@pytest.mark.parametrize("options", [{}, {"admm": 0}, {"joint": True}], ids=["best", "refitted", "joint"])
+def test_a_sensitive_layer_is_pruned_less(options: dict[str, object]) -> None:
+    given, grid = layer(24, 96), Grid(4, 32)
+    whole = prune(given, sparsity=0.8, **options)
+    assert whole.error() > 0.2
+    done = prune(given, grid, sparsity=0.8, max_error=0.1, **options)
+    assert 0.05 < replace(done, Q=None).error() <= 0.1
+    assert 0.1 < 1 - mask(done).float().mean() < 0.8
+    assert any("instead of 80.0%" in note for note in done.notes)
+    assert (done.Q is None) == ("joint" not in options)
+    assert torch.equal(mask(prune(given, sparsity=0.8, max_error=0.9, **options)), mask(whole))
+
+
+def test_a_layer_that_stands_no_pruning_is_left_as_it_is() -> None:
+    done = prune(layer(24, 96), sparsity=0.8, max_error=1e-6)
+    assert done.mask is None
+    assert torch.equal(done.effective, done.W)
+    assert any(note.startswith("0.0% pruned") for note in done.notes)
+    rounded = prune(layer(24, 96), Grid(4, 32), sparsity=0.8, max_error=1e-6, joint=True)
+    assert rounded.mask is None
+    assert rounded.Q is not None
 
 
 @pytest.mark.parametrize("options", ALL, ids=NAMES)
@@ -140,7 +162,9 @@ def test_the_scale_of_the_hessian_does_not_matter() -> None:
         ({"pattern": "half"}, "is written `2of4`"),
         ({"pattern": 124}, "write `2of4`"),  # what YAML makes of 2:4
         ({"pattern": True}, "write `2of4`"),
-        ({"pattern": "2of4", "ratios": {"*": 0.5}}, "`ratios` go with `sparsity`"),
+        ({"pattern": "2of4", "ratios": {"*": 0.5}}, "`ratios` and `max_error` go with `sparsity`"),
+        ({"pattern": "2of4", "max_error": 0.1}, "`max_error` go with"),
+        ({"sparsity": 0.5, "max_error": 0.0}, "greater than 0"),
         ({"sparsity": 0.5, "ratios": {"*": 1.5}}, "between 0 and 1, not 1.5"),
         ({"sparsity": 0.5, "prune": 3}, "unknown key `prune`"),
     ],
