@@ -7,16 +7,31 @@ from functools import cache
 from typing import Any
 
 
+MMAP_THRESHOLD = -3  # glibc's number for the option of mallopt
+LARGE = 2 << 20  # bytes from which a piece of memory is mapped by itself
+
+
 @cache
-def _trim() -> Any:
-    """glibc's malloc_trim, None where the C library is another."""
+def _libc() -> Any:
+    """glibc, None where the C library is another."""
     if not sys.platform.startswith("linux"):
         return None
-    return getattr(ctypes.CDLL(None), "malloc_trim", None)
+    libc = ctypes.CDLL(None)
+    return libc if hasattr(libc, "malloc_trim") and hasattr(libc, "mallopt") else None
+
+
+def map_large_pieces() -> None:
+    """Let every large tensor go back to the system as soon as it is freed.
+
+    By default glibc raises the size from which it does so to that of whatever was freed last, and large tensors then
+    leave holes in a heap that grows with every block, by gigabytes of address space in a deep model.
+    """
+    if (libc := _libc()) is not None:
+        libc.mallopt(MMAP_THRESHOLD, LARGE)
 
 
 def give_back() -> None:
     """Return the free pages of the heap.  Tensors of many sizes come and go with every block, and malloc keeps them."""
     gc.collect()
-    if (trim := _trim()) is not None:
-        trim(0)
+    if (libc := _libc()) is not None:
+        libc.malloc_trim(0)

@@ -22,7 +22,7 @@ from .block import Finished, Work, compress_block
 from .blocksteps import is_block_step, prepare, readings
 from .ends import compress_end
 from .finish import finish
-from .memory import give_back
+from .memory import give_back, map_large_pieces
 from .naming import carried_parts, named_parts
 from .plan import LayerPlan, Plan, clear, plan
 from .rounding import Rounding
@@ -79,6 +79,7 @@ class _Run:
     @torch.no_grad()
     def layers(self) -> Iterator[LayerResult]:
         start = time.perf_counter()
+        map_large_pieces()
         self.plan.out.mkdir(parents=True, exist_ok=True)
         if self.plan.fresh:
             clear(self.plan.out, self.journal)

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from ..model.blocks import Weight, hidden
 from ..model.fold import Folder
-from ..model.sites import Norm, Site
+from ..model.sites import Norm, Rows, Site
 from ..model.trace import apart, tensors
 from ..tensors.grid import Grid
 from .observe import add_gram
@@ -171,6 +171,15 @@ class BlockView:
         done = exact is not None or self.free
         self.done.rows.append({"step": step, "layers": names, "into": where if done else None, **found})
         return done
+
+    def turn(self, site: Site, R: Tensor, step: str, **found: Any) -> bool:
+        """Multiply each run of channels that a site reads by R, orthogonal [b, b], if that is exact."""
+        if not self.folder.turn(site, R):
+            return False
+        assert isinstance(site.maker, Rows)
+        names, into = [weight.module for weight in site.members], site.maker.weight.module
+        self.done.rows.append({"step": step, "layers": names, "into": into, "size": len(R), **found})
+        return True
 
     def note(self, weight: Weight, text: str) -> None:
         self.done.notes[weight] = (*self.done.notes.get(weight, ()), text)

@@ -1,6 +1,6 @@
 """What SmoothQuant and AWQ share: which groups of layers are rescaled, and what rounding does to their weights."""
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
@@ -28,7 +28,10 @@ def rescalable(view: "BlockView", inner: bool, explicit: bool) -> list[Site]:
         elif site.maker is None and site.outer:
             for weight in site.members:
                 if weight in view.grids:
-                    view.note(weight, "input not rescaled: nothing before it can take the factors")
+                    view.note(
+                        weight,
+                        "input not rescaled: nothing before it takes factors, only the native format can divide it",
+                    )
     return chosen
 
 
@@ -43,3 +46,10 @@ def on_grid(W: Tensor, s: Tensor | None, grid: Grid, scale_dtype: torch.dtype) -
     scale, zero = grid.fit(scaled, dtype=scale_dtype)
     rounded = grid.decode(grid.encode(scaled, scale, zero), scale, zero).to(W.device)
     return rounded if s is None else rounded / s
+
+
+def simulated(view: "BlockView", site: Site, s: Tensor | None) -> tuple[dict[Any, Tensor], dict[Any, Any]]:
+    """Weights and inputs of a site as they run, rounded to nearest, with these factors."""
+    targets = [weight for weight in site.members if weight in view.grids]
+    weights = {w: on_grid(view.weight(w), s, view.grids[w], view.scale_dtype) for w in targets}
+    return weights, {w: how.divided(s) for w, how in view.rounded(site).items()}

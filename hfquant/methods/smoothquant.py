@@ -20,7 +20,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor
 
 from ..model.sites import Site
-from ._scaling import WORTH, on_grid, rescalable, tied
+from ._scaling import WORTH, rescalable, simulated, tied
 
 if TYPE_CHECKING:
     from ..compress.view import BlockView, Seen
@@ -79,10 +79,3 @@ def factors(x: Tensor, W: Tensor, alpha: float) -> Tensor:
     """Equation 4.  x, W [in]: the largest magnitudes of every channel -> s [in], 1 where a channel is always zero."""
     s = (x.float().pow(alpha) / W.float().clamp(min=LEAST).pow(1 - alpha)).clamp(min=LEAST)
     return torch.where(x > 0, s, torch.ones_like(s))
-
-
-def simulated(view: "BlockView", site: Site, s: Tensor | None) -> tuple[dict[Any, Tensor], dict[Any, Any]]:
-    """Weights and inputs of a site as they run, rounded to nearest, with these factors."""
-    targets = [weight for weight in site.members if weight in view.grids]
-    weights = {w: on_grid(view.weight(w), s, view.grids[w], view.scale_dtype) for w in targets}
-    return weights, {w: how.divided(s) for w, how in view.rounded(site).items()}

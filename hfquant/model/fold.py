@@ -14,13 +14,13 @@ x (the residual of a model with norms behind its layers, a router) shows up what
 
 from collections.abc import Callable, Iterator
 from dataclasses import replace
-from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from .blocks import Weight, weights
+from .changes import Change, Scaling, Turning
 from .sites import TOLERANCE, Norm, Rows, Site, matching_rows, measured_offset, parameters
 from .trace import Trace, apart, norms, trace
 
@@ -59,12 +59,11 @@ class Folder:
         for maker in self._makers(site, norm):
             candidate = replace(site, maker=maker)
             s = _trial(self._width(site))
-            undo = self._apply(candidate, maker.tie(s) if isinstance(maker, Rows) else s)
-            if undo is None:
-                continue
+            trial = Scaling(candidate, maker.tie(s) if isinstance(maker, Rows) else s)
+            undo = self._apply(trial)
             after = trace(self.block, self.run)
             undo()
-            if self._same(after, candidate, maker.tie(s) if isinstance(maker, Rows) else s):
+            if self._same(after, trial):
                 return candidate
         return site
 
@@ -102,18 +101,29 @@ class Folder:
         if site.maker is None:
             return None
         s = self._storable(site.maker, s.float())
-        undo = self._apply(site, s)
-        if undo is None:
-            return None
+        return s if self._change(Scaling(site, s)) else None
+
+    def turn(self, site: Site, R: Tensor) -> bool:
+        """Multiply each run of b channels of what a site reads by R, orthogonal [b, b].
+
+        False, and nothing is changed, if the block then computes something else: a run must not leave a head.
+        """
+        if not isinstance(site.maker, Rows) or self._width(site) % len(R):
+            return False
+        return self._change(Turning(site, R))
+
+    def _change(self, change: Scaling | Turning) -> bool:
+        undo = self._apply(change)
         after = trace(self.block, self.run)
-        if not self._same(after, site, s):
+        if not self._same(after, change):
             undo()
-            return None
+            return False
         self.before = after
-        maker = site.maker.module if isinstance(site.maker, Norm) else site.maker.weight.module
+        made = change.site.maker
+        maker = made.module if isinstance(made, Norm) else made.weight.module if made else ""
         self.changed |= {f"{maker}.{name}" for name, _ in parameters(self.block.get_submodule(maker))}
-        self.changed |= {member.name for member in site.members}
-        return s
+        self.changed |= {member.name for member in change.site.members}
+        return True
 
     def _storable(self, maker: Norm | Rows, s: Tensor) -> Tensor:
         if isinstance(maker, Rows):
@@ -125,54 +135,29 @@ class Folder:
         sound = torch.isfinite(exact) & torch.isfinite(rounded) & (exact > 0)
         return torch.where(gain == 0, s, torch.where(sound, exact, torch.ones_like(s)))
 
-    def _apply(self, site: Site, s: Tensor) -> Callable[[], None] | None:
-        """Rescale without asking; returns what takes it back, None if a maker reads what it makes."""
-        assert site.maker is not None
-        touched: list[tuple[Tensor, Tensor]] = []
-
-        def edit(view: Tensor, change: Callable[[Tensor], Tensor]) -> None:
-            touched.append((view, view.clone()))
-            view.copy_(change(view))
-
-        s = s.to(site.members[0].get(self.block).device)
-        for member in site.members:
-            edit(member.get(self.block), lambda W: W * s)
-        if isinstance(site.maker, Norm):
-            module, offset = self.block.get_submodule(site.maker.module), site.maker.offset
-            for name, p in parameters(module):
-                shift = offset if name == "weight" else 0.0
-                edit(p.data, partial(_divided, s=s, shift=shift))
-        else:
-            if site.maker.weight in site.members:
-                return None
-            r = site.maker.of_rows(s.cpu()).to(s.device)
-            r = torch.where(r == 0, torch.ones_like(r), r)
-            edit(site.maker.weight.get(self.block)[: len(r)], lambda W: W / r[:, None])
-            bias = getattr(self.block.get_submodule(site.maker.weight.module), "bias", None)
-            if bias is not None:
-                edit(bias.data[: len(r)], lambda b: b / r)
+    def _apply(self, change: Change) -> Callable[[], None]:
+        """Change without asking; returns what takes it back."""
+        edits = [(view, view.clone(), new) for view, new in change.edits(self.block)]
+        for view, _, new in edits:
+            view.copy_(new)
 
         def undo() -> None:
-            for view, old in reversed(touched):
+            for view, old, _ in edits:
                 view.copy_(old)
 
         return undo
 
-    def _same(self, after: Trace, site: Site, s: Tensor) -> bool:
-        """Whether the members read x / s, and all else is as it was."""
-        members, s = {m.module for m in site.members}, s.to(after.inputs[site.name].device)
+    def _same(self, after: Trace, change: Scaling | Turning) -> bool:
+        """Whether the members read what they should, and all else is as it was."""
+        members = {m.module for m in change.site.members}
         if after.order != self.before.order or len(after.outputs) != len(self.before.outputs):
             return False
         pairs = list(zip(after.outputs, self.before.outputs, strict=True))
         for name, x in after.inputs.items():
-            pairs.append((x * s if name in members else x, self.before.inputs[name]))
+            pairs.append((change.back(x) if name in members else x, self.before.inputs[name]))
         return all(apart(a, b, routed=self.routed) < TOLERANCE for a, b in pairs)
 
 
 def _trial(width: int) -> Tensor:
     """Factors between 1/4 and 4, all different: what is only nearly exact cannot hide."""
     return torch.exp2(torch.linspace(-2, 2, width))[torch.randperm(width, generator=torch.Generator().manual_seed(0))]
-
-
-def _divided(w: Tensor, s: Tensor, shift: float) -> Tensor:
-    return (w + shift) / s - shift

@@ -30,6 +30,11 @@ class Rows:
         """Factors such that channels made by the same row (of heads that share a value) have the same: the largest."""
         return self.of_rows(s)[self.rows]
 
+    def views(self, block: nn.Module) -> list[Tensor]:
+        """Its weight [out, in] and, if it has one, its bias [out]."""
+        bias = getattr(block.get_submodule(self.weight.module), "bias", None)
+        return [self.weight.get(block)] + ([] if bias is None else [bias.data])
+
     def of_rows(self, s: Tensor) -> Tensor:
         """[in] -> [rows up to the last that is used]"""
         return torch.zeros(int(self.rows.max()) + 1).scatter_reduce_(0, self.rows, s.float(), "amax")
