@@ -6,7 +6,6 @@ import sys
 from functools import cache
 from typing import Any
 
-
 MMAP_THRESHOLD = -3  # glibc's number for the option of mallopt
 LARGE = 2 << 20  # bytes from which a piece of memory is mapped by itself
 
