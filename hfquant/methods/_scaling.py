@@ -28,7 +28,10 @@ def rescalable(view: "BlockView", inner: bool, explicit: bool) -> list[Site]:
         elif site.maker is None and site.outer:
             for weight in site.members:
                 if weight in view.grids:
-                    view.note(weight, "input not rescaled: nothing before it takes factors, only the native format can divide it")
+                    view.note(
+                        weight,
+                        "input not rescaled: nothing before it takes factors, only the native format can divide it",
+                    )
     return chosen
 
 
