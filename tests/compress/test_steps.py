@@ -9,6 +9,7 @@ from torch import nn
 
 from hfquant.compress import compress
 from hfquant.compress.block import Finished, Work, compress_block
+from hfquant.compress.rounding import Rounding
 from hfquant.measure import report
 from hfquant.measure.trail import step_errors
 from hfquant.methods import lorc, rtn
@@ -31,7 +32,8 @@ def finish(*steps: tuple[str, object], grid: Grid = GRID) -> tuple[Block, list[F
     block = Block()
     masters = {w: w.get(block).clone() for w in weights(block)}
     work = Work(dict.fromkeys(masters, grid), steps, torch.float16)  # type: ignore[arg-type]
-    return block, list(compress_block(block, masters, work, None, 0))
+    with Rounding(block) as rounding:
+        return block, list(compress_block(block, masters, work, None, 0, rounding))
 
 
 def test_trail_holds_the_error_after_each_step() -> None:
