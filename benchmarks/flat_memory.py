@@ -20,7 +20,7 @@ import torch
 from hfquant.measure.machine import hardware, versions
 from hfquant.tensors.shards import Entry, write_checkpoint
 
-WIDTH, INNER, HEADS, VOCABULARY = 1024, 2048, 16, 2048
+WIDTH, INNER, HEADS, VOCABULARY = 1536, 3072, 16, 2048
 CHILD = """
 import resource, sys
 if int(sys.argv[4]):
@@ -71,7 +71,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--gigabytes", type=float, default=3.2)
     parser.add_argument("--limit", type=float, default=2.0, help="GB of data memory for the large model")
-    parser.add_argument("--recipe", default="gptq-w4g64")
+    parser.add_argument("--recipe", default=str(Path(__file__).with_suffix(".yaml")))
     parser.add_argument("--out", type=Path)
     args = parser.parse_args()
     per_block = 2 * (4 * WIDTH * WIDTH + 3 * WIDTH * INNER)
