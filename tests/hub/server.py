@@ -103,6 +103,8 @@ class Handler(BaseHTTPRequestHandler):
     owner: Hub
     protocol_version = "HTTP/1.1"
     timeout = 30
+    wbufsize = -1  # head and body in one packet: in two, each answer waits 40 ms for the client's acknowledgement
+    disable_nagle_algorithm = True
 
     def log_message(self, *_: Any) -> None:
         """Nothing: `faults.log` has it."""

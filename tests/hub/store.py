@@ -80,6 +80,7 @@ class Repo:
     commits: dict[str, Commit] = field(default_factory=dict)
     refs: dict[str, str] = field(default_factory=dict)
     discussions: list[PullRequest] = field(default_factory=list)
+    uploaded: set[str] = field(default_factory=set)  # large files, which are kept for each repository apart
 
     def resolve(self, revision: str) -> Commit:
         """A branch, tag, pull request, commit or the beginning of one.  Refused if there is none of that name."""

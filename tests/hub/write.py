@@ -105,18 +105,18 @@ def xet_token(hub: Hub, request: Request, name: str, revision: str) -> Answer:
 def batch(hub: Hub, request: Request, name: str) -> Answer:
     """Where to put large files, in parts if they are greater than CHUNK; nothing for those that are there."""
     asked = request.json()
-    _writable(hub, request, name, asked.get("ref", {}).get("name", "main"))
+    repo = _writable(hub, request, name, asked.get("ref", {}).get("name", "main"))
     objects: list[dict[str, Any]] = []
     for file in asked["objects"]:
         oid, size = file["oid"], file["size"]
         entry: dict[str, Any] = {"oid": oid, "size": size}
-        if hub.store.stored(oid) is None:
-            href, header = f"{hub.url}/lfs/put/{oid}", {}
+        if oid not in repo.uploaded:
+            href, header = f"{hub.url}/lfs/put/{name}/{oid}", {}
             if size > CHUNK:
-                href = f"{hub.url}/lfs/complete/{oid}"
-                parts = {str(i + 1): f"{hub.url}/lfs/part/{oid}/{i + 1}" for i in range(math.ceil(size / CHUNK))}
+                href = f"{hub.url}/lfs/complete/{name}/{oid}"
+                parts = {str(i + 1): f"{hub.url}/lfs/part/{name}/{oid}/{i + 1}" for i in range(math.ceil(size / CHUNK))}
                 header = {"chunk_size": str(CHUNK), **parts}
-            verify = {"href": f"{hub.url}/lfs/verify/{oid}"}
+            verify = {"href": f"{hub.url}/lfs/verify/{name}/{oid}"}
             entry["actions"] = {"upload": {"href": href, "header": header}, "verify": verify}
         objects.append(entry)
     return Answer.of({"transfer": "basic", "objects": objects})
@@ -124,11 +124,12 @@ def batch(hub: Hub, request: Request, name: str) -> Answer:
 
 def lfs(hub: Hub, request: Request) -> Answer:
     """Large files and their parts come in.  What does not have its name's hash is refused."""
-    action, oid = request.parts[1], request.parts[2]
+    action, oid = request.parts[1], request.parts[4]
+    repo = hub.store.repos["/".join(request.parts[2:4])]
     if not re.fullmatch(r"[0-9a-f]{64}", oid):
         raise Refused(400, message="not a sha256")
     if action == "part":
-        (hub.store.folder / f"{oid}.{request.parts[3]}").write_bytes(request.body)
+        (hub.store.folder / f"{oid}.{request.parts[5]}").write_bytes(request.body)
         return Answer(200, b"", {"ETag": f'"{hashlib.sha256(request.body).hexdigest()}"'})
     if action == "verify":
         stored = hub.store.stored(oid)
@@ -142,6 +143,7 @@ def lfs(hub: Hub, request: Request) -> Answer:
     if hashlib.sha256(content).hexdigest() != oid:
         raise Refused(400, message="the content does not have this hash")
     hub.store.put(content, True)
+    repo.uploaded.add(oid)
     return Answer.of({})
 
 
@@ -157,7 +159,7 @@ def commit(hub: Hub, request: Request, name: str, revision: str) -> Answer:
         if line["key"] == "file":
             changes[value["path"]] = hub.store.put(base64.b64decode(value["content"]), False)
         elif line["key"] == "lfsFile":
-            changes[value["path"]] = _large(hub, value["oid"])
+            changes[value["path"]] = _large(hub, repo, value["oid"])
         elif line["key"] == "deletedFile":
             if value["path"] not in before:
                 raise Refused(404, "EntryNotFound", f"A file with this name doesn't exist: {value['path']}")
@@ -180,8 +182,8 @@ def commit(hub: Hub, request: Request, name: str, revision: str) -> Answer:
     })  # fmt: skip
 
 
-def _large(hub: Hub, sha256: str) -> Blob:
-    path = hub.store.stored(sha256) or hub.xet.fetch(sha256, hub.store.folder)
+def _large(hub: Hub, repo: Repo, sha256: str) -> Blob:
+    path = hub.store.stored(sha256) if sha256 in repo.uploaded else hub.xet.fetch(sha256, hub.store.folder)
     if path is None:
         raise Refused(400, message=f"the large file {sha256} was not uploaded")
     size = path.stat().st_size
