@@ -9,6 +9,7 @@ from ..errors import CheckpointError
 
 if TYPE_CHECKING:
     from ..compress import LayerResult, Plan
+    from ..conversion.hub import Pushed
     from ..measure.layers import LayerFacts
     from ..recipe import Recipe
 
@@ -73,6 +74,21 @@ def inspect(folder: Path) -> "Iterator[LayerFacts]":
     from ..measure.layers import layers
 
     return layers(folder, report.read(folder))
+
+
+def check_push(repo: str, **settings: Any) -> None:
+    """Raises HubError if a push to this repository could not succeed."""
+    from ..conversion.hub import check_access
+
+    check_access(repo, **settings)
+
+
+def push(folder: Path, repo: str, **settings: Any) -> "Pushed":
+    """Publish a compressed model on the Hub."""
+    read_config(folder)
+    from ..conversion.hub import push
+
+    return push(folder, repo, **settings)
 
 
 def stream(folder: Path, prompt: str, max_new_tokens: int) -> None:

@@ -13,7 +13,7 @@ from typing import Any
 
 from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi, get_token
 from huggingface_hub.errors import HfHubHTTPError, RemoteEntryNotFoundError, RepositoryNotFoundError
-from huggingface_hub.utils import validate_repo_id
+from huggingface_hub.utils._validators import validate_repo_id
 
 from ..errors import HubError
 from ..measure.report import FILE as REPORT
@@ -125,15 +125,13 @@ class _Commit:
         if head.commit != self.before.commit:
             raise HubError(f"{self.target.repo} was changed while pushing", "look at it, then run the command again")
         old = _files_of(self.api, self.target.repo, head)
-        operations = [
-            *(CommitOperationDelete(path) for path in _stale(self.published, head, old)),
-            *(_addition(file) for file in self.published.files if not head.has(file)),
-        ]
+        gone = [CommitOperationDelete(path) for path in _stale(self.published, head, old)]
+        new = [_addition(file) for file in self.published.files if not head.has(file)]
         self.sent = True
         try:
             made = self.api.create_commit(
                 self.target.repo,
-                operations,
+                [*gone, *new],
                 commit_message=f"{self.published.name}, compressed with hfquant",
                 commit_description=f"Key {self.published.provenance['key']}",
                 revision=self.revision,
@@ -141,12 +139,12 @@ class _Commit:
             )
         except json.JSONDecodeError:
             raise  # an error page instead of an answer
-        except ValueError as error:
-            raise HubError(f"the Hub does not accept the card: {error}", "correct README.md") from error
         except HfHubHTTPError as error:
             if error.response is None or error.response.status_code != 412:
                 raise
             return self()  # the head moved: by this commit, or by somebody else's
+        except ValueError as error:
+            raise HubError(f"the Hub does not accept the card: {error}", "correct README.md") from error
         found = Remote.read(self.api, self.target.repo, made.oid)
         if found is None:
             raise HubError(f"{self.target.repo} does not know the commit it made", "run the same command again")
