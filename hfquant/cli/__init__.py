@@ -13,7 +13,7 @@ import typer
 from typer.core import TyperGroup
 
 from ..errors import HfquantError
-from . import compress, evaluate, generate, inspect, push, recipes
+from . import compress, evaluate, export, generate, inspect, push, recipes
 from .output import complain
 
 
@@ -45,6 +45,7 @@ app.command("inspect")(inspect.inspect)
 app.command("recipes")(recipes.recipes)
 app.command("generate")(generate.generate)
 app.command("push")(push.push)
+app.command("export")(export.export)
 
 
 def _version(wanted: bool) -> None:

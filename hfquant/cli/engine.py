@@ -91,6 +91,14 @@ def push(folder: Path, repo: str, **settings: Any) -> "Pushed":
     return push(folder, repo, **settings)
 
 
+def export(folder: Path, to: str, out: Path) -> dict[str, Any]:
+    """Write a compressed model in another format; its report."""
+    _quiet()
+    from ..conversion.export import export
+
+    return export(folder, to, out)
+
+
 def stream(folder: Path, prompt: str, max_new_tokens: int) -> None:
     """Generate greedily and print each token to stdout as it comes."""
     _quiet()

@@ -16,6 +16,7 @@ from .provenance import provenance
 
 SECRET = re.compile(rb"hf_[A-Za-z0-9]{30,}|hf_(?:oauth|jwt)_[\w.-]{20,}")
 TEXT = (".json", ".md", ".txt", ".jinja", ".yaml")
+TITLE = re.compile(r"[\w./-]{1,100}", re.ASCII)
 PIECE = 1 << 20
 
 
@@ -68,8 +69,9 @@ class Artefact:
 
     @property
     def name(self) -> str:
-        """The original's name, for titles."""
-        return card.display_name(self.report)
+        """The original's name as it may stand in a title; foreign text stays within its line."""
+        named = card.display_name(self.report)
+        return named if TITLE.fullmatch(named) else "a model"
 
 
 def read(folder: Path, *, force: bool = False) -> Artefact:

@@ -208,7 +208,7 @@ def _gate(api: HfApi, target: Target, published: Artefact) -> None:
 
 def _pull_request(api: HfApi, target: Target, published: Artefact) -> int:
     """The number of the open pull request of an earlier attempt, or of a new one."""
-    title = f"{published.name[:100]}, compressed with hfquant ({published.provenance['key'][:12]})"
+    title = f"{published.name}, compressed with hfquant ({published.provenance['key'][:12]})"
     waiting = api.get_repo_discussions(
         target.repo, author=target.user, discussion_type="pull_request", discussion_status="open"
     )

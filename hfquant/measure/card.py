@@ -76,7 +76,7 @@ def metadata(report: Mapping[str, Any]) -> ModelCardData:
     return ModelCardData(
         base_model=base,
         base_model_relation="quantized" if base else None,
-        library_name="transformers" if standard else "hfquant",
+        library_name="transformers" if standard or wire.get("format") == "dense" else "hfquant",
         pipeline_tag=_pipeline(output),
         tags=list(dict.fromkeys(tag for tag in tags if tag and TAG.fullmatch(tag))),
         model_name=_plain(display_name(report), "a model") if results else None,

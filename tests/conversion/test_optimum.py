@@ -84,7 +84,7 @@ def test_quantizer(built: Callable[[str], Path], tmp_path: Path) -> None:
     report = quantizer.quantize(tmp_path / "out", recipe="rtn-w8")
     assert report["evaluation"]["top1_agreement"] > 0.9
     assert (tmp_path / "out" / "config.json").is_file()
-    strict = Recipe.parse("rtn-w2", ["gate.max_kl=0.0"])
+    strict = Recipe.parse("rtn-w2", ["gate.max_kl=1e-9"])
     with pytest.raises(QualityError):
         quantizer.quantize(tmp_path / "bad", recipe=strict)
     with pytest.raises(RecipeError):

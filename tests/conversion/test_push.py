@@ -17,9 +17,11 @@ from hfquant import load
 from hfquant.conversion import hub as pushing
 from hfquant.conversion import retry
 from hfquant.errors import CheckpointError, HubError, QualityError
+from hfquant.measure import card
 from tests.hub.faults import Kind
 from tests.hub.fixtures import TOKENS, log_in
 from tests.hub.server import Hub
+from tests.measure.test_card import HOSTILE
 
 TOKENS_IN = torch.arange(4, 36)[None]
 
@@ -304,6 +306,28 @@ def test_secrets_and_foreign_files_stay(hub: Hub, folder: Path, tmp_path: Path) 
     (folder / "model.safetensors").unlink()
     with pytest.raises(CheckpointError, match=r"lacks model\.safetensors"):
         pushing.push(folder, "alice/small")
+
+
+@pytest.mark.parametrize("evil", HOSTILE)
+def test_hostile_text_passes_the_hubs_validation_as_text(hub: Hub, folder: Path, evil: str) -> None:
+    """A model's name, licence and chat template as bad as can be: the card stays a card, the titles stay titles."""
+    report = json.loads((folder / "report.json").read_text())
+    terms = {"license": "other", "license_name": evil, "license_link": evil}
+    report["source"] |= {"id": evil, "revision": evil, **terms}
+    report["sample"]["original"] = report["layers"][0]["name"] = evil
+    (folder / "report.json").write_text(json.dumps(report))
+    (folder / "chat_template.jinja").write_text(evil)
+    report["output"]["files"].append("chat_template.jinja")
+    (folder / "report.json").write_text(json.dumps(report))
+    card.write(folder, report)
+    done = pushing.push(folder, "alice/small")
+    data = HfApi().model_info("alice/small").card_data
+    assert data is not None
+    assert set(data.to_dict()) == {"library_name", "license", "license_name", "model-index", "pipeline_tag", "tags"}
+    assert data.license_name == "unknown"
+    title = hub.store.repos["alice/small"].commits[done.commit].title
+    assert title.isprintable()
+    assert len(title) < 150
 
 
 def test_a_hub_that_keeps_something_else_is_found_out(hub: Hub, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
