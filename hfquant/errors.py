@@ -7,6 +7,8 @@ HfquantError
 ├── FormatError        a wire format that cannot say what was asked of it
 ├── CheckpointError    an output folder that is not ours, not finished or damaged
 ├── ResourceError      too little memory or disk for the plan
+├── HubError           a push that the Hub refuses, or that did not arrive whole
+├── ExportError        a target format that cannot say what a checkpoint holds
 └── QualityError       the result was written, measured, and found to have collapsed
 """
 
@@ -38,6 +40,12 @@ class CheckpointError(HfquantError): ...
 
 
 class ResourceError(HfquantError): ...
+
+
+class HubError(HfquantError): ...
+
+
+class ExportError(HfquantError): ...
 
 
 class QualityError(HfquantError):

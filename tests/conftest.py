@@ -18,6 +18,8 @@ from torch import Tensor
 
 from tests import families
 
+pytest_plugins = ["tests.hub.fixtures"]
+
 transformers.utils.logging.disable_progress_bar()
 # Models of a megabyte lose more to waiting for a second thread than it brings; on a busy machine, tenfold.
 torch.set_num_threads(1)

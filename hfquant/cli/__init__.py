@@ -13,7 +13,7 @@ import typer
 from typer.core import TyperGroup
 
 from ..errors import HfquantError
-from . import compress, evaluate, generate, inspect, recipes
+from . import compress, evaluate, export, generate, inspect, push, recipes
 from .output import complain
 
 
@@ -44,6 +44,8 @@ app.command("eval")(evaluate.evaluate)
 app.command("inspect")(inspect.inspect)
 app.command("recipes")(recipes.recipes)
 app.command("generate")(generate.generate)
+app.command("push")(push.push)
+app.command("export")(export.export)
 
 
 def _version(wanted: bool) -> None:
@@ -67,4 +69,5 @@ def main() -> None:
     """The `hfquant` program."""
     if not sys.stderr.isatty():
         os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")  # bars that redraw have no place in a log
+    os.environ.setdefault("DISABLE_SAFETENSORS_CONVERSION", "1")  # transformers asks a Space to convert pickles
     app()

@@ -12,6 +12,7 @@ from . import engine
 from .arguments import Json, Set, size
 from .output import busy, complain, log, print_facts, print_json
 from .progress import Tally, progress
+from .push import Private, facts
 from .summary import estimate, result
 
 if TYPE_CHECKING:
@@ -60,6 +61,11 @@ def compress(
     device: Annotated[
         str, typer.Option(metavar="DEVICE", help="Where the work is done: `cpu`, `cuda`, `cuda:1`.")
     ] = "cpu",
+    push: Annotated[
+        str | None,
+        typer.Option(metavar="REPO", help="Push the result to the Hub if it is good enough.", show_default=False),
+    ] = None,
+    private: Private = None,
     as_json: Json = False,
 ) -> None:
     """Compress MODEL into a folder that loads in transformers, and measure what it cost.
@@ -68,6 +74,8 @@ def compress(
     disk and compared with the original; the command fails with exit code 3 if its quality collapsed.
     """
     chosen = engine.read_recipe(recipe, changes)
+    if push:
+        engine.check_push(push, private=private)  # now, not after hours of work
     settings = {"calibration": calibration, "samples": samples, "seq_len": seq_len, "seed": seed}
     plan = engine.plan(model, chosen, out, **settings, fresh=fresh, max_memory=max_memory, device=device)
     print_facts(log(), estimate(plan))
@@ -75,6 +83,8 @@ def compress(
     report = _measure(ctx, plan, model)
     print_json(report) if as_json else result(out, report)
     engine.judge(report)
+    if push:
+        _push(out, push, private)
 
 
 def _run(ctx: typer.Context, plan: "Plan") -> None:
@@ -113,6 +123,17 @@ def _measure(ctx: typer.Context, plan: "Plan", model: str) -> dict[str, Any]:
         raise typer.Exit(130) from None
 
 
+def _push(out: Path, repo: str, private: bool | None) -> None:
+    words = shlex.join(["hfquant", "push", str(out), repo])
+    try:
+        with busy(f"pushing to {repo}"):
+            done = engine.push(out, repo, private=private)
+    except KeyboardInterrupt:
+        complain(f"interrupted: `{out}` is complete but not pushed", f"push it with `{words}`")
+        raise typer.Exit(130) from None
+    print_facts(log(), facts(done))
+
+
 def again(ctx: typer.Context) -> str:
     """The command line that was given, without `--fresh`."""
     words = ["hfquant", str(ctx.info_name)]
@@ -126,6 +147,8 @@ def again(ctx: typer.Context) -> str:
             words.append(str(value))
         elif value is True:
             words.append(parameter.opts[0])
+        elif value is False:
+            words.append(parameter.secondary_opts[0])
         else:
             for one in value if isinstance(value, list | tuple) else [value]:
                 words += [parameter.opts[0], str(one)]

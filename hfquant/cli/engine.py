@@ -9,6 +9,7 @@ from ..errors import CheckpointError
 
 if TYPE_CHECKING:
     from ..compress import LayerResult, Plan
+    from ..conversion.hub import Pushed
     from ..measure.layers import LayerFacts
     from ..measure.trail import StepError
     from ..recipe import Recipe
@@ -82,6 +83,29 @@ def steps(folder: Path) -> "list[StepError]":
     from ..measure.trail import step_errors
 
     return step_errors(report.read(folder))
+
+
+def check_push(repo: str, **settings: Any) -> None:
+    """Raises HubError if a push to this repository could not succeed."""
+    from ..conversion.hub import check_access
+
+    check_access(repo, **settings)
+
+
+def push(folder: Path, repo: str, **settings: Any) -> "Pushed":
+    """Publish a compressed model on the Hub."""
+    read_config(folder)
+    from ..conversion.hub import push
+
+    return push(folder, repo, **settings)
+
+
+def export(folder: Path, to: str, out: Path) -> dict[str, Any]:
+    """Write a compressed model in another format; its report."""
+    _quiet()
+    from ..conversion.export import export
+
+    return export(folder, to, out)
 
 
 def stream(folder: Path, prompt: str, max_new_tokens: int) -> None:

@@ -1,23 +1,35 @@
 """README.md: the model card, rendered from the report and nothing else."""
 
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
 import yaml
-from huggingface_hub import ModelCardData
-from jinja2 import ChainableUndefined, Environment, PackageLoader
+from huggingface_hub import EvalResult, ModelCardData
+from jinja2 import ChainableUndefined, Environment, FileSystemLoader
 
+from .. import methods
 from ..tensors.shards import write_text
 from .markdown import Safe, code, fence, finalize, number, size
-from .report import SECTIONS
+from .report import SECTIONS, public
 from .trail import step_errors
 
+PACKAGED = Path(__file__).parent.parent / "model_cards"  # in a checkout they are at its top
+TEMPLATES = PACKAGED if PACKAGED.is_dir() else PACKAGED.parent.parent / "model_cards"
 FILE = "README.md"
 HUB_ID = re.compile(r"[\w.-]{1,96}/[\w.-]{1,96}", re.ASCII)
 LICENCE = re.compile(r"[a-z0-9][a-z0-9.-]{0,62}")
 TAG = re.compile(r"[a-z0-9][a-z0-9.+_-]{0,62}")
+NAME = re.compile(r"[\w][\w .,()+-]{0,95}", re.ASCII)
+LINK = re.compile(r"https://[\w./~%+-]{1,200}|LICENSE[\w.-]{0,40}", re.ASCII)
+PAPER = re.compile(r"(.+?) \((.+?, \d{4}); arXiv:(\d{4}\.\d{4,5})\)")
+METRICS = {
+    "perplexity": "Perplexity",
+    "kl": "KL divergence from the original, nats per token",
+    "top1_agreement": "Same most likely token as the original",
+}
 STANDARD = {"compressed_tensors": "compressed-tensors", "gptq": "gptq"}
 
 
@@ -29,8 +41,9 @@ def write(folder: Path, report: Mapping[str, Any]) -> Path:
 
 def render(report: Mapping[str, Any]) -> str:
     """The card of a report (see `measure.report`); sections that the report lacks are left out."""
+    report = public(report)
     environment = Environment(
-        loader=PackageLoader("hfquant.measure", "."),
+        loader=FileSystemLoader(TEMPLATES),
         finalize=finalize,
         undefined=ChainableUndefined,  # what a report does not say is a dash
         trim_blocks=True,
@@ -51,23 +64,75 @@ def render(report: Mapping[str, Any]) -> str:
         version=report.get("hfquant", "?"),
         format=(report.get("wire") or {}).get("format"),
         noted=[layer for layer in layers if layer["notes"]],
+        papers=[Safe(paper) for paper in _papers(report)],
     )
 
 
 def metadata(report: Mapping[str, Any]) -> ModelCardData:
     """The card's YAML block.  Only what has the shape of an id, a licence or a tag gets into it."""
-    wire, output = report.get("wire") or {}, report.get("output") or {}
+    wire, output, recipe = (report.get(name) or {} for name in ("wire", "output", "recipe"))
     standard = STANDARD.get(str(wire.get("format")))
-    base, licence = _hub_id(report), (report.get("source") or {}).get("license")
-    tags = ["hfquant", standard, str((report.get("recipe") or {}).get("name"))]
+    base = _hub_id(report)
+    tags = ["hfquant", standard, str(recipe.get("name")), *_steps(report)]
+    results = list(_results(report))
     return ModelCardData(
         base_model=base,
         base_model_relation="quantized" if base else None,
-        library_name="transformers" if standard else "hfquant",
-        license=licence if isinstance(licence, str) and LICENCE.fullmatch(licence) else None,
+        library_name="transformers" if standard or wire.get("format") == "dense" else "hfquant",
         pipeline_tag=_pipeline(output),
-        tags=[tag for tag in tags if tag and TAG.fullmatch(tag)],
+        tags=list(dict.fromkeys(tag for tag in tags if tag and TAG.fullmatch(tag))),
+        model_name=_plain(display_name(report), "a model") if results else None,
+        eval_results=results or None,
+        **_licence(report),
     )
+
+
+def _licence(report: Mapping[str, Any]) -> dict[str, Any]:
+    """The original's licence, if it looks like one.  The Hub wants a name for what is not on its list."""
+    source = report.get("source") or {}
+    found, name, link = (str(source.get(key)) for key in ("license", "license_name", "license_link"))
+    if not LICENCE.fullmatch(found):
+        return {"license": None}
+    if found != "other":
+        return {"license": found}
+    link = link if LINK.fullmatch(link) and ".." not in link else ""
+    return {"license": found, "license_name": name if NAME.fullmatch(name) else "unknown", "license_link": link or None}
+
+
+def _results(report: Mapping[str, Any]) -> Iterator[EvalResult]:
+    """What was measured, as the Hub's index of models has it."""
+    evaluation = report.get("evaluation") or {}
+    settings = evaluation.get("settings") or {}
+    for metric, label in METRICS.items():
+        value = evaluation.get(metric)
+        if isinstance(value, int | float) and not isinstance(value, bool):
+            yield EvalResult(
+                task_type=_pipeline(report.get("output") or {}) or "text-generation",
+                dataset_type="text",
+                dataset_name=_plain(settings.get("text"), "a text"),
+                metric_type=metric,
+                metric_name=label,
+                metric_value=value,
+            )
+
+
+def _plain(text: object, otherwise: str) -> str:
+    """A name that is nothing but a name."""
+    return text if isinstance(text, str) and (NAME.fullmatch(text) or HUB_ID.fullmatch(text)) else otherwise
+
+
+def _steps(report: Mapping[str, Any]) -> list[str]:
+    """The methods of the recipe that hfquant knows, in order."""
+    steps = (report.get("recipe") or {}).get("steps") or ()
+    named = (step.get("method") for step in steps if isinstance(step, Mapping))
+    return [name for name in named if name in methods.NAMES]
+
+
+def _papers(report: Mapping[str, Any]) -> Iterator[str]:
+    """The papers of the methods that were used, from the first line of each."""
+    for name in _steps(report):
+        if found := PAPER.match(import_module(f"{methods.__name__}.{name}").__doc__ or ""):
+            yield f"{found[1]}: {found[2]}, [arXiv:{found[3]}](https://arxiv.org/abs/{found[3]})"
 
 
 def display_name(report: Mapping[str, Any]) -> str:

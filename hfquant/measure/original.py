@@ -10,6 +10,7 @@ import torch
 import yaml
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from ..model.hub import terms
 from ..model.skeleton import Skeleton
 from ..model.source import Source, open_source
 from .generate import Sample, sample
@@ -41,14 +42,19 @@ def speak(
     return sample(model, tokenizer, prompt, new_tokens)
 
 
-def licence(source: Source) -> Any:
-    """The licence that the original's own card names, None without one; what it says is not to be trusted."""
+def facts(source: Source) -> dict[str, Any]:
+    """What the original's page on the Hub, or the card in its folder, says of its licence and of who may read it.
+
+    Nothing without either; what they say is not to be trusted.
+    """
+    if source.facts:
+        return dict(source.facts)
     card = source.path / "README.md"
     parts = card.read_text("utf-8", errors="replace").split("---\n", 2) if card.is_file() else []
     if len(parts) < 3 or parts[0].strip():
-        return None
+        return {}
     try:
         metadata = yaml.safe_load(parts[1])
     except yaml.YAMLError:
-        return None  # a card that cannot be read names no licence
-    return metadata.get("license") if isinstance(metadata, dict) else None
+        return {}  # a card that cannot be read names no licence
+    return dict(terms(metadata)) if isinstance(metadata, dict) else {}

@@ -2,6 +2,7 @@
 
 import json
 import math
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,7 @@ from ..errors import CheckpointError
 from ..tensors.shards import write_text
 
 SCHEMA = 1
+PATH = re.compile(r"/|~|\.{1,2}[/\\]|[A-Za-z]:[/\\]|file:")
 FILE = "report.json"
 SECTIONS = (
     "source",
@@ -62,6 +64,25 @@ def merge(folder: Path, **sections: Any) -> dict[str, Any]:
     report: dict[str, Any] = plain({name: known[name] for name in order if name in known})
     write(folder, report)
     return report
+
+
+def public(report: Mapping[str, Any]) -> dict[str, Any]:
+    """The report as it may leave this machine: of a path only its last part, whatever section it is in.
+
+    What models and people wrote stays as it is: the sample, and the notes on layers.
+    """
+    written = ("sample", "notes", "description")
+    return {key: value if key in written else _without_paths(value, written) for key, value in report.items()}
+
+
+def _without_paths(value: Any, written: tuple[str, ...]) -> Any:
+    if isinstance(value, Mapping):
+        return {key: inner if key in written else _without_paths(inner, written) for key, inner in value.items()}
+    if isinstance(value, list | tuple):
+        return [_without_paths(inner, written) for inner in value]
+    if isinstance(value, str) and PATH.match(value):
+        return re.split(r"[/\\]", value.rstrip("/\\"))[-1] or "a folder"
+    return value
 
 
 def plain(value: Any) -> Any:

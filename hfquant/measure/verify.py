@@ -21,7 +21,7 @@ from .feed import longest
 from .gate import gate, verdict
 from .generate import Sample, sample
 from .machine import hardware, peak_memory, versions
-from .original import licence, opened, speak
+from .original import facts, opened, speak
 from .scan import scan
 from .text import PACKAGED, Text, cut, read_text
 
@@ -77,7 +77,7 @@ def verify(
         sections = {
             "source": _source(known, source),
             "wire": wire,
-            "output": {**known.get("output", {}), **output},
+            "output": {**output, **known.get("output", {}), **{k: v for k, v in output.items() if k != "files"}},
         }
     evaluation = {
         **_settled(scores, wanted, windows),
@@ -163,7 +163,7 @@ def _source(known: Mapping[str, Any], source: Source | None) -> dict[str, Any]:
         "bytes": source.total_bytes,
         "parameters": source.parameters,
         "dtype": str(source.dtype).removeprefix("torch."),
-        "license": licence(source),
+        **facts(source),
     }
     return {**found, **{key: value for key, value in said.items() if value is not None}}
 

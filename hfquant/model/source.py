@@ -3,7 +3,7 @@
 import json
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -32,6 +32,7 @@ class Source:
     config: PretrainedConfig
     tensors: Mapping[str, TensorInfo]
     files: tuple[Path, ...]
+    facts: Mapping[str, Any] = field(default_factory=dict)  # what its page on the Hub says of it
 
     @property
     def parameters(self) -> int:
@@ -72,28 +73,30 @@ def open_source(model: str | Path, revision: str | None = None, staging: Path | 
     A GGUF file is unpacked into `staging` first, tensor by tensor.  Raises SourceError for a model that is
     missing, already quantized, pickled only, dependent on remote code, incomplete or truncated.
     """
-    path, found = _locate(model, revision, staging)
+    path, found, facts = _locate(model, revision, staging)
     config = _config(path, str(model))
-    return Source(str(model), found, path, config, _tensors(path, str(model)), _other_files(path))
+    return Source(str(model), found, path, config, _tensors(path, str(model)), _other_files(path), facts)
 
 
-def _locate(model: str | Path, revision: str | None, staging: Path | None) -> tuple[Path, str | None]:
+def _locate(
+    model: str | Path, revision: str | None, staging: Path | None
+) -> tuple[Path, str | None, Mapping[str, Any]]:
     path = Path(model).expanduser()
     if path.suffix == ".gguf" and path.is_file():
         from .gguf import stage
 
         if staging is None:
             raise SourceError(f"{path} must be unpacked first", "give a staging folder")
-        return stage(path, staging), None
+        return stage(path, staging), None, {}
     if path.is_dir():
-        return path, None
+        return path, None, {}
     if path.exists():
         raise SourceError(f"{path} is not a model folder", "give the folder that holds config.json, or a .gguf file")
     if path.is_absolute() or str(model).startswith(".") or str(model).count("/") > 1:
         raise SourceError(f"{path} does not exist", "give a model folder, a .gguf file or a Hub id like `org/name`")
     from .hub import download
 
-    return download(str(model), revision)
+    return download(str(model), revision, lambda folder: _config(folder, str(model)))
 
 
 def _config(path: Path, name: str) -> PretrainedConfig:

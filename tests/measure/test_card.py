@@ -115,7 +115,31 @@ def test_metadata_for_the_hub() -> None:
         "library_name": "transformers",
         "license": "apache-2.0",
         "pipeline_tag": "text-generation",
-        "tags": ["hfquant", "compressed-tensors", "gptq-w4g64"],
+        "tags": ["hfquant", "compressed-tensors", "gptq-w4g64", "gptq"],
+        "model-index": [
+            {
+                "name": "org/model-1B",
+                "results": [
+                    {
+                        "task": {"type": "text-generation"},
+                        "dataset": {"name": "hfquant evaluation", "type": "text"},
+                        "metrics": [
+                            {"type": "perplexity", "value": 11.0, "name": "Perplexity"},
+                            {
+                                "type": "kl",
+                                "value": 0.0512,
+                                "name": "KL divergence from the original, nats per token",
+                            },
+                            {
+                                "type": "top1_agreement",
+                                "value": 0.875,
+                                "name": "Same most likely token as the original",
+                            },
+                        ],
+                    }
+                ],
+            }
+        ],
     }
     assert ModelCard(text).data.base_model == "org/model-1B"
 
@@ -135,6 +159,28 @@ def test_the_numbers_are_in_the_table() -> None:
     assert "in Kansas." in text
     assert "64 samples of 512 tokens" in text
     assert "method: gptq" in text
+
+
+def test_a_licence_of_its_own_is_carried_over() -> None:
+    terms = {"license": "other", "license_name": "llama3.2", "license_link": "https://example.org/llama/LICENSE"}
+    text = card.render(full(source=full()["source"] | terms | {"gated": "manual"}))
+    assert {key: metadata(text)[key] for key in terms} == terms
+    assert "licensed under `other` (`llama3.2`)" in text
+    assert "Access to the original is restricted" in text
+    assert "names no licence" in card.render(full(source={}))
+
+
+@pytest.mark.parametrize("evil", HOSTILE)
+def test_a_hostile_licence_gets_nowhere(evil: str) -> None:
+    terms = {"license": "other", "license_name": evil, "license_link": f"https://{evil}"}
+    text = card.render(full(source=full()["source"] | terms))
+    assert (metadata(text)["license_name"], metadata(text).get("license_link")) == ("unknown", None)
+    assert set(metadata(text)) == set(metadata(card.render(full()))) | {"license_name"}
+    assert outline(text)[1:3] == outline(card.render(full()))[1:3]
+
+
+def test_the_template_goes_into_the_package() -> None:
+    assert (card.TEMPLATES / "card.md.jinja").is_file()
 
 
 @pytest.mark.parametrize(
@@ -192,7 +238,7 @@ def test_no_text_of_a_model_becomes_markup(evil: str) -> None:
     good = full()
     bad = full(
         source={"id": evil, "revision": evil, "bytes": 2_000_000_000, "license": evil},
-        recipe={"name": evil, evil: evil},
+        recipe={"name": evil, evil: evil, "steps": [{"method": "gptq"}, {"method": evil}]},
         calibration=good["calibration"] | {"source": evil},
         layers=[good["layers"][0] | {"name": evil, "method": evil, "notes": [evil], "grid": evil}],
         output=good["output"] | {"architecture": evil, "model_type": evil},
@@ -206,15 +252,19 @@ def test_no_text_of_a_model_becomes_markup(evil: str) -> None:
     usual, _, _, usual_tables = outline(card.render(good))
     assert headings[1:] == usual[1:]
     assert html == OURS
-    assert targets == ["#gate"]
+    assert targets == ["#gate", "https://arxiv.org/abs/2210.17323"]
     assert tables == usual_tables
-    assert set(metadata(text)) == {"library_name", "tags"}
-    assert metadata(text)["tags"] == ["hfquant"]
+    assert set(metadata(text)) == {"library_name", "tags", "model-index"}
+    assert metadata(text)["tags"] == ["hfquant", "gptq"]
+    [index] = metadata(text)["model-index"]
+    assert index["name"] == "a model"
+    assert {result["dataset"]["name"] for result in index["results"]} == {"a text"}
     assert not any(c in text for c in "\u202e\x00\x1b\u2028")
 
 
 def test_only_the_links_meant() -> None:
-    assert outline(card.render(full()))[2] == ["https://huggingface.co/org/model-1B"]
+    linked = outline(card.render(full()))[2]
+    assert linked == ["https://huggingface.co/org/model-1B", "https://arxiv.org/abs/2210.17323"]
 
 
 def test_code_spans_and_fences_outlast_their_content() -> None:
