@@ -66,14 +66,17 @@ class Source:
         return loaded
 
 
-def open_source(model: str | Path, revision: str | None = None, staging: Path | None = None) -> Source:
+def open_source(
+    model: str | Path, revision: str | None = None, staging: Path | None = None, *, quantized: bool = False
+) -> Source:
     """A model from a folder, a GGUF file or the Hub, checked from its headers alone.
 
     A GGUF file is unpacked into `staging` first, tensor by tensor.  Raises SourceError for a model that is
-    missing, already quantized, pickled only, dependent on remote code, incomplete or truncated.
+    missing, already quantized (unless `quantized` allows it), pickled only, dependent on remote code, incomplete or
+    truncated.
     """
     path, found = _locate(model, revision, staging)
-    config = _config(path, str(model))
+    config = _config(path, str(model), quantized)
     return Source(str(model), found, path, config, _tensors(path, str(model)), _other_files(path))
 
 
@@ -96,7 +99,7 @@ def _locate(model: str | Path, revision: str | None, staging: Path | None) -> tu
     return download(str(model), revision)
 
 
-def _config(path: Path, name: str) -> PretrainedConfig:
+def _config(path: Path, name: str, allow_quantized: bool) -> PretrainedConfig:
     file = path / "config.json"
     if not file.is_file():
         raise SourceError(f"{name} has no config.json", "give a folder in the layout of transformers' save_pretrained")
@@ -104,7 +107,8 @@ def _config(path: Path, name: str) -> PretrainedConfig:
         raw: dict[str, Any] = json.loads(file.read_text())
     except json.JSONDecodeError as error:
         raise SourceError(f"{file.name} of {name} is not JSON: {error}", "download the model again") from error
-    if quantized := raw.get("quantization_config") or raw.get("compression_config"):
+    quantized = raw.get("quantization_config") or raw.get("compression_config")
+    if quantized and not allow_quantized:
         raise SourceError(
             f"{name} is already quantized ({quantized.get('quant_method', 'unknown method')})",
             "start from the original model: rounding twice costs accuracy twice",
