@@ -12,6 +12,7 @@ from transformers.cache_utils import Cache, DynamicCache, DynamicLayer, EncoderD
 
 from ...errors import ResourceError
 from ...model.blocks import stacks
+from ..kv_cache import CompressedCache
 from .batch import Batch, Generation
 from .loader import Loader
 from .opening import open_model
@@ -145,6 +146,8 @@ class OffloadedModel:
 
     def _cache(self) -> Cache:
         config = self.config.get_text_config(decoder=True)
+        if self.policy.cache_bits < 16:
+            return CompressedCache.for_model(self.model, self.policy.cache_bits)
         if not self.config.is_encoder_decoder:
             return DynamicCache(config=config)
         return EncoderDecoderCache(DynamicCache(config=config), DynamicCache(config=config))

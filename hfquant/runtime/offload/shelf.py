@@ -14,10 +14,22 @@ import torch
 from torch import Tensor
 from transformers.cache_utils import DynamicLayer
 
+from ..kv_cache import CompressedLayer
 from .pieces import room
 from .scratch import Scratch, read_into, write_all
 
 NAMES = ("keys", "values")
+
+
+def names(layer: DynamicLayer) -> tuple[str, ...]:
+    """The tensors that a layer holds, all [batch, heads, ., .]."""
+    packed = layer.packed if isinstance(layer, CompressedLayer) and layer.past else ()
+    return (*NAMES, *packed)
+
+
+def only_grows(layer: DynamicLayer, name: str) -> bool:
+    """Whether what is once in this tensor stays where it is."""
+    return name not in NAMES if isinstance(layer, CompressedLayer) else not layer.is_sliding
 
 
 @dataclass
@@ -55,16 +67,16 @@ class Shelf:
     def prefetch(self, layers: Sequence[DynamicLayer]) -> None:
         """Start reading."""
         for layer in layers:
-            for name in NAMES:
+            for name in names(layer):
                 stored = self._stored.get((id(layer), name))
                 if stored is not None and stored.reading is None and getattr(layer, name).is_meta:
-                    self._read(stored, layer, name)
+                    self._read(stored)
 
     def take(self, layers: Sequence[DynamicLayer]) -> None:
         """Have the keys and values in memory."""
         self.prefetch(layers)
         for layer in layers:
-            for name in NAMES:
+            for name in names(layer):
                 stored = self._stored.get((id(layer), name))
                 if stored is None or stored.reading is None:
                     continue
@@ -76,23 +88,23 @@ class Shelf:
     def put(self, layers: Sequence[DynamicLayer]) -> None:
         """Write what is new, and have nothing in memory."""
         for layer in layers:
-            if layer.is_initialized and layer.keys is not None and layer.keys.numel():
-                for name in NAMES:
+            if layer.is_initialized and layer.keys is not None:
+                for name in names(layer):
                     tensor: Tensor = getattr(layer, name)
-                    if not tensor.is_meta:
-                        self._write(self._stored.setdefault((id(layer), name), _Stored()), layer, tensor)
+                    if tensor.numel() and not tensor.is_meta:
+                        self._write(self._stored.setdefault((id(layer), name), _Stored()), layer, name, tensor)
                         setattr(layer, name, torch.empty(tensor.shape, dtype=tensor.dtype, device="meta"))
 
     def drop(self, layers: Sequence[DynamicLayer]) -> None:
         """Forget these layers: their sequences are finished."""
         for layer in layers:
-            for name in NAMES:
+            for name in names(layer):
                 stored = self._stored.pop((id(layer), name), None)
                 if stored is not None:
                     self._settle(stored)
                     self.scratch.release(stored.fd)
 
-    def _read(self, stored: _Stored, layer: DynamicLayer, name: str) -> None:
+    def _read(self, stored: _Stored) -> None:
         self._settle(stored)
         batch, heads, seq, dim = stored.shape
         raw = room(seq * stored.stride)
@@ -101,24 +113,26 @@ class Shelf:
         future = self._pool.submit(read_into, stored.fd, 0, view, what)
         stored.reading = future, raw.view(stored.dtype).view(seq, batch, heads, dim)
 
-    def _write(self, stored: _Stored, layer: DynamicLayer, tensor: Tensor) -> None:
+    def _write(self, stored: _Stored, layer: DynamicLayer, name: str, tensor: Tensor) -> None:
         self._settle(stored)
-        grown = not layer.is_sliding and stored.fd >= 0 and stored.shape[:2] == tuple(tensor.shape[:2])
+        same = stored.fd >= 0 and (*stored.shape[:2], stored.shape[3]) == (*tensor.shape[:2], tensor.shape[3])
+        grown = same and only_grows(layer, name)
         first = stored.held if grown and stored.held <= tensor.shape[2] else 0
         stored.shape, stored.dtype, stored.held = tuple(tensor.shape), tensor.dtype, tensor.shape[2]
         if stored.held * stored.stride > stored.capacity:
-            self._make_room(stored)
+            rows = layer.rows(name, self.tokens) if isinstance(layer, CompressedLayer) else self.tokens
+            self._make_room(stored, rows)
             first = 0
         new = tensor[:, :, first:].permute(2, 0, 1, 3).contiguous()
         raw = new.view(-1).view(torch.uint8).numpy().data
         self.bytes_written += len(raw)
         stored.writing = self._pool.submit(write_all, stored.fd, first * stored.stride, raw)
 
-    def _make_room(self, stored: _Stored) -> None:
+    def _make_room(self, stored: _Stored, rows: int) -> None:
         """A file for as many tokens as there can be: a disk that is too small is noticed at the first one."""
         if stored.fd >= 0:
             self.scratch.release(stored.fd)
-        stored.capacity = max(self.tokens, stored.held) * stored.stride
+        stored.capacity = max(rows, stored.held) * stored.stride
         stored.fd = self.scratch.file(stored.capacity)
 
     def _settle(self, stored: _Stored) -> None:
