@@ -13,7 +13,7 @@ import typer
 from typer.core import TyperGroup
 
 from ..errors import HfquantError
-from . import compress, evaluate, generate, inspect, recipes
+from . import compress, evaluate, generate, inspect, offload, recipes
 from .output import complain
 
 
@@ -44,6 +44,7 @@ app.command("eval")(evaluate.evaluate)
 app.command("inspect")(inspect.inspect)
 app.command("recipes")(recipes.recipes)
 app.command("generate")(generate.generate)
+app.add_typer(offload.app, name="offload")
 
 
 def _version(wanted: bool) -> None:

@@ -51,6 +51,8 @@ class CompressedLayer(DynamicLayer):  # type: ignore[misc]
     Every packed tensor is [batch, heads, ., .] and grows along its third dimension.
     """
 
+    keys: Tensor
+    values: Tensor
     packed = ("key_words", "key_scale", "key_low", "value_words", "value_scale", "value_low")
 
     def __init__(self, bits: int, window: int, group: int) -> None:
@@ -172,6 +174,8 @@ class CompressedCache(DynamicCache):  # type: ignore[misc]
         super().__init__(config=config)
         self.bits = bits
         self.layers = [_compressed(layer, bits, window, group) for layer in self.layers]
+
+    layers: list[Any]
 
     @property
     def nbytes(self) -> int:

@@ -32,9 +32,7 @@ def relative(a: Tensor, b: Tensor) -> float:
 
 @pytest.mark.parametrize(("bits", "bound"), [(8, 0.01), (4, 0.1), (2, 0.6)])
 @pytest.mark.parametrize("family", ["llama", "gpt2"])
-def test_logits_stay_within_a_bound(
-    family: str, bits: int, bound: float, trained: Callable[[str], Path]
-) -> None:
+def test_logits_stay_within_a_bound(family: str, bits: int, bound: float, trained: Callable[[str], Path]) -> None:
     reference, ids = model(family, trained), held_out(8)
     exact = second_half(reference, DynamicCache(config=reference.config), ids)
     rounded = second_half(reference, CompressedCache(reference.config, bits, window=0, group=32), ids)

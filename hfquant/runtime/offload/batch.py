@@ -1,7 +1,7 @@
 """One batch of prompts through transformers' `generate`; sequences that have ended leave, and free their place."""
 
 import copy
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -77,6 +77,17 @@ class _Leave(StoppingCriteria):  # type: ignore[misc]
         return torch.ones_like(ended) if ended.sum() >= max(1, LEAVE * len(ended)) else ended
 
 
+class _Count(StoppingCriteria):  # type: ignore[misc]
+    """Stops nothing, and tells how many tokens there are more."""
+
+    def __init__(self, tell: Callable[[int], None]) -> None:
+        self.tell = tell
+
+    def __call__(self, input_ids: Tensor, scores: Any, **_: Any) -> Tensor:
+        self.tell(len(input_ids))
+        return torch.zeros(len(input_ids), dtype=torch.bool)
+
+
 @dataclass
 class Batch:
     """Prompts of one batch.  rows: which they are.  ids, mask: int64 [rows, seq]"""
@@ -98,45 +109,66 @@ class Batch:
         return Batch(list(prompts), ids, mask)
 
     def generate(
-        self, model: Any, cache: Cache, settings: Generation, keep: Callable[[Tensor], None]
-    ) -> list[tuple[int, list[int]]]:
-        """(row, new tokens) of all sequences.  keep: takes all but these places out of the cache."""
+        self,
+        model: Any,
+        cache: Cache,
+        settings: Generation,
+        keep: Callable[[Tensor], None],
+        tell: Callable[[int], None] | None = None,
+    ) -> Iterator[tuple[int, list[int]]]:
+        """(row, new tokens) of all sequences, as they end.
+
+        keep: takes all but these places out of the cache.  tell: is told the number of tokens of every step.
+        """
+        count = [_Count(tell)] if tell is not None else []
         if settings.encoder_decoder:
             out = model.generate(
-                self.ids, attention_mask=self.mask, past_key_values=cache, generation_config=settings.config
+                self.ids,
+                attention_mask=self.mask,
+                past_key_values=cache,
+                generation_config=settings.config,
+                stopping_criteria=StoppingCriteriaList(count),
             )
-            return [(row, settings.cut(tokens[1:])) for row, tokens in zip(self.rows, out.tolist(), strict=True)]
+            for row, tokens in zip(self.rows, out.tolist(), strict=True):
+                yield row, settings.cut(tokens[1:])
+            return
         rows, ids, mask, left = list(self.rows), self.ids, self.mask, settings.max_new_tokens
-        prompt, found = ids.shape[1], []
+        prompt = ids.shape[1]
         while rows:
-            out = self._some(model, cache, settings, ids, mask, left)
+            leave = [_Leave(settings, prompt)] if settings.ends and len(rows) > 1 else []
+            out = self._some(model, cache, settings, ids, mask, left, [*leave, *count])
             left -= out.shape[1] - ids.shape[1]
             over = settings.ended(out[:, prompt:]) if left > 0 else torch.ones(len(rows), dtype=torch.bool)
             for row, tokens, is_over in zip(rows, out[:, prompt:].tolist(), over.tolist(), strict=True):
                 if is_over:
-                    found.append((row, settings.cut(tokens)))
+                    yield row, settings.cut(tokens)
             stay = (~over).nonzero().flatten()
             rows = [rows[i] for i in stay.tolist()]
             if rows:
                 keep(stay)
             grown = torch.ones(len(mask), out.shape[1] - mask.shape[1], dtype=mask.dtype)
             ids, mask = out[stay], torch.cat([mask, grown], 1)[stay]
-        return found
 
+    @staticmethod
     def _some(
-        self, model: Any, cache: Cache, settings: Generation, ids: Tensor, mask: Tensor, left: int
+        model: Any,
+        cache: Cache,
+        settings: Generation,
+        ids: Tensor,
+        mask: Tensor,
+        left: int,
+        criteria: Sequence[StoppingCriteria],
     ) -> Tensor:
         """Go on until enough sequences have ended, or all have their length."""
         config = copy.deepcopy(settings.config)
         config.max_new_tokens = left
         if config.min_new_tokens is not None:
             config.min_new_tokens = max(0, config.min_new_tokens - (settings.max_new_tokens - left))
-        leave = [_Leave(settings, self.ids.shape[1])] if settings.ends and len(ids) > 1 else []
         out: Tensor = model.generate(
             ids,
             attention_mask=mask,
             past_key_values=cache,
             generation_config=config,
-            stopping_criteria=StoppingCriteriaList(leave),
+            stopping_criteria=StoppingCriteriaList(criteria),
         )
         return out

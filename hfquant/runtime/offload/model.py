@@ -13,6 +13,7 @@ from transformers.cache_utils import Cache, DynamicCache, DynamicLayer, EncoderD
 from ...errors import ResourceError
 from ...model.blocks import stacks
 from ..kv_cache import CompressedCache
+from .allocator import steady
 from .batch import Batch, Generation
 from .loader import Loader
 from .opening import open_model
@@ -40,7 +41,9 @@ class OffloadedModel:
         dtype: torch.dtype | None = None,
         revision: str | None = None,
     ) -> None:
-        self.policy = policy or Policy()
+        self.loader: Loader | None = None
+        self.on_tokens: Callable[[int], None] | None = None  # told how many tokens every step of a batch made
+        steady()
         with ExitStack() as undo:
             self.skeleton = open_model(model, dtype, revision)
             self.model: Any = self.skeleton.model
@@ -52,12 +55,20 @@ class OffloadedModel:
             blocks = [name for stack in self.stacks for name in stack.blocks]
             self.pieces = [collect(self.skeleton, name, self.files, self.scratch) for name in blocks]
             self.order = _order([len(stack.blocks) for stack in self.stacks])
-            resident = choose(self.pieces, self.policy.weights)
-            self.loader = Loader(
-                self.model, self.pieces, resident, self.order.after, self.policy.depth, self.policy.threads
-            )
-            undo.callback(self.loader.close)
+            self.adopt(policy or Policy(depth=0))
+            undo.callback(self._stop_loading)
             self._undo = undo.pop_all()
+
+    def adopt(self, policy: Policy) -> None:
+        """From now on run by this policy."""
+        self._stop_loading()
+        self.policy, resident = policy, choose(self.pieces, policy.weights)
+        self.loader = Loader(self.model, self.pieces, resident, self.order.after, policy.depth, policy.threads)
+
+    def _stop_loading(self) -> None:
+        if self.loader is not None:
+            self.loader.close()
+        self.loader = None
 
     @property
     def config(self) -> Any:
@@ -108,11 +119,11 @@ class OffloadedModel:
             new[row, : len(tokens)] = torch.tensor(tokens)
         return torch.cat([starts, new], 1)
 
-    def _run(
-        self, batches: Sequence[Batch], settings: Generation, seed: int | None
-    ) -> Iterator[tuple[int, list[int]]]:
+    def _run(self, batches: Sequence[Batch], settings: Generation, seed: int | None) -> Iterator[tuple[int, list[int]]]:
         longest = max((b.ids.shape[1] for b in batches), default=0) + settings.max_new_tokens
         finished: list[tuple[int, list[int]]] = []
+        if self.loader is None:
+            raise ResourceError("the offloaded model is closed", "open it again")
         with ExitStack() as stack:
             shelf = self._shelf(longest, stack)
             lanes = (self._lane(i, batch, settings, shelf, finished) for i, batch in enumerate(batches))
@@ -136,13 +147,23 @@ class OffloadedModel:
         cache = self._cache()
 
         def layers(stage: int) -> Sequence[DynamicLayer]:
-            block = stage - self.order.stacks[-1][0]
-            return [c.layers[block] for c in _parts(cache) if 0 <= block < len(c.layers)]
+            on_disk = self.policy.cache_is_on_disk(stage - self.order.stacks[-1][0], self.order.stacks[-1][1])
+            return self.cache_layers(cache, stage) if on_disk else ()
 
         def work(lane: Lane) -> None:
-            finished.extend(batch.generate(self.model, cache, settings, _touching(shelf, cache)))
+            for row in batch.generate(self.model, cache, settings, self._keeping(shelf, cache), self.on_tokens):
+                finished.append(row)
 
         return Lane(work, index, layers)
+
+    def cache_layers(self, cache: Cache, stage: int) -> list[Any]:
+        """The layers of a cache that one stage uses."""
+        block = stage - self.order.stacks[-1][0]
+        return [part.layers[block] for part in _parts(cache) if 0 <= block < len(part.layers)]
+
+    @property
+    def vocabulary(self) -> int:
+        return int(self.config.get_text_config(decoder=True).vocab_size)
 
     def _cache(self) -> Cache:
         config = self.config.get_text_config(decoder=True)
@@ -151,6 +172,22 @@ class OffloadedModel:
         if not self.config.is_encoder_decoder:
             return DynamicCache(config=config)
         return EncoderDecoderCache(DynamicCache(config=config), DynamicCache(config=config))
+
+    def _keeping(self, shelf: Shelf | None, cache: Cache) -> Callable[[Tensor], None]:
+        """How to keep only some sequences of a cache, wherever its layers are."""
+        count = self.order.stacks[-1][1]
+
+        def keep(rows: Tensor) -> None:
+            for part in _parts(cache):
+                for i, layer in enumerate(part.layers):
+                    there = shelf if self.policy.cache_is_on_disk(i, count) else None
+                    if there is not None:
+                        there.take([layer])
+                    layer.batch_select_indices(rows)
+                    if there is not None:
+                        there.put([layer])
+
+        return keep
 
     def close(self) -> None:
         """Free memory, files and threads."""
@@ -183,18 +220,3 @@ def _parts(cache: Cache) -> list[Any]:
     if isinstance(cache, EncoderDecoderCache):
         return [cache.self_attention_cache, cache.cross_attention_cache]
     return [cache]
-
-
-def _touching(shelf: Shelf | None, cache: Cache) -> Callable[[Tensor], None]:
-    """How to keep only some sequences of a cache, wherever its layers are."""
-
-    def keep(rows: Tensor) -> None:
-        for part in _parts(cache):
-            for layer in part.layers:
-                if shelf is not None:
-                    shelf.take([layer])
-                layer.batch_select_indices(rows)
-                if shelf is not None:
-                    shelf.put([layer])
-
-    return keep

@@ -84,5 +84,5 @@ def _generation_config(model: nn.Module, folder: Path) -> GenerationConfig:
     """What the model's authors recommend for generating, as `from_pretrained` finds it."""
     if (folder / "generation_config.json").is_file():
         return GenerationConfig.from_pretrained(folder)
-    found: GenerationConfig = model.generation_config  # type: ignore[assignment]
+    found: GenerationConfig = model.generation_config
     return found

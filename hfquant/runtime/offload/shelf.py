@@ -5,6 +5,7 @@ for lengths and masks gets the right answer.  In the file tokens follow one anot
 that a new one is appended; a sliding window, which loses tokens at its front, is written anew.
 """
 
+from collections import deque
 from collections.abc import Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
@@ -19,6 +20,7 @@ from .pieces import room
 from .scratch import Scratch, read_into, write_all
 
 NAMES = ("keys", "values")
+WRITES = 2  # that may be under way
 
 
 def names(layer: DynamicLayer) -> tuple[str, ...]:
@@ -63,6 +65,7 @@ class Shelf:
 
     def __post_init__(self) -> None:
         self._pool = ThreadPoolExecutor(2, thread_name_prefix="hfquant-kv")
+        self._writes: deque[_Stored] = deque()  # on their way: each holds what it writes in memory
 
     def prefetch(self, layers: Sequence[DynamicLayer]) -> None:
         """Start reading."""
@@ -127,6 +130,9 @@ class Shelf:
         raw = new.view(-1).view(torch.uint8).numpy().data
         self.bytes_written += len(raw)
         stored.writing = self._pool.submit(write_all, stored.fd, first * stored.stride, raw)
+        self._writes.append(stored)
+        while len(self._writes) > WRITES:
+            self._settle(self._writes.popleft())
 
     def _make_room(self, stored: _Stored, rows: int) -> None:
         """A file for as many tokens as there can be: a disk that is too small is noticed at the first one."""
@@ -147,4 +153,3 @@ class Shelf:
     def close(self) -> None:
         self._pool.shutdown(cancel_futures=True)
         self._stored.clear()
-

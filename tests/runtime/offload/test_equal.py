@@ -14,7 +14,7 @@ from transformers.cache_utils import DynamicLayer
 from hfquant import compress, load
 from hfquant.runtime.kv_cache import CompressedCache
 from hfquant.runtime.offload.model import OffloadedModel
-from hfquant.runtime.offload.policy import Policy
+from hfquant.runtime.offload.policy import EVERY_LAYER, Policy
 from tests.families import FAMILIES, build
 
 NEW = 9
@@ -27,7 +27,8 @@ POLICIES = {
     "one batch": Policy(batch=6, batches=1, depth=0),
     "half the weights": Policy(batch=3, batches=2, weights=120_000),
     "all weights": Policy(batch=2, batches=2, weights=1 << 30),
-    "cache on disk": Policy(batch=2, batches=3, cache_on_disk=True),
+    "cache on disk": Policy(batch=2, batches=3, cache_on_disk=EVERY_LAYER),
+    "some of the cache on disk": Policy(batch=2, batches=3, cache_on_disk=1),
 }
 
 
@@ -88,9 +89,9 @@ def some_ends(family: str, folder: Path) -> list[int]:
     return [int(new[0, 2]), int(new[3, 5])]
 
 
-@pytest.mark.parametrize("cache_on_disk", [False, True])
+@pytest.mark.parametrize("cache_on_disk", [0, 1, EVERY_LAYER])
 @pytest.mark.parametrize("family", ["llama", "gemma3", "opt", "t5"])
-def test_sequences_that_end_leave(family: str, cache_on_disk: bool, built: Callable[[str], Path]) -> None:
+def test_sequences_that_end_leave(family: str, cache_on_disk: int, built: Callable[[str], Path]) -> None:
     ends = some_ends(family, built(family))
     for policy in (Policy(batch=6, batches=1), Policy(batch=4, batches=2)):
         policy = replace(policy, cache_on_disk=cache_on_disk)
@@ -180,4 +181,4 @@ def test_a_compressed_cache_is_the_same_on_disk(
     ends = some_ends(family, built(family))
     settings = {"eos_token_id": ends, "pad_token_id": 0}
     found = offloaded(family, built(family), memory, **settings)
-    assert torch.equal(found, offloaded(family, built(family), replace(memory, cache_on_disk=True), **settings))
+    assert torch.equal(found, offloaded(family, built(family), replace(memory, cache_on_disk=EVERY_LAYER), **settings))
