@@ -15,18 +15,31 @@ if TYPE_CHECKING:
     from .plugin import HfQuantConfig as HfQuantConfig
     from .plugin import dequantize as dequantize
     from .plugin import load as load
+    from .runtime.kv_cache import CompressedCache as CompressedCache
+    from .runtime.offload.door import offload_generate as offload_generate
 
 __version__ = "0.1.0"
 
 _HOME = {
+    "CompressedCache": "runtime.kv_cache",
     "HfQuantConfig": "plugin",
     "compress": "compress",
     "dequantize": "plugin",
     "load": "plugin",
+    "offload_generate": "runtime.offload.door",
     "plan": "compress",
 }
 
-__all__ = ["HfQuantConfig", "__version__", "compress", "dequantize", "load", "plan"]
+__all__ = [
+    "CompressedCache",
+    "HfQuantConfig",
+    "__version__",
+    "compress",
+    "dequantize",
+    "load",
+    "offload_generate",
+    "plan",
+]
 
 
 def __getattr__(name: str) -> Any:

@@ -13,6 +13,9 @@ if TYPE_CHECKING:
     from ..measure.layers import LayerFacts
     from ..measure.trail import StepError
     from ..recipe import Recipe
+    from ..runtime.offload.hardware import Hardware
+    from ..runtime.offload.jsonl import Answers
+    from ..runtime.offload.planning import OffloadPlan
 
 
 def read_recipe(recipe: str, changes: list[str] | None) -> "Recipe":
@@ -132,6 +135,75 @@ def stream(folder: Path, prompt: str, max_new_tokens: int) -> None:
             do_sample=False,
             streamer=TextStreamer(tokenizer, skip_special_tokens=True),
         )
+
+
+def offload_plan(model: str, prompt: int, new: int, prompts: int, **settings: Any) -> "OffloadPlan":
+    """Open the model, measure a block of it, and solve for a policy."""
+    _quiet()
+    from ..runtime.offload.cost import Workload
+    from ..runtime.offload.model import OffloadedModel
+    from ..runtime.offload.planning import Budget, plan_offload
+
+    disk = settings["disk"]
+    with OffloadedModel(model, disk=disk) as offloaded:
+        budget = Budget(settings["host_memory"], None, disk)
+        work = Workload(prompts, prompt, new)
+        return plan_offload(offloaded, work, budget, bits=settings["bits"], latency=settings["latency"])
+
+
+def hardware(disk: Path | None, fresh: bool) -> "Hardware":
+    import tempfile
+
+    from ..runtime.offload.hardware import profile
+
+    return profile(disk or Path(tempfile.gettempdir()), fresh)
+
+
+def offload_texts(model: str, prompts: list[str], **settings: Any) -> list[str]:
+    """Texts that follow some prompts, by offloaded generation."""
+    _quiet()
+    from ..runtime.offload.door import offload_generate
+
+    given, how = _offload_settings(settings)
+    return [str(text) for text in offload_generate(model, prompts, **given, **how)]
+
+
+def answers(model: str, source: Path, out: Path, settings: Mapping[str, Any]) -> "Answers":
+    """The answers that are there already, and where new ones go."""
+    from ..runtime.offload.jsonl import Answers, read_prompts
+
+    decisive = ("max_new_tokens", "cache_bits", "temperature", "seed")
+    return Answers(out, read_prompts(source), {"model": model} | {key: settings[key] for key in decisive})
+
+
+def answer(model: str, answers: "Answers", meter: Any, **settings: Any) -> None:
+    """Generate what is missing; each answer is written as soon as it is there."""
+    _quiet()
+    from ..runtime.offload.door import decode, opened
+
+    given, how = _offload_settings(settings)
+    seed = how.pop("seed", None)
+    if missing := answers.missing:
+        texts = [answers.prompts[i]["prompt"] for i in missing]
+        with opened(model, texts, **given) as (offloaded, ids):
+            tokenizer = offloaded.skeleton.source.tokenizer()
+            offloaded.on_tokens = meter(len(ids) * given["max_new_tokens"])
+            for i, tokens in offloaded.stream(ids, seed, max_new_tokens=given["max_new_tokens"], **how):
+                answers.add(missing[i], decode(tokenizer, tokens), len(tokens))
+    answers.finish()
+
+
+def _offload_settings(settings: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
+    """What the command line says of the policy, and of the tokens."""
+    from ..runtime.offload.policy import Policy
+
+    given = {key: settings[key] for key in ("max_new_tokens", "host_memory", "disk", "cache_bits")}
+    batch, batches = settings["batch"], settings["batches"]
+    if batch is not None or batches is not None:
+        given["policy"] = Policy(batch=batch or 1, batches=batches or 1, cache_bits=given["cache_bits"])
+    if settings["temperature"] is None:
+        return given, {"do_sample": False}
+    return given, {"do_sample": True, "temperature": settings["temperature"], "seed": settings["seed"]}
 
 
 def _quiet() -> None:

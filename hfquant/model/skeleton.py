@@ -42,15 +42,23 @@ class Skeleton:
         self.source, self.dtype = source, dtype
         with init_empty_weights(include_buffers=False), _NoStorage(), _quietly():
             self.model = _model_class(source)._from_config(source.config, dtype=dtype).eval()
+        self._adapt()
         self.model.tie_weights()
         self.model.config.use_cache = False
         self._buffers = {name: b for name, b in self.model.named_buffers()}
         self.stored = self._map_names()
         self._check_shapes()
 
+    def _adapt(self) -> None:
+        """For subclasses: change the modules before names are mapped to them."""
+
+    def _conversions(self) -> list[Any]:
+        """How stored tensors become parameters: transformers' renamings and converters, made anew at every call."""
+        return list(get_model_conversion_mapping(self.model))
+
     def _map_names(self) -> dict[str, list[str]]:
         """Parameter (or the first of several made together) -> the stored tensors it is made of."""
-        conversions = get_model_conversion_mapping(self.model)
+        conversions = self._conversions()
         renamings = [c for c in conversions if isinstance(c, WeightRenaming)]
         converters = [c for c in conversions if isinstance(c, WeightConverter)]
         have = self.model.state_dict()
@@ -106,7 +114,7 @@ class Skeleton:
             self._retype(name, dtype or self.dtype)
         stored = [stored for name in wanted for stored in self.stored[name]]
         tensors = {self.renamed.get(name, name): self.source.read(name) for name in stored}
-        config = LoadStateDictConfig(weight_mapping=get_model_conversion_mapping(self.model), dtype=dtype or self.dtype)
+        config = LoadStateDictConfig(weight_mapping=self._conversions(), dtype=dtype or self.dtype)
         with _quietly():
             info, _ = convert_and_load_state_dict_in_model(self.model, tensors, config)
         if info.conversion_errors:

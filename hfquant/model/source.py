@@ -67,19 +67,22 @@ class Source:
         return loaded
 
 
-def open_source(model: str | Path, revision: str | None = None, staging: Path | None = None) -> Source:
+def open_source(
+    model: str | Path, revision: str | None = None, staging: Path | None = None, *, quantized: bool = False
+) -> Source:
     """A model from a folder, a GGUF file or the Hub, checked from its headers alone.
 
     A GGUF file is unpacked into `staging` first, tensor by tensor.  Raises SourceError for a model that is
-    missing, already quantized, pickled only, dependent on remote code, incomplete or truncated.
+    missing, already quantized (unless `quantized` allows it), pickled only, dependent on remote code, incomplete or
+    truncated.
     """
-    path, found, facts = _locate(model, revision, staging)
-    config = _config(path, str(model))
+    path, found, facts = _locate(model, revision, staging, quantized)
+    config = _config(path, str(model), quantized)
     return Source(str(model), found, path, config, _tensors(path, str(model)), _other_files(path), facts)
 
 
 def _locate(
-    model: str | Path, revision: str | None, staging: Path | None
+    model: str | Path, revision: str | None, staging: Path | None, quantized: bool
 ) -> tuple[Path, str | None, Mapping[str, Any]]:
     path = Path(model).expanduser()
     if path.suffix == ".gguf" and path.is_file():
@@ -96,10 +99,10 @@ def _locate(
         raise SourceError(f"{path} does not exist", "give a model folder, a .gguf file or a Hub id like `org/name`")
     from .hub import download
 
-    return download(str(model), revision, lambda folder: _config(folder, str(model)))
+    return download(str(model), revision, lambda folder: _config(folder, str(model), quantized))
 
 
-def _config(path: Path, name: str) -> PretrainedConfig:
+def _config(path: Path, name: str, allow_quantized: bool) -> PretrainedConfig:
     file = path / "config.json"
     if not file.is_file():
         raise SourceError(f"{name} has no config.json", "give a folder in the layout of transformers' save_pretrained")
@@ -107,7 +110,8 @@ def _config(path: Path, name: str) -> PretrainedConfig:
         raw: dict[str, Any] = json.loads(file.read_text())
     except json.JSONDecodeError as error:
         raise SourceError(f"{file.name} of {name} is not JSON: {error}", "download the model again") from error
-    if quantized := raw.get("quantization_config") or raw.get("compression_config"):
+    quantized = raw.get("quantization_config") or raw.get("compression_config")
+    if quantized and not allow_quantized:
         raise SourceError(
             f"{name} is already quantized ({quantized.get('quant_method', 'unknown method')})",
             "start from the original model: rounding twice costs accuracy twice",

@@ -1,0 +1,108 @@
+"""A file of prompts in, a file of answers out; what is finished survives whatever happens.
+
+Answers are appended to `OUT.part` as they come.  When all are there, `OUT` is written in the order of the prompts, at
+once, and the part is removed.  A rerun with the same prompts and settings goes on where the last one stopped.
+"""
+
+import hashlib
+import json
+import os
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from ...errors import CheckpointError, ResourceError, SourceError
+
+HEADER = "hfquant_batch"
+
+
+def read_prompts(path: Path) -> list[dict[str, Any]]:
+    """The lines of a JSONL file, each an object with a text `prompt`.  Raises SourceError naming the line."""
+    try:
+        lines = path.read_text(encoding="utf-8").splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        raise SourceError(f"`{path}` cannot be read: {error}") from error
+    found = []
+    for number, line in enumerate(lines, 1):
+        if not line.strip():
+            continue
+        try:
+            entry = json.loads(line)
+        except ValueError as error:
+            raise SourceError(f"line {number} of `{path}` is not JSON: {error}") from error
+        if not isinstance(entry, dict) or not isinstance(entry.get("prompt"), str):
+            raise SourceError(f"line {number} of `{path}` has no text under `prompt`", 'write {"prompt": "..."}')
+        found.append(entry)
+    if not found:
+        raise SourceError(f"`{path}` holds no prompts", 'write one {"prompt": "..."} a line')
+    return found
+
+
+class Answers:
+    """The answers to a file of prompts, on their way to `out`."""
+
+    def __init__(self, out: Path, prompts: Sequence[Mapping[str, Any]], settings: Mapping[str, Any]) -> None:
+        self.out, self.prompts = out, prompts
+        self.part = out.with_name(out.name + ".part")
+        text = json.dumps([settings, [p["prompt"] for p in prompts]], sort_keys=True, default=str)
+        self.key = hashlib.sha256(text.encode()).hexdigest()
+        self.done: dict[int, dict[str, Any]] = {}
+        self._resume()
+
+    def _resume(self) -> None:
+        """Read what an earlier run finished; a line that it was writing when it was killed is cut off."""
+        if self.part.is_file():
+            raw = self.part.read_bytes()
+            whole = raw[: raw.rfind(b"\n") + 1]
+            lines = [json.loads(line) for line in whole.splitlines()]
+            if lines and lines[0].get(HEADER) != self.key:
+                raise CheckpointError(
+                    f"`{self.part}` belongs to other prompts or settings",
+                    "repeat the command that wrote it, or delete it",
+                )
+            self.done = {line["index"]: line for line in lines[1:]}
+            if lines:
+                os.truncate(self.part, len(whole))
+                return
+        self.out.parent.mkdir(parents=True, exist_ok=True)
+        self._write(json.dumps({HEADER: self.key}), "w")
+
+    @property
+    def missing(self) -> list[int]:
+        return [i for i in range(len(self.prompts)) if i not in self.done]
+
+    def add(self, index: int, completion: str, tokens: int) -> None:
+        """One answer.  Raises ResourceError if the disk is full."""
+        line = {**self.prompts[index], "index": index, "completion": completion, "tokens": tokens}
+        self._write(json.dumps(line, ensure_ascii=False), "a")
+        self.done[index] = line
+
+    def finish(self) -> None:
+        """Write `out` in order, and remove the part."""
+        ready = self.out.with_name(f"{self.out.name}.{os.getpid()}.tmp")
+        try:
+            with ready.open("w", encoding="utf-8") as file:
+                for index in range(len(self.prompts)):
+                    file.write(json.dumps(self.done[index], ensure_ascii=False) + "\n")
+                file.flush()
+                os.fsync(file.fileno())
+            ready.replace(self.out)
+        except OSError as error:
+            raise self._refused(error) from error
+        finally:
+            ready.unlink(missing_ok=True)
+        self.part.unlink()
+
+    def _write(self, line: str, mode: str) -> None:
+        try:
+            with self.part.open(mode, encoding="utf-8") as file:
+                file.write(line + "\n")
+        except OSError as error:
+            raise self._refused(error) from error
+
+    def _refused(self, error: OSError) -> ResourceError:
+        return ResourceError(
+            f"`{self.out}` cannot be written: {error.strerror}; {len(self.done)} of {len(self.prompts)} answers are "
+            f"kept in `{self.part}`",
+            "free some space, then repeat the command",
+        )

@@ -1,0 +1,141 @@
+"""The weights of one stage at a time, read ahead of their use into a ring of buffers that never grows."""
+
+from collections.abc import Callable, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass, field
+from typing import Any
+
+from torch import Tensor, nn
+
+from .pieces import Piece, aligned, footprint, room
+from .scratch import read_into
+
+CHUNK = 8 << 20  # bytes per read: several are under way at a time
+
+
+@dataclass
+class _Slot:
+    """The buffer of one stage that is being read, or has been."""
+
+    buffer: Tensor
+    reads: list["Future[Any]"] = field(default_factory=list)
+    tensors: dict[str, Tensor] = field(default_factory=dict)
+
+
+class Loader:
+    """Brings the weights of stages into the modules and takes them out again.
+
+    stages: the pieces of each.  resident: names of those that stay in memory.  after: the stage that will follow
+    one, as far as is known; a wrong guess costs time, nothing else.  depth: how many stages are read ahead; memory
+    holds `depth + 1` of them beside the resident pieces.  0 reads when needed.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        stages: Sequence[Sequence[Piece]],
+        resident: frozenset[str],
+        after: Callable[[int], int],
+        depth: int = 2,
+        threads: int = 2,
+    ) -> None:
+        self.model, self.stages, self.after, self.depth = model, stages, after, depth
+        self.streamed = [[p for p in pieces if p.name not in resident] for pieces in stages]
+        self.bytes_read = 0
+        self._pool = ThreadPoolExecutor(max(1, threads), thread_name_prefix="hfquant-read")
+        largest = max((footprint(pieces) for pieces in self.streamed), default=0)
+        busy = sum(1 for pieces in self.streamed if pieces)
+        self._free = [room(largest) for _ in range(min(depth + 1, busy))]
+        self._slots: dict[int, _Slot] = {}
+        self._empty: dict[str, nn.Parameter | None] = {}
+        self._keep([p for pieces in stages for p in pieces if p.name in resident])
+
+    def _keep(self, pieces: Sequence[Piece]) -> None:
+        """Read what stays in memory, once."""
+        for piece in pieces:
+            slot = _Slot(room(aligned(piece.nbytes)))
+            self._read([piece], slot)
+            self._wait(slot)
+            self._bind(slot)
+
+    def enter(self, stage: int) -> None:
+        """Have the weights of a stage in its modules.  Raises SourceError if they cannot be read."""
+        if self.streamed[stage]:
+            if stage not in self._slots:
+                self._forget()
+                self._submit(stage)
+            self._wait(self._slots[stage])
+            self._bind(self._slots[stage])
+        self._ahead(stage)
+
+    def leave(self, stage: int) -> None:
+        """Take them out again, and read on."""
+        slot = self._slots.pop(stage, None)
+        if slot is not None:
+            for name in slot.tensors:
+                module, leaf = _owner(self.model, name)
+                module._parameters[leaf] = self._empty[name]
+            self._free.append(slot.buffer)
+        self._ahead(stage)
+
+    def _ahead(self, stage: int) -> None:
+        """Start reading the stages that come next, as far as there are buffers."""
+        following = self.after(stage)
+        for _ in range(min(self.depth, len(self.stages) - 1)):
+            if not self._free:
+                return
+            if self.streamed[following] and following not in self._slots and following != stage:
+                self._submit(following)
+            following = self.after(following)
+
+    def _submit(self, stage: int) -> None:
+        slot = self._slots[stage] = _Slot(self._free.pop())
+        self._read(self.streamed[stage], slot)
+
+    def _read(self, pieces: Sequence[Piece], slot: _Slot) -> None:
+        at = 0
+        for piece in pieces:
+            part = slot.buffer[at : at + piece.nbytes]
+            slot.tensors[piece.name] = piece.view(part)
+            raw = part.numpy().data
+            for start in range(0, piece.nbytes, CHUNK):
+                view = raw[start : start + CHUNK]
+                slot.reads.append(self._pool.submit(read_into, piece.fd, piece.offset + start, view, piece.name))
+            at += aligned(piece.nbytes)
+            self.bytes_read += piece.nbytes
+
+    def _wait(self, slot: _Slot) -> None:
+        while slot.reads:
+            slot.reads.pop().result()
+
+    def _bind(self, slot: _Slot) -> None:
+        for name, tensor in slot.tensors.items():
+            module, leaf = _owner(self.model, name)
+            self._empty.setdefault(name, module._parameters[leaf])
+            module._parameters[leaf] = nn.Parameter(tensor, requires_grad=False)
+
+    def _forget(self) -> None:
+        """Give up what was read ahead in vain."""
+        for slot in self._slots.values():
+            self._wait(slot)
+            self._free.append(slot.buffer)
+        self._slots.clear()
+
+    def close(self) -> None:
+        """Stop reading and take every weight out."""
+        self._pool.shutdown(cancel_futures=True)
+        for name, empty in self._empty.items():
+            module, leaf = _owner(self.model, name)
+            module._parameters[leaf] = empty
+        self._slots.clear()
+        self._free.clear()
+
+
+def _owner(model: nn.Module, name: str) -> tuple[nn.Module, str]:
+    path, _, leaf = name.rpartition(".")
+    return model.get_submodule(path), leaf
+
+
+def total(pieces: Sequence[Sequence[Piece]]) -> int:
+    """Bytes of all weights."""
+    return sum(footprint(stage) for stage in pieces)

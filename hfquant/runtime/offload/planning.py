@@ -1,0 +1,94 @@
+"""From a model and a budget to a policy."""
+
+import tempfile
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import psutil
+
+from ...compress.memory import give_back
+from ...errors import ResourceError
+from .cost import CostModel, Workload
+from .hardware import Hardware, profile
+from .model import OffloadedModel
+from .pieces import footprint
+from .probe import probe
+from .solve import Solved, solve
+
+LONGEST = 256  # tokens of a prompt that is measured; longer ones follow the fit
+MARGIN = 32 << 20  # of memory, left free: what allocators hold beyond what is asked of them
+
+
+@dataclass(frozen=True)
+class Budget:
+    """What may be used: bytes of the whole process, bytes of temporary files, and where these go."""
+
+    memory: int | None = None
+    disk_bytes: int | None = None
+    disk: Path | None = None
+
+
+@dataclass(frozen=True)
+class OffloadPlan:
+    """A policy, what it is predicted to take, and what it was chosen from."""
+
+    solved: Solved
+    hardware: Hardware
+    work: Workload
+    memory: int
+    more: dict[int, Solved]  # with that many bytes instead
+
+
+def cost_model(offloaded: OffloadedModel, work: Workload, memory: int, hardware: Hardware) -> CostModel:
+    """Measure one block of an open model."""
+    if offloaded.config.is_encoder_decoder:
+        raise ResourceError(
+            "only decoders are planned for; an encoder-decoder runs by the policy it is given",
+            "give `--batch` and `--batches`",
+        )
+    long = max(2, min(work.prompt, LONGEST))
+    probes = [
+        probe(offloaded, 1, long),
+        probe(offloaded, 2, long),
+        probe(offloaded, 4, max(2, long // 8)),
+        probe(offloaded, 16, max(2, long // 8), memory=False),
+    ]
+    probes[-1] = replace(probes[-1], prefill=replace(probes[-1].prefill, held=0))
+    give_back()
+    weights = sum(footprint(stage) for stage in offloaded.pieces)
+    spare = psutil.virtual_memory().available - memory
+    base = psutil.Process().memory_info().rss
+    return CostModel(hardware, probes, offloaded.pieces, offloaded.order.stacks[-1][1], base, cached=spare > weights)
+
+
+def plan_offload(
+    offloaded: OffloadedModel,
+    work: Workload,
+    budget: Budget | None = None,
+    *,
+    bits: int = 16,
+    latency: float | None = None,
+) -> OffloadPlan:
+    """The best policy for an open model; it is not adopted.
+
+    Raises ResourceError if the budget is too small for any.
+    """
+    budget = budget or Budget()
+    memory = budget.memory if budget.memory is not None else int(0.9 * _available())
+    folder = budget.disk or Path(tempfile.gettempdir())
+    folder.mkdir(parents=True, exist_ok=True)
+    hardware = profile(folder)
+    cost = cost_model(offloaded, work, memory, hardware)
+    room = psutil.disk_usage(str(folder)).free
+    disk = min(room, budget.disk_bytes) if budget.disk_bytes is not None else room
+    solved = solve(cost, work, memory - MARGIN, disk, bits=bits, latency=latency)
+    more = {}
+    for share in (1.5, 2.0):
+        larger = int(memory * share)
+        more[larger] = solve(cost, work, larger - MARGIN, disk, bits=bits, latency=latency)
+    return OffloadPlan(solved, hardware, work, memory, more)
+
+
+def _available() -> int:
+    """What this process could hold in all."""
+    return int(psutil.virtual_memory().available + psutil.Process().memory_info().rss)

@@ -1,0 +1,39 @@
+"""What is placed where: the paper's policy, in whole tensors, layers and batches."""
+
+from dataclasses import asdict, dataclass
+from typing import Any
+
+EVERY_LAYER = 1 << 20  # for `cache_on_disk`
+
+
+@dataclass(frozen=True)
+class Policy:
+    """How to run.
+
+    batch: prompts computed together (the paper's GPU batch).  batches: how many of them share one load of a layer
+    (with `batch`, the paper's block).  weights: bytes of block weights that stay in memory, as many whole tensors as
+    fit; the rest is read for every use.  cache_on_disk: how many layers of the decoder have their keys and values in
+    files, one layer of one batch in memory at a time.  cache_bits: 8, 4 or 2 compresses the cache; 16 leaves it as it
+    is.  depth: layers read ahead.  threads: that read.
+    """
+
+    batch: int = 8
+    batches: int = 4
+    weights: int = 0
+    cache_on_disk: int = 0
+    cache_bits: int = 16
+    depth: int = 2
+    threads: int = 2
+
+    @property
+    def block(self) -> int:
+        """Prompts that share one load of a layer."""
+        return self.batch * self.batches
+
+    def cache_is_on_disk(self, layer: int, layers: int) -> bool:
+        """Whether the cache of this layer of the decoder is in files: such layers are spread evenly."""
+        on_disk = min(self.cache_on_disk, layers)
+        return (layer + 1) * on_disk // layers > layer * on_disk // layers
+
+    def to_dict(self) -> dict[str, Any]:
+        return asdict(self)

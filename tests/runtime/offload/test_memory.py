@@ -1,0 +1,92 @@
+"""A budget is kept, whatever the size of the model, and what is predicted is what is taken."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from tests.runtime.offload import synthetic
+
+# allowed beyond what the process holds before the weights: enforced by the system
+LIMITED = """
+import json, resource, sys
+from pathlib import Path
+from hfquant.runtime.offload.model import OffloadedModel
+from hfquant.runtime.offload.policy import EVERY_LAYER, Policy
+folder, allowed, on_disk = sys.argv[1], int(sys.argv[2]), int(sys.argv[3])
+policy = Policy(batch=2, batches=2, cache_on_disk=on_disk, depth=1)
+with OffloadedModel(folder, policy) as model:
+    lines = dict(line.split(":") for line in Path("/proc/self/status").read_text().splitlines())
+    held = int(lines["VmData"].split()[0]) * 1024
+    resource.setrlimit(resource.RLIMIT_DATA, (held + allowed,) * 2)
+    prompts = [[5 + i, 6, 7, 8 + i] for i in range(4)]
+    found = dict(model.stream(prompts, max_new_tokens=3, do_sample=False, eos_token_id=None))
+print(json.dumps([found[i] for i in range(4)]))
+"""
+PLANNED = """
+import json, sys
+from hfquant.compress.memory import give_back
+from hfquant.measure.machine import peak_memory
+from hfquant.runtime.offload.cost import Workload
+from hfquant.runtime.offload.model import OffloadedModel
+from hfquant.runtime.offload.planning import Budget, plan_offload
+folder, extra, prompts, length = sys.argv[1], *map(int, sys.argv[2:5])
+with OffloadedModel(folder) as model:
+    budget = peak_memory() + extra
+    plan = plan_offload(model, Workload(prompts, length, 4), Budget(budget))
+    model.adopt(plan.solved.policy)
+    texts = [[5 + i % 200] * length for i in range(prompts)]
+    list(model.stream(texts, max_new_tokens=4, do_sample=False, eos_token_id=None))
+print(json.dumps({"policy": plan.solved.policy.to_dict(), "predicted": plan.solved.prediction.peak,
+                  "budget": budget, "peak": peak_memory()}))
+"""
+
+
+def child(script: str, *arguments: object) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-c", script, *map(str, arguments)], capture_output=True, text=True, check=False
+    )
+
+
+@pytest.fixture(scope="module")
+def large(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, int]:
+    folder = tmp_path_factory.mktemp("large") / "model"
+    return folder, synthetic.write(folder)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="RLIMIT_DATA counts memory on Linux only")
+@pytest.mark.parametrize("on_disk", [0, 1 << 20])
+def test_a_model_four_times_the_allowed_memory(large: tuple[Path, int], on_disk: int) -> None:
+    folder, nbytes = large
+    done = child(LIMITED, folder, nbytes // 4, on_disk)
+    assert done.returncode == 0, done.stderr
+    from transformers import AutoModelForCausalLM
+
+    reference = AutoModelForCausalLM.from_pretrained(folder)
+    import torch
+
+    ids = torch.tensor([[5 + i, 6, 7, 8 + i] for i in range(4)])
+    wanted = reference.generate(ids, attention_mask=torch.ones_like(ids), max_new_tokens=3, do_sample=False,
+                                eos_token_id=None, pad_token_id=0)  # fmt: skip
+    assert json.loads(done.stdout) == wanted[:, 4:].tolist()
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="RLIMIT_DATA counts memory on Linux only")
+def test_the_limit_is_one(large: tuple[Path, int]) -> None:
+    """With too little, the same child fails: the system does count."""
+    done = child(LIMITED, large[0], 4 << 20, 0)
+    assert done.returncode != 0
+
+
+@pytest.mark.parametrize(("extra", "prompts", "length"), [(60_000_000, 4, 16), (160_000_000, 24, 128)])
+def test_the_plan_keeps_the_budget_and_knows_its_peak(
+    large: tuple[Path, int], extra: int, prompts: int, length: int
+) -> None:
+    done = child(PLANNED, large[0], extra + (64 << 20), prompts, length)
+    assert done.returncode == 0, done.stderr
+    said = json.loads(done.stdout)
+    assert said["peak"] <= said["budget"], said
+    assert said["policy"]["weights"] < large[1], "a budget for everything shows nothing"
+    assert abs(said["predicted"] - said["peak"]) < 0.1 * said["peak"], said
