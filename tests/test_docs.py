@@ -20,6 +20,7 @@ from typer.testing import CliRunner
 from hfquant import methods
 from hfquant.recipe import ActivationSpec, Recipe
 from hfquant.recipe_source import presets, read_file
+from tests.hub.server import Hub
 from tests.model import gguf_files
 
 ROOT = Path(__file__).parent.parent
@@ -51,8 +52,9 @@ def run(words: list[str]) -> None:
 
 
 @pytest.fixture
-def desk(trained: Callable[[str], Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A folder to work in, with what the documentation mentions: a model, a GGUF file, a text."""
+def desk(trained: Callable[[str], Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, hub: Hub) -> Path:
+    """A folder to work in, with what the documentation mentions: a model, a GGUF file, a text, a Hub."""
+    hub.store.create("bob/model")
     shutil.copytree(trained("llama"), tmp_path / "MODEL")
     config = json.loads((tmp_path / "MODEL" / "config.json").read_text())
     config["max_position_embeddings"] = LENGTH  # of rotary embeddings, which have no parameters

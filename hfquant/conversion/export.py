@@ -128,8 +128,8 @@ def _layer(name: str, module: Packed, wire: Wire | None) -> Iterator[Entry]:
     if wire is None:
         turned = isinstance(module, QLinear) and module.transposed
         rows, columns = module.shape
-        shape = (columns, rows) if turned else (rows, columns)
-        yield Entry(f"{name}.weight", shape, module.dtype, partial(_dense, module, turned))
+        stored = (columns, rows) if turned else (rows, columns)
+        yield Entry(f"{name}.weight", stored, module.dtype, partial(_dense, module, turned))
         return
     fmt = formats.load(wire.format)
     parts = _Parts(name, module, fmt, wire.scale_dtype)

@@ -90,7 +90,8 @@ def push(
     head = patiently(lambda: Remote.read(api, target.repo, MAIN if pr else where))
     if head is not None and check(published, head) is None:
         return _pushed(target, published, head, None, changed=False)
-    if head is not None and head.files.keys() <= EMPTY:
+    base = head or patiently(lambda: Remote.read(api, target.repo, MAIN))
+    if base is not None and base.files.keys() <= EMPTY:
         patiently(lambda: _gate(api, target, published))
     if pr:
         number = patiently(lambda: _pull_request(api, target, published))

@@ -127,3 +127,28 @@ def test_a_clean_process_from_end_to_end_and_the_canary(hub: Hub, built: Callabl
         assert token.encode() not in left
         assert not any(token in lines for lines in seen)
     assert any("alice/small" in lines for lines in seen), "the process was seen"
+
+
+def test_from_a_gated_model_of_the_hub_to_the_hub(
+    run: Run, hub: Hub, built: Callable[[str], Path], tmp_path: Path
+) -> None:
+    """Licence, base model, gate and privacy are carried over; the base is named at the commit it had."""
+    dense = Path(shutil.copytree(built("llama"), tmp_path / "dense"))
+    terms = "license: other\nlicense_name: llama9\nlicense_link: https://example.org/LICENSE\n"
+    (dense / "README.md").write_text(f"---\n{terms}---\n# Mine\n")
+    base = hub.store.upload("bob/base", dense, gated="manual")
+    base.granted.add("alice")
+    done = run("compress", "bob/base", "-r", "rtn-w8", "-o", tmp_path / "small", "--push", "alice/small")
+    assert done.exit_code == 0, done.stderr
+    pushed = hub.store.repos["alice/small"]
+    assert (pushed.private, pushed.gated) == (True, "manual")
+    data = hub.store.card(pushed.resolve("main"))
+    assert {key: data[key] for key in ("base_model", "base_model_relation", "license", "license_name")} == {
+        "base_model": "bob/base",
+        "base_model_relation": "quantized",
+        "license": "other",
+        "license_name": "llama9",
+    }
+    origin = json.loads((hub.store.folder / pushed.resolve("main").files["hfquant.json"].sha256).read_text())
+    assert (origin["base"]["id"], origin["base"]["revision"]) == ("bob/base", base.resolve("main").sha)
+    assert origin["base"]["gated"] == "manual"

@@ -278,6 +278,8 @@ def test_what_came_from_a_gated_model_is_gated_and_private(hub: Hub, folder: Pat
     assert not arrived(hub, "alice/gated"), "nothing is there before the gate is"
     pushing.push(folder, "alice/gated")
     assert (hub.store.repos["alice/gated"].gated, hub.store.repos["alice/gated"].private) == ("manual", True)
+    pushing.push(folder, "alice/branch", revision="w4", private=False)
+    assert (hub.store.repos["alice/branch"].gated, hub.store.repos["alice/branch"].private) == ("manual", False)
 
 
 def test_only_what_was_measured_and_is_good_leaves_the_house(hub: Hub, folder: Path) -> None:
