@@ -63,6 +63,8 @@ def desk(trained: Callable[[str], Path], tmp_path: Path, monkeypatch: pytest.Mon
     small = replace(small, kv=small.kv | {"context_length": LENGTH})
     gguf_files.write_gguf(tmp_path / "MODEL.gguf", small, extra=gguf_files.bpe_vocabulary())
     (tmp_path / "notes.txt").write_text(NOTES)
+    (tmp_path / "prompts.jsonl").write_text('{"prompt": "The lion"}\n{"prompt": "A road"}\n')
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     monkeypatch.chdir(tmp_path)
     return tmp_path
 

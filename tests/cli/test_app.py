@@ -15,7 +15,7 @@ from hfquant.recipe import Recipe
 from hfquant.recipe_source import presets
 
 Run = Callable[..., Result]
-COMMANDS = ("compress", "eval", "inspect", "recipes", "generate")
+COMMANDS = ("compress", "eval", "inspect", "recipes", "generate", "offload")
 
 
 def test_help_answers_at_once() -> None:

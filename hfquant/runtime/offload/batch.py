@@ -58,7 +58,7 @@ class Generation:
 
     def ended(self, tokens: Tensor) -> Tensor:
         """Which sequences hold an end.  int64 [rows, new] -> bool [rows]"""
-        return torch.isin(tokens, torch.tensor(self.ends, dtype=torch.long)).any(1)
+        return torch.isin(tokens, torch.tensor(self.ends, dtype=torch.long, device=tokens.device)).any(1)
 
     def cut(self, tokens: Sequence[int]) -> list[int]:
         """Up to the first end, with it."""
@@ -85,7 +85,7 @@ class _Count(StoppingCriteria):  # type: ignore[misc]
 
     def __call__(self, input_ids: Tensor, scores: Any, **_: Any) -> Tensor:
         self.tell(len(input_ids))
-        return torch.zeros(len(input_ids), dtype=torch.bool)
+        return torch.zeros(len(input_ids), dtype=torch.bool, device=input_ids.device)
 
 
 @dataclass
@@ -123,8 +123,8 @@ class Batch:
         count = [_Count(tell)] if tell is not None else []
         if settings.encoder_decoder:
             out = model.generate(
-                self.ids,
-                attention_mask=self.mask,
+                self.ids.to(model.device),
+                attention_mask=self.mask.to(model.device),
                 past_key_values=cache,
                 generation_config=settings.config,
                 stopping_criteria=StoppingCriteriaList(count),
@@ -132,13 +132,18 @@ class Batch:
             for row, tokens in zip(self.rows, out.tolist(), strict=True):
                 yield row, settings.cut(tokens[1:])
             return
-        rows, ids, mask, left = list(self.rows), self.ids, self.mask, settings.max_new_tokens
+        rows, ids, mask = list(self.rows), self.ids.to(model.device), self.mask.to(model.device)
+        left = settings.max_new_tokens
         prompt = ids.shape[1]
         while rows:
             leave = [_Leave(settings, prompt)] if settings.ends and len(rows) > 1 else []
             out = self._some(model, cache, settings, ids, mask, left, [*leave, *count])
             left -= out.shape[1] - ids.shape[1]
-            over = settings.ended(out[:, prompt:]) if left > 0 else torch.ones(len(rows), dtype=torch.bool)
+            over = (
+                settings.ended(out[:, prompt:])
+                if left > 0
+                else torch.ones(len(rows), dtype=torch.bool, device=out.device)
+            )
             for row, tokens, is_over in zip(rows, out[:, prompt:].tolist(), over.tolist(), strict=True):
                 if is_over:
                     yield row, settings.cut(tokens)
@@ -146,7 +151,7 @@ class Batch:
             rows = [rows[i] for i in stay.tolist()]
             if rows:
                 keep(stay)
-            grown = torch.ones(len(mask), out.shape[1] - mask.shape[1], dtype=mask.dtype)
+            grown = mask.new_ones(len(mask), out.shape[1] - mask.shape[1])
             ids, mask = out[stay], torch.cat([mask, grown], 1)[stay]
 
     @staticmethod

@@ -138,15 +138,17 @@ class CostModel:
         on_disk = min(policy.cache_on_disk, self.layers) * n
         compute = n * (len(self.pieces) * self.prefill(1, b * s, b * s * s) + self.around_prefill(1, b * s, b * s * s))
         stored = on_disk * self.cache(b, s, policy.cache_bits) / self.hardware.disk_write
-        first = self._pass(compute, streamed / self.read + stored)
+        first = self._pass(compute, streamed / self.read + stored, policy.depth)
         compute = n * (self.layers * self.decode(1, b, b * context) + self.around_decode(1, b, b * context))
         if len(self.pieces) > self.layers:  # an encoder runs in the first pass alone
             streamed *= self.layers / len(self.pieces)
         moved = on_disk * self.cache(b, context, policy.cache_bits) / self.hardware.disk_read
         stored = on_disk * self.cache(b, 1, policy.cache_bits) / self.hardware.disk_write
-        return first, self._pass(compute, streamed / self.read + moved + stored)
+        return first, self._pass(compute, streamed / self.read + moved + stored, policy.depth)
 
-    def _pass(self, compute: float, disk: float) -> Pass:
+    def _pass(self, compute: float, disk: float, depth: int) -> Pass:
+        if depth == 0:  # one after the other
+            return Pass(compute, disk, compute + disk)
         processor = (compute * self.threads + self.read_cpu * disk) / max(1, self.hardware.cores)
         return Pass(compute, disk, processor)
 

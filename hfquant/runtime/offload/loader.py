@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from .pieces import Piece, aligned, footprint, room
 from .scratch import read_into
+from .upload import Upload
 
 CHUNK = 8 << 20  # bytes per read: several are under way at a time
 
@@ -20,13 +21,15 @@ class _Slot:
     buffer: Tensor
     reads: list["Future[Any]"] = field(default_factory=list)
     tensors: dict[str, Tensor] = field(default_factory=dict)
+    copies: "tuple[dict[str, Tensor], Any] | None" = None  # on another device, and when they are there
 
 
 class Loader:
     """Brings the weights of stages into the modules and takes them out again.
 
     stages: the pieces of each.  resident: names of those that stay in memory.  after: the stage that will follow
-    one, as far as is known; a wrong guess costs time, nothing else.  depth: how many stages are read ahead; memory
+    one, as far as is known; a wrong guess costs time, nothing else.  upload: to another device, which then holds the
+    resident pieces and two stages.  depth: how many stages are read ahead; memory
     holds `depth + 1` of them beside the resident pieces.  0 reads when needed.
     """
 
@@ -38,14 +41,16 @@ class Loader:
         after: Callable[[int], int],
         depth: int = 2,
         threads: int = 2,
+        upload: Upload | None = None,
     ) -> None:
         self.model, self.stages, self.after, self.depth = model, stages, after, depth
         self.streamed = [[p for p in pieces if p.name not in resident] for pieces in stages]
-        self.bytes_read = 0
+        self.bytes_read, self.upload = 0, upload
+        pinned = upload is not None and upload.cuda
         self._pool = ThreadPoolExecutor(max(1, threads), thread_name_prefix="hfquant-read")
         largest = max((footprint(pieces) for pieces in self.streamed), default=0)
         busy = sum(1 for pieces in self.streamed if pieces)
-        self._free = [room(largest) for _ in range(min(depth + 1, busy))]
+        self._free = [room(largest, pinned) for _ in range(min(depth + 1, busy))]
         self._slots: dict[int, _Slot] = {}
         self._empty: dict[str, nn.Parameter | None] = {}
         self._keep([p for pieces in stages for p in pieces if p.name in resident])
@@ -67,6 +72,9 @@ class Loader:
             self._wait(self._slots[stage])
             self._bind(self._slots[stage])
         self._ahead(stage)
+        following = self._slots.get(self.after(stage))
+        if following is not None and all(read.done() for read in following.reads):
+            self._copy(following)
 
     def leave(self, stage: int) -> None:
         """Take them out again, and read on."""
@@ -75,6 +83,8 @@ class Loader:
             for name in slot.tensors:
                 module, leaf = _owner(self.model, name)
                 module._parameters[leaf] = self._empty[name]
+            if self.upload is not None and slot.copies is not None:
+                self.upload.settle(slot.copies[1])
             self._free.append(slot.buffer)
         self._ahead(stage)
 
@@ -108,8 +118,20 @@ class Loader:
         while slot.reads:
             slot.reads.pop().result()
 
+    def _copy(self, slot: _Slot) -> dict[str, Tensor]:
+        """The tensors where they are computed with."""
+        if self.upload is None:
+            return slot.tensors
+        if slot.copies is None:
+            self._wait(slot)
+            slot.copies = self.upload.start(slot.tensors)
+        return slot.copies[0]
+
     def _bind(self, slot: _Slot) -> None:
-        for name, tensor in slot.tensors.items():
+        tensors = self._copy(slot)
+        if self.upload is not None and slot.copies is not None:
+            self.upload.finish(*slot.copies)
+        for name, tensor in tensors.items():
             module, leaf = _owner(self.model, name)
             self._empty.setdefault(name, module._parameters[leaf])
             module._parameters[leaf] = nn.Parameter(tensor, requires_grad=False)
@@ -118,6 +140,8 @@ class Loader:
         """Give up what was read ahead in vain."""
         for slot in self._slots.values():
             self._wait(slot)
+            if self.upload is not None and slot.copies is not None:
+                self.upload.settle(slot.copies[1])
             self._free.append(slot.buffer)
         self._slots.clear()
 

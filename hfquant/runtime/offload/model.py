@@ -23,13 +23,16 @@ from .policy import Policy
 from .schedule import Lane, Order, halting, run
 from .scratch import Files, Scratch
 from .shelf import Shelf
+from .upload import Upload
 
 
 class OffloadedModel:
     """A model whose blocks are in memory only while they run.  A context manager: leaving it frees everything.
 
     model: a folder or Hub id, dense or compressed by hfquant.  policy: what is placed where.  disk: the folder for
-    temporary files.  Raises SourceError for a model that cannot be read, ResourceError if the disk is too small.
+    temporary files.  device: where blocks are computed; with CUDA, weights are copied there on a stream of their own,
+    and the cache that is not on disk stays there (written, not yet run on a GPU).  Raises SourceError for a model that
+    cannot be read, ResourceError if the disk is too small.
     """
 
     def __init__(
@@ -40,10 +43,12 @@ class OffloadedModel:
         disk: str | Path | None = None,
         dtype: torch.dtype | None = None,
         revision: str | None = None,
+        device: str | torch.device = "cpu",
     ) -> None:
         self.loader: Loader | None = None
         self.on_tokens: Callable[[int], None] | None = None  # told how many tokens every step of a batch made
         steady()
+        self.device = torch.device(device)
         with ExitStack() as undo:
             self.skeleton = open_model(model, dtype, revision)
             self.model: Any = self.skeleton.model
@@ -63,7 +68,12 @@ class OffloadedModel:
         """From now on run by this policy."""
         self._stop_loading()
         self.policy, resident = policy, choose(self.pieces, policy.weights)
-        self.loader = Loader(self.model, self.pieces, resident, self.order.after, policy.depth, policy.threads)
+        self.loader = Loader(
+            self.model, self.pieces, resident, self.order.after, policy.depth, policy.threads, self._upload()
+        )
+
+    def _upload(self) -> Upload | None:
+        return None if self.device.type == "cpu" else Upload(self.device)
 
     def _stop_loading(self) -> None:
         if self.loader is not None:
@@ -79,6 +89,10 @@ class OffloadedModel:
         blocks = tuple(f"{name}." for stack in self.stacks for name in stack.blocks)
         buffers = {name for name, _ in self.model.named_buffers()}
         self.skeleton.load(n for n in self.skeleton.stored if not n.startswith(blocks) or n in buffers)
+        if self.device.type != "cpu":
+            for tensor in (*self.model.parameters(), *self.model.buffers()):
+                if not tensor.is_meta:
+                    tensor.data = tensor.data.to(self.device)
 
     @torch.no_grad()
     def stream(

@@ -16,7 +16,7 @@ from .probe import probe
 from .solve import Solved, solve
 
 LONGEST = 256  # tokens of a prompt that is measured; longer ones follow the fit
-MARGIN = 32 << 20  # of memory, left free: what allocators hold beyond what is asked of them
+MARGIN = 40 << 20  # of memory, left free: what allocators hold beyond what is asked of them
 
 
 @dataclass(frozen=True)
@@ -58,6 +58,7 @@ def cost_model(offloaded: OffloadedModel, work: Workload, memory: int, hardware:
     weights = sum(footprint(stage) for stage in offloaded.pieces)
     spare = psutil.virtual_memory().available - memory
     base = psutil.Process().memory_info().rss
+    base += max(p.nbytes for stage in offloaded.pieces for p in stage)  # a product may lay a matrix out anew
     return CostModel(hardware, probes, offloaded.pieces, offloaded.order.stacks[-1][1], base, cached=spare > weights)
 
 
@@ -81,11 +82,11 @@ def plan_offload(
     cost = cost_model(offloaded, work, memory, hardware)
     room = psutil.disk_usage(str(folder)).free
     disk = min(room, budget.disk_bytes) if budget.disk_bytes is not None else room
-    solved = solve(cost, work, memory - MARGIN, disk, bits=bits, latency=latency)
+    solved = solve(cost, work, memory, disk, bits=bits, latency=latency, margin=MARGIN)
     more = {}
     for share in (1.5, 2.0):
         larger = int(memory * share)
-        more[larger] = solve(cost, work, larger - MARGIN, disk, bits=bits, latency=latency)
+        more[larger] = solve(cost, work, larger, disk, bits=bits, latency=latency, margin=MARGIN)
     return OffloadPlan(solved, hardware, work, memory, more)
 
 

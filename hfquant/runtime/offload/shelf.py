@@ -85,7 +85,7 @@ class Shelf:
                     continue
                 future, tokens = stored.reading
                 future.result()
-                setattr(layer, name, tokens.permute(1, 2, 0, 3))
+                setattr(layer, name, tokens.permute(1, 2, 0, 3).to(layer.device))
                 stored.reading = None
 
     def put(self, layers: Sequence[DynamicLayer]) -> None:
@@ -126,7 +126,7 @@ class Shelf:
             rows = layer.rows(name, self.tokens) if isinstance(layer, CompressedLayer) else self.tokens
             self._make_room(stored, rows)
             first = 0
-        new = tensor[:, :, first:].permute(2, 0, 1, 3).contiguous()
+        new = tensor[:, :, first:].permute(2, 0, 1, 3).contiguous().cpu()
         raw = new.view(-1).view(torch.uint8).numpy().data
         self.bytes_written += len(raw)
         stored.writing = self._pool.submit(write_all, stored.fd, first * stored.stride, raw)

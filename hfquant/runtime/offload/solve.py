@@ -29,15 +29,17 @@ def solve(
     disk: int = 1 << 62,
     *,
     bits: int = 16,
-    depths: tuple[int, ...] = (1, 2),
+    depths: tuple[int, ...] = (0, 1, 2),
     latency: float | None = None,
+    margin: int = 0,
 ) -> Solved:
     """The policy of the highest throughput whose process stays below `memory` bytes, its files below `disk`.
 
-    latency: seconds that one block of prompts may take at most.  Raises ResourceError, with the memory that would do,
-    if there is none.
+    latency: seconds that one block of prompts may take at most.  margin: bytes of `memory` left free.  Raises
+    ResourceError, with the memory that would do, if there is none.
     """
     best: Solved | None = None
+    memory -= margin
     for batch in BATCHES:
         if batch > max(1, work.prompts) and batch != BATCHES[0]:
             break
@@ -54,7 +56,7 @@ def solve(
                 break  # past the point where computing, not loading, takes the time
             before = max(before, here.prediction.tokens_per_second)
     if best is None:
-        raise _too_little(cost, work, memory, latency)
+        raise _too_little(cost, work, memory, latency, margin)
     return best
 
 
@@ -124,14 +126,14 @@ def _most(cost: CostModel, work: Workload, memory: int, policy: Policy) -> int:
     return low
 
 
-def _too_little(cost: CostModel, work: Workload, memory: int, latency: float | None) -> ResourceError:
+def _too_little(cost: CostModel, work: Workload, memory: int, latency: float | None, margin: int) -> ResourceError:
     smallest = Policy(1, 1, 0, cost.layers, 16, 0)
     needed = cost.peak(smallest, work)
     if latency is not None and needed <= memory:
         seconds = cost.predict(smallest, work).latency
         return ResourceError(f"no policy answers within {latency:.3g} s; one prompt alone takes {seconds:.3g} s")
     return ResourceError(
-        f"the model needs at least {needed / 1e6:,.0f} MB of memory, one prompt at a time; {memory / 1e6:,.0f} MB are "
-        "allowed",
+        f"the model needs at least {(needed + margin) / 1e6:,.0f} MB of memory, one prompt at a time; "
+        f"{(memory + margin) / 1e6:,.0f} MB are allowed",
         "allow more with `--host-memory`, or shorten the prompts",
     )

@@ -15,6 +15,7 @@ from hfquant import compress, load
 from hfquant.runtime.kv_cache import CompressedCache
 from hfquant.runtime.offload.model import OffloadedModel
 from hfquant.runtime.offload.policy import EVERY_LAYER, Policy
+from hfquant.runtime.offload.upload import Upload
 from tests.families import FAMILIES, build
 
 NEW = 9
@@ -182,3 +183,18 @@ def test_a_compressed_cache_is_the_same_on_disk(
     settings = {"eos_token_id": ends, "pad_token_id": 0}
     found = offloaded(family, built(family), memory, **settings)
     assert torch.equal(found, offloaded(family, built(family), replace(memory, cache_on_disk=EVERY_LAYER), **settings))
+
+
+@pytest.mark.parametrize("name", ["everything on disk", "half the weights"])
+def test_weights_that_are_copied_on(name: str, built: Callable[[str], Path], monkeypatch: pytest.MonkeyPatch) -> None:
+    """The steps taken for a GPU, with plain copies in the place of its streams."""
+    uploads: list[Upload] = []
+
+    def upload(self: OffloadedModel) -> Upload:
+        uploads.append(Upload(self.device))
+        return uploads[-1]
+
+    monkeypatch.setattr(OffloadedModel, "_upload", upload)
+    found = offloaded("llama", built("llama"), POLICIES[name])
+    assert uploads
+    assert torch.equal(found, expected("llama", built("llama")))
