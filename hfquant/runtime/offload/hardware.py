@@ -13,8 +13,9 @@ import torch
 from .pieces import room
 from .scratch import Scratch, read_into, write_all
 
-SAMPLE = 128 << 20  # bytes moved per measurement
+SAMPLE = 128 << 20  # bytes moved per measurement of the disk
 CHUNK = 8 << 20
+COPIED = 32 << 20  # bytes copied at a time: measuring must fit into the budget that it is for
 WEEK = 7 * 24 * 3600
 
 
@@ -58,11 +59,12 @@ def measure(folder: Path) -> Hardware:
     """Measure, with temporary files in `folder`."""
     scratch = Scratch(folder)
     try:
-        buffer = room(SAMPLE)
+        buffer = room(2 * CHUNK)
         buffer.random_(0, 256)
         fd = scratch.file(SAMPLE)
         start = time.perf_counter()
-        write_all(fd, 0, buffer.numpy().data)
+        for at in range(0, SAMPLE, CHUNK):
+            write_all(fd, at, _part(buffer, at))
         os.fsync(fd)
         written = time.perf_counter() - start
         cached, cached_cpu = _timed_read(fd, buffer)
@@ -71,6 +73,7 @@ def measure(folder: Path) -> Hardware:
         cold, cold_cpu = _timed_read(fd, buffer)
     finally:
         scratch.close()
+    source, target = room(COPIED).zero_(), room(COPIED).zero_()
     return Hardware(
         processor=_processor(),
         cores=min(cores(), torch.get_num_threads() + 1),
@@ -80,17 +83,22 @@ def measure(folder: Path) -> Hardware:
         cached_read=SAMPLE / cached,
         read_cpu=min(1.0, cold_cpu / cold),
         cached_cpu=min(1.0, cached_cpu / cached),
-        copy=SAMPLE / _best(lambda: buffer.clone()),
+        copy=COPIED / _best(lambda: target.copy_(source)),
         matmul=_matmul(),
     )
 
 
+def _part(buffer: torch.Tensor, at: int) -> memoryview:
+    """The room for what lies at `at`: the two halves of the buffer take turns."""
+    start = at % len(buffer)
+    return buffer.numpy().data[start : start + CHUNK]
+
+
 def _timed_read(fd: int, buffer: torch.Tensor) -> tuple[float, float]:
     """Seconds, and seconds of processor, of a read as the loader does it."""
-    raw = buffer.numpy().data
     start, cpu = time.perf_counter(), time.process_time()
     with ThreadPoolExecutor(2) as pool:
-        reads = [pool.submit(read_into, fd, at, raw[at : at + CHUNK], "sample") for at in range(0, SAMPLE, CHUNK)]
+        reads = [pool.submit(read_into, fd, at, _part(buffer, at), "sample") for at in range(0, SAMPLE, CHUNK)]
         for read in reads:
             read.result()
     return time.perf_counter() - start, time.process_time() - cpu
