@@ -89,4 +89,5 @@ def test_outliers_are_spread_where_that_helps_and_only_there(built: Callable[[st
             todo = [planted(factor), *(("rotation", step) for step in steps)]
             errors[factor, name] = output_error(built("llama"), tmp_path / f"{factor}{name}", todo, None, grid)
     assert 0 < errors[1 / 16, "turned"] < 0.8 * errors[1 / 16, "plain"]
-    assert errors[16.0, "always"] > errors[16.0, "plain"] == errors[16.0, "turned"]
+    assert errors[16.0, "always"] > errors[16.0, "plain"]
+    assert errors[16.0, "turned"] == pytest.approx(errors[16.0, "plain"], rel=1e-6)
