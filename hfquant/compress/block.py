@@ -87,7 +87,9 @@ def compress_block(
         inputs = record_original(block, passage, index, groups, *original)
     reached = {member for group in groups for member in group.members}
     stages = [[group] for group in groups] if work.sequential else [groups]
-    for stage in stages:
+    for i, stage in enumerate(stages):
+        if i and passage is not None and passage.outputs is not None:
+            passage.outputs.keep([weight for later in stages[i:] for group in later for weight in group.members])
         notes = _read(block, passage, index, stage, work, rounding)
         seen = observe(block, passage, index, stage, inputs) if passage is not None and stage else {}
         for group in stage:

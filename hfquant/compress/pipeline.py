@@ -24,6 +24,7 @@ from .ends import compress_end
 from .finish import finish
 from .memory import give_back, map_large_pieces
 from .naming import carried_parts, named_parts
+from .outputs import remembering
 from .plan import LayerPlan, Plan, clear, plan
 from .rounding import Rounding
 from .selection import stored_bytes
@@ -179,7 +180,7 @@ class _Run:
             both = (original, self._at(passage, i + 1, "original"))
         rows: list[dict[str, Any]] = []
         tensors = carried_parts(self.skeleton, name, prepared.changed)
-        with Rounding(block) as rounding:
+        with Rounding(block) as rounding, remembering(block, passage):
             for done in compress_block(block, masters, work, passage, i, rounding, both):
                 layer = self.plan.layers[f"{name}.{done.weight.name}"]
                 tensors |= named_parts(self.skeleton, self.format, layer.name, layer.kind, done.Q)

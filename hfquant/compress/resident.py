@@ -17,6 +17,7 @@ from ..tensors.layer import Layer, Quantized
 from .activations import Stream
 from .block import Work, compress_block
 from .blocksteps import is_block_step, prepare, readings
+from .outputs import remembering
 from .rounding import Rounding
 from .selection import Target
 from .streaming import Streamer
@@ -91,7 +92,7 @@ def compress_model(
                     path = Path(folder) / f"{passage.stack.name}.original.{i + 1:05d}"
                     both = (original, Stream(path, original.samples, original.shape, original.dtype))
                 before = passage.stream
-                with Rounding(block) as rounding:
+                with Rounding(block) as rounding, remembering(block, passage):
                     for done in compress_block(block, masters, work, passage, i, rounding, both):
                         inside.add(f"{name}.{done.weight.name}")
                         yield f"{name}.{done.weight.name}", done.Q

@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
@@ -21,10 +21,17 @@ from .activations import Stream
 from .calls import Calls, Reached, first_tensor, like, stubbed
 from .memory import give_back
 
+if TYPE_CHECKING:
+    from .outputs import Outputs
+
 
 @dataclass
 class Passage:
-    """One stack on its way: how its blocks are called, and the hidden states before the block that is next."""
+    """One stack on its way: how its blocks are called, and the hidden states before the block that is next.
+
+    now: the number of the latest call, the first of its samples and how many they are.  outputs: of the parts of the
+    block at hand, where they are remembered.
+    """
 
     stack: Stack
     calls: Calls
@@ -32,10 +39,13 @@ class Passage:
     batches: list[tuple[int, int]]
     output: Any = None  # what its first block returned: the pattern for the stubs
     device: str = "cpu"
+    now: tuple[int, int, int] = (0, 0, 0)
+    outputs: "Outputs | None" = None
 
     def arguments(self, block: int, batch: int, stream: Stream | None = None) -> tuple[tuple[Any, ...], dict[str, Any]]:
         """The call of one block for one batch, with the hidden state read from `stream` (the passage's by default)."""
         at, n = self.batches[batch]
+        self.now = self.now[0] + 1, at, n
         return self.calls.arguments(block, batch, (stream or self.stream).read(at, n), self.device)
 
     def run(self, module: nn.Module, block: int, target: Path, stream: Stream | None = None) -> Stream:
