@@ -1,5 +1,6 @@
 """What every test runs under: no network, no progress bars, one thread, no memory that happens to be zero."""
 
+import gc
 import os
 
 os.environ["HF_HUB_OFFLINE"] = "1"
@@ -23,6 +24,12 @@ pytest_plugins = ["tests.hub.fixtures"]
 transformers.utils.logging.disable_progress_bar()
 # Models of a megabyte lose more to waiting for a second thread than it brings; on a busy machine, tenfold.
 torch.set_num_threads(1)
+
+
+def pytest_collection_finish() -> None:
+    """What is imported by now stays: a collection of garbage, one after every block, need not look through it."""
+    gc.collect()
+    gc.freeze()
 
 
 @pytest.fixture(autouse=True)
