@@ -12,17 +12,12 @@ import sys
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import pytest
 import yaml
-from torch import Tensor
-from transformers import PreTrainedTokenizerBase
 from typer.testing import CliRunner
 
 from hfquant import methods
-from hfquant.measure.text import Text, cut
-from hfquant.model.calibration import token_batches
 from hfquant.recipe import ActivationSpec, Recipe
 from hfquant.recipe_source import presets, read_file
 from tests.hub.server import Hub
@@ -54,22 +49,6 @@ def run(words: list[str]) -> None:
 
     done = CliRunner().invoke(app, words[1:], catch_exceptions=False)
     assert done.exit_code == 0, f"{shlex.join(words)} exits with {done.exit_code}:\n{done.output}"
-
-
-@pytest.fixture
-def few(monkeypatch: pytest.MonkeyPatch) -> None:
-    """No command calibrates or measures with more than a thousand tokens, whatever it says or leaves out."""
-    from hfquant.compress import plan
-    from hfquant.measure import verify
-
-    def calibrated(source: str, tokenizer: Any, *, samples: int, seq_len: int, seed: int) -> Tensor:
-        return token_batches(source, tokenizer, samples=min(samples, 16), seq_len=min(seq_len, 64), seed=seed)
-
-    def measured(text: Text, tokenizer: PreTrainedTokenizerBase, window: int, windows: int | None) -> Tensor:
-        return cut(text, tokenizer, min(window, 64), min(windows or 16, 16))
-
-    monkeypatch.setattr(sys.modules[plan.__module__], "token_batches", calibrated)
-    monkeypatch.setattr(verify, "cut", measured)
 
 
 @pytest.fixture
