@@ -25,6 +25,7 @@ Run = Callable[..., Result]
 CANARY = "hf_" + "CanaryCanary0123456789CanaryCanary"
 LOAD = """
 import sys, torch, hfquant
+torch.set_num_threads(1)
 with torch.inference_mode():
     logits = hfquant.load(sys.argv[1]).eval()(torch.arange(4, 36)[None]).logits
 torch.save(logits, sys.argv[2])
