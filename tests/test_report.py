@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 
 import hfquant
+from hfquant import report
 from hfquant.errors import CheckpointError
-from hfquant.measure import report
 from tests.processes import forked
 
 
