@@ -1,5 +1,5 @@
 # make demo    install, compress a real model of 135M parameters, measure it    (needs Python 3.11 and pip)
-# make test    install, run the tests
+# make test    install, run the tests, on all processors
 # make lint    ruff and mypy
 # make docs    run every command and example of the documentation
 # make clean   remove what the targets above made
@@ -35,7 +35,7 @@ lint: $(BIN)/.installed
 	$(BIN)/mypy
 
 docs: $(BIN)/.installed
-	$(BIN)/python -m pytest tests/test_docs.py
+	$(BIN)/python -m pytest -n logical --dist worksteal tests/test_docs.py
 
 # torch first: whoever has a build of their own in the environment keeps it.
 $(BIN)/.installed: pyproject.toml constraints.txt

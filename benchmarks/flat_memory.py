@@ -17,7 +17,7 @@ from pathlib import Path
 
 import torch
 
-from hfquant.measure.machine import hardware, versions
+from hfquant.machine import hardware, versions
 from hfquant.tensors.shards import Entry, write_checkpoint
 
 WIDTH, INNER, HEADS, VOCABULARY = 1536, 3072, 16, 2048
@@ -26,7 +26,7 @@ import resource, sys
 if int(sys.argv[4]):
     resource.setrlimit(resource.RLIMIT_DATA, (int(sys.argv[4]),) * 2)
 from hfquant.compress import compress
-from hfquant.measure.machine import peak_memory
+from hfquant.machine import peak_memory
 model, out, recipe = sys.argv[1:4]
 for _ in compress(model, recipe, out, calibration=model + "/tokens.npy", samples=16, seq_len=256):
     pass

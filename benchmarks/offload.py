@@ -22,14 +22,14 @@ from typing import Any
 import torch
 
 from hfquant.cli.units import read_size
-from hfquant.measure.machine import hardware, versions
+from hfquant.machine import hardware, versions
 from hfquant.tensors.shards import Entry, write_checkpoint
 
 WIDTH, INNER, HEADS, VOCABULARY = 1536, 4608, 12, 1024
 COMMON = """
 import json, resource, sys, time
 import torch
-from hfquant.measure.machine import peak_memory
+from hfquant.machine import peak_memory
 folder, limit, prompts, length, new, batch = sys.argv[1], *map(int, sys.argv[2:7])
 texts = [[5 + (7 * i + j) % 900 for j in range(length)] for i in range(prompts)]
 if limit:

@@ -19,8 +19,8 @@ from pathlib import Path
 
 import torch
 
+from hfquant.machine import hardware, versions
 from hfquant.measure.evaluate import perplexity
-from hfquant.measure.machine import hardware, versions
 from hfquant.measure.text import cut, read_text
 
 
@@ -82,7 +82,7 @@ def in_child(args: argparse.Namespace, recipe: str, changes: list[str], out: Pat
         "a = json.loads(sys.argv[1])\n"
         "for _ in compress(a['model'], Recipe.parse(a['recipe'], a['changes']), a['out'], calibration=a['calibration'],"
         " samples=a['samples'], seq_len=a['seq_len']): pass\n"
-        "from hfquant.measure.machine import peak_memory; print(peak_memory())"
+        "from hfquant.machine import peak_memory; print(peak_memory())"
     )
     given = vars(args) | {"recipe": recipe, "changes": changes, "out": str(out)}
     done = subprocess.run(

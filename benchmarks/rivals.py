@@ -19,7 +19,7 @@ import numpy as np
 import torch
 from transformers import AutoTokenizer
 
-from hfquant.measure.machine import hardware, versions
+from hfquant.machine import hardware, versions
 from hfquant.measure.text import cut, read_text
 from hfquant.model.calibration import token_batches
 

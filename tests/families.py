@@ -94,7 +94,7 @@ T5_ATTENTION = (
 SEQ2SEQ = "AutoModelForSeq2SeqLM"
 
 FAMILIES: dict[str, Family] = {
-    "llama": Family("LlamaConfig", LLAMA | {"tie_word_embeddings": False}, LLAMA_LINEARS, quick=True),
+    "llama": Family("LlamaConfig", LLAMA | {"tie_word_embeddings": False}, LLAMA_LINEARS, steps=200, quick=True),
     "llama-tied": Family("LlamaConfig", LLAMA | {"tie_word_embeddings": True}, LLAMA_LINEARS),
     "mistral": Family("MistralConfig", LLAMA | {"sliding_window": 64}, LLAMA_LINEARS),
     "qwen2": Family("Qwen2Config", LLAMA | {"tie_word_embeddings": True}, LLAMA_LINEARS),
@@ -141,7 +141,7 @@ FAMILIES: dict[str, Family] = {
             "resid_pdrop": 0.0,
         },
         ("transformer.h.{0,1,2}.{attn.c_attn,attn.c_proj,mlp.c_fc,mlp.c_proj}",),
-        steps=400,
+        steps=250,
         lr=1e-2,
         quick=True,
     ),
@@ -173,12 +173,12 @@ FAMILIES: dict[str, Family] = {
         },
         ("gpt_neox.layers.{0,1,2}.{attention.query_key_value,attention.dense,mlp.dense_h_to_4h,mlp.dense_4h_to_h}",),
     ),
-    "opt": Family("OPTConfig", OPT, OPT_LINEARS, steps=500, lr=1e-2, quick=True),
+    "opt": Family("OPTConfig", OPT, OPT_LINEARS, steps=250, lr=1e-2, quick=True),
     "opt-350m": Family(  # the one OPT with norms after the blocks and embeddings narrower than the stream
         "OPTConfig",
         OPT | {"word_embed_proj_dim": 32, "do_layer_norm_before": False},
         OPT_LINEARS,
-        steps=500,
+        steps=250,
         lr=4e-3,
     ),
     "bloom": Family(
@@ -188,6 +188,7 @@ FAMILIES: dict[str, Family] = {
             "transformer.h.{0,1,2}.self_attention.{query_key_value,dense}",
             "transformer.h.{0,1,2}.mlp.{dense_h_to_4h,dense_4h_to_h}",
         ),
+        steps=200,
         quick=True,
     ),
     "bart": Family(
@@ -210,7 +211,7 @@ FAMILIES: dict[str, Family] = {
             "model.{encoder,decoder}.layers.{0,1}.{fc1,fc2}",
         ),
         SEQ2SEQ,
-        steps=500,
+        steps=300,
         lr=6e-3,
         quick=True,
     ),
@@ -223,7 +224,7 @@ FAMILIES: dict[str, Family] = {
             "decoder.block.{0,1}.layer.2.DenseReluDense.{wi,wo}",
         ),
         SEQ2SEQ,
-        steps=500,
+        steps=250,
         lr=6e-3,
         quick=True,
     ),
@@ -243,6 +244,7 @@ FAMILIES: dict[str, Family] = {
         "MixtralConfig",
         LLAMA | {"num_hidden_layers": 2, "intermediate_size": 96, "num_local_experts": 4, "num_experts_per_tok": 2},
         MOE_LINEARS,
+        steps=150,
         quick=True,
     ),
     "qwen3_moe": Family(

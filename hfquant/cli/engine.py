@@ -74,7 +74,7 @@ def read_config(folder: Path) -> Mapping[str, Any]:
 def inspect(folder: Path) -> "Iterator[LayerFacts]":
     """The layers of a compressed model, read back from disk."""
     _quiet()
-    from ..measure import report
+    from .. import report
     from ..measure.layers import layers
 
     return layers(folder, report.read(folder))
@@ -82,7 +82,7 @@ def inspect(folder: Path) -> "Iterator[LayerFacts]":
 
 def steps(folder: Path) -> "list[StepError]":
     """The layers' mean error after every step of the recipe, where it had several."""
-    from ..measure import report
+    from .. import report
     from ..measure.trail import step_errors
 
     return step_errors(report.read(folder))

@@ -11,8 +11,10 @@ import torch
 from torch import Tensor, nn
 
 from ..errors import CheckpointError, ResourceError
+from ..machine import hardware, peak_memory, versions
 from ..model.blocks import weights
 from ..model.calibration import digest
+from ..report import merge
 from ..tensors import formats
 from ..tensors.encoding import Encoding
 from ..tensors.formats import Wire
@@ -249,9 +251,6 @@ class _Run:
         )  # fmt: skip
 
     def _report(self, files: list[str], seconds: float, resumed: int) -> None:
-        from ..measure.machine import hardware, peak_memory, versions
-        from ..measure.report import merge
-
         plan, source = self.plan, self.plan.source
         calibration = None
         if plan.tokens is not None:

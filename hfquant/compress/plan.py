@@ -19,6 +19,7 @@ from ..model.skeleton import Skeleton
 from ..model.source import Source, open_source
 from ..model.survey import survey
 from ..recipe import Recipe
+from ..report import FILE, read
 from ..tensors import formats
 from ..tensors.formats import Wire
 from ..tensors.grid import Grid
@@ -162,15 +163,11 @@ def _check_out(out: Path, journal: Journal, fresh: bool) -> None:
 
 
 def _is_ours(out: Path) -> bool:
-    from ..measure.report import FILE, read
-
     return (out / FILE).is_file() and "output" in read(out)
 
 
 def clear(out: Path, journal: Journal) -> None:
     """Remove what an earlier run left, and nothing else; an unpacked source stays."""
-    from ..measure.report import FILE, read
-
     names = read(out)["output"]["files"] if _is_ours(out) else []
     for name in [*names, *journal.moved(), FILE, "README.md"] if names or journal.moved() else ():
         if not Path(name).is_absolute() and ".." not in Path(name).parts:

@@ -9,8 +9,9 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+from .. import report
 from ..errors import CheckpointError, QualityError
-from ..measure import card, report
+from ..measure import card
 from .provenance import FILE as PROVENANCE
 from .provenance import provenance
 

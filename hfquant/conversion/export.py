@@ -15,8 +15,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from .. import report
 from ..errors import CheckpointError, ExportError, FormatError
-from ..measure import card, report
+from ..measure import card
 from ..model.headers import TensorInfo, read_header
 from ..plugin import load
 from ..runtime.experts import QExperts

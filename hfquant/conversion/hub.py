@@ -16,8 +16,8 @@ from huggingface_hub.errors import HfHubHTTPError, RemoteEntryNotFoundError, Rep
 from huggingface_hub.utils._validators import validate_repo_id
 
 from ..errors import HubError
-from ..measure.report import FILE as REPORT
 from ..model.source import WEIGHTS
+from ..report import FILE as REPORT
 from . import artefact
 from .artefact import Artefact
 from .provenance import FILE as PROVENANCE

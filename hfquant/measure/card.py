@@ -11,9 +11,9 @@ from huggingface_hub import EvalResult, ModelCardData
 from jinja2 import ChainableUndefined, Environment, FileSystemLoader
 
 from .. import methods
+from ..report import SECTIONS, public
 from ..tensors.shards import write_text
 from .markdown import Safe, code, fence, finalize, number, size
-from .report import SECTIONS, public
 from .trail import step_errors
 
 PACKAGED = Path(__file__).parent.parent / "model_cards"  # in a checkout they are at its top
@@ -40,7 +40,7 @@ def write(folder: Path, report: Mapping[str, Any]) -> Path:
 
 
 def render(report: Mapping[str, Any]) -> str:
-    """The card of a report (see `measure.report`); sections that the report lacks are left out."""
+    """The card of a report (see `hfquant.report`); sections that the report lacks are left out."""
     report = public(report)
     environment = Environment(
         loader=FileSystemLoader(TEMPLATES),

@@ -10,11 +10,11 @@ import torch
 import yaml
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from ..machine import available_memory
 from ..model.hub import terms
 from ..model.skeleton import Skeleton
 from ..model.source import Source, open_source
 from .generate import Sample, sample
-from .machine import available_memory
 
 
 @contextmanager

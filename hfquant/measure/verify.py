@@ -9,18 +9,19 @@ import torch
 from torch import Tensor
 from transformers import AutoConfig, AutoTokenizer, PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
+from .. import report
 from ..errors import CheckpointError
+from ..machine import hardware, peak_memory, versions
 from ..model.source import Source
 from ..model.stream import stream_logits
 from ..plugin import load
 from ..recipe_parts import Gate
 from ..tensors import formats
-from . import card, report
+from . import card
 from .evaluate import Scores, compare
 from .feed import longest
 from .gate import gate, verdict
 from .generate import Sample, sample
-from .machine import hardware, peak_memory, versions
 from .original import facts, opened, speak
 from .scan import scan
 from .text import PACKAGED, Text, cut, read_text

@@ -94,6 +94,11 @@ def fake(monkeypatch: pytest.MonkeyPatch) -> Engine:
     return made
 
 
+@pytest.fixture(autouse=True)
+def quick(few: None) -> None:
+    """What a command measures is tested with `verify`; here it is told."""
+
+
 @pytest.fixture
 def run() -> Callable[..., Result]:
     """Run `hfquant ARGUMENTS`."""

@@ -3,11 +3,7 @@
 import os
 import random
 import signal
-import subprocess
-import sys
-import time
 from collections.abc import Callable
-from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -15,87 +11,38 @@ import pytest
 from hfquant.compress import compress, plan
 from hfquant.errors import CheckpointError
 from tests.compress.folders import digests
+from tests.processes import forked
 
 SETTINGS = {"samples": 8, "seq_len": 64}
 
-# Imports once, then forks a child for every line it reads: starting Python each time would take minutes.
-SERVER = """
-import os, sys
-import torch
-import hfquant
-from hfquant.compress import compress
-torch.set_num_threads(1)
-print("ready", flush=True)
-for line in sys.stdin:
-    model, recipe, out = line.split("\\t")
-    child = os.fork()
-    if child == 0:
-        for layer in compress(model, recipe, out.strip(), samples=8, seq_len=64):
-            pass
-        os._exit(0)
-    print(child, flush=True)
-    _, status = os.waitpid(child, 0)
-    print(status, flush=True)
-"""
 
-
-class Server:
-    def __init__(self) -> None:
-        self.process = subprocess.Popen(
-            [sys.executable, "-c", SERVER], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
-        )
-        assert self._line() == "ready"
-
-    def _line(self) -> str:
-        assert self.process.stdout is not None
-        return self.process.stdout.readline().strip()
-
-    def run(self, model: Path, recipe: str, out: Path, kill_after: float | None = None) -> tuple[bool, float]:
-        """-> (finished, seconds)"""
-        assert self.process.stdin is not None
-        self.process.stdin.write(f"{model}\t{recipe}\t{out}\n")
-        self.process.stdin.flush()
-        child, start = int(self._line()), time.monotonic()
-        if kill_after is not None:
-            time.sleep(kill_after)
-            with suppress(ProcessLookupError):  # it was quicker
-                os.kill(child, signal.SIGKILL)
-        status = int(self._line())
-        assert status in (0, signal.SIGKILL), status
-        return status == 0, time.monotonic() - start
-
-    def close(self) -> None:
-        assert self.process.stdin is not None
-        assert self.process.stdout is not None
-        self.process.stdin.close()
-        self.process.stdout.close()
-        self.process.wait()
+def whole(model: Path, recipe: str, out: Path, kill_after: float | None = None) -> tuple[bool, float]:
+    """Compress in another process, that may be killed -> (finished, seconds)."""
+    code, seconds = forked(lambda: list(compress(model, recipe, out, **SETTINGS)), kill_after)
+    assert code in (0, -signal.SIGKILL), code
+    # or killed when all was done, before it could say so
+    return code == 0 or ((out / "report.json").is_file() and not (out / ".hfquant").exists()), seconds
 
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
 @pytest.mark.parametrize("family", ["llama", "bart"])
 def test_twenty_kills_change_no_byte(family: str, built: Callable[[str], Path], tmp_path: Path) -> None:
-    server, recipe, random_ = Server(), "gptq-w4g32", random.Random(0)
-    try:
-        finished, seconds = server.run(built(family), recipe, tmp_path / "calm")
+    recipe, random_ = "gptq-w4g32", random.Random(0)
+    finished, seconds = whole(built(family), recipe, tmp_path / "calm")
+    assert finished
+    kills, folders = 0, 0
+    while kills < 10:  # two families: twenty
+        folders += 1
+        out = tmp_path / f"killed{folders}"
+        for _ in range(3):  # up to three in a row on the same folder
+            finished, _ = whole(built(family), recipe, out, random_.uniform(0, seconds))
+            if finished:
+                break
+            kills += 1
+        if not finished:
+            finished, _ = whole(built(family), recipe, out)
         assert finished
-        kills, folders = 0, 0
-        while kills < 10:  # two families: twenty
-            folders += 1
-            out = tmp_path / f"killed{folders}"
-            for _ in range(3):  # up to three in a row on the same folder
-                finished, _ = server.run(built(family), recipe, out, random_.uniform(0, seconds))
-                # killed when all was done, before it could say so
-                finished = finished or ((out / "report.json").is_file() and not (out / ".hfquant").exists())
-                if finished:
-                    break
-                kills += 1
-            if not finished:
-                finished, _ = server.run(built(family), recipe, out)
-            assert finished
-            assert digests(out) == digests(tmp_path / "calm")
-    finally:
-        server.close()
+        assert digests(out) == digests(tmp_path / "calm")
 
 
 def _stop_after(layers: int, model: Path, recipe: str, out: Path) -> None:

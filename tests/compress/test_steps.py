@@ -7,10 +7,10 @@ import pytest
 import torch
 from torch import nn
 
+from hfquant import report
 from hfquant.compress import compress
 from hfquant.compress.block import Finished, Work, compress_block
 from hfquant.compress.rounding import Rounding
-from hfquant.measure import report
 from hfquant.measure.trail import step_errors
 from hfquant.methods import lorc, rtn
 from hfquant.model.blocks import weights

@@ -79,6 +79,7 @@ def test_what_cannot_be_said_is_refused(config: dict[str, object]) -> None:
     assert refused.value.hint
 
 
+@pytest.mark.usefixtures("few")
 def test_quantizer(built: Callable[[str], Path], tmp_path: Path) -> None:
     quantizer = HfquantQuantizer.from_pretrained(built("llama"))
     report = quantizer.quantize(tmp_path / "out", recipe="rtn-w8")

@@ -10,8 +10,8 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, AutoModelForSeq2SeqLM, PreTrainedModel
 
 import hfquant
+from hfquant import report
 from hfquant.errors import CalibrationError, CheckpointError, QualityError, SourceError
-from hfquant.measure import report
 from hfquant.measure.verify import _words, verify
 from tests.families import byte_tokenizer
 

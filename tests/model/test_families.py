@@ -196,7 +196,7 @@ def scored(trained: Folder, tmp_path_factory: pytest.TempPathFactory) -> Callabl
 
 @pytest.mark.parametrize("family", TRAINED)
 def test_training_leaves_something_to_lose(family: str, scored: Callable[[str], Scored]) -> None:
-    assert 1 < scored(family).original < 10
+    assert 1 < scored(family).original < 12  # of 260 tokens
 
 
 @pytest.mark.parametrize("family", TRAINED)

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from hfquant.model.texts import packaged
+from hfquant.plugin import HfQuantConfig
 from hfquant.runtime.experts import QExperts
 from hfquant.runtime.nn import Packed
 from tests.families import FAMILIES, byte_tokenizer, inputs
@@ -19,6 +20,13 @@ MATRIX = ("llama", "llama-tied", "gpt2", "opt", "t5", "flan-t5", "bart", "mixtra
 TEXT = packaged("evaluation")[:4000]
 TOKENS = torch.tensor(byte_tokenizer()(TEXT, verbose=False)["input_ids"])
 IDS = TOKENS[:24].view(2, 12)
+
+GRIDS = {"compressed_tensors": "w4g32sym", "gptq": "w3g32asym", "native": "w5g48asym"}  # what each can store
+
+
+def request(format: str = "auto", grid: str = "w4g32", **more: Any) -> HfQuantConfig:
+    """Rounding on load, into a format."""
+    return HfQuantConfig({"steps": [{"method": "rtn"}], "grid": grid, "format": format} | more)
 
 
 def load_with_transformers(family: str, folder: Path, **kwargs: Any) -> PreTrainedModel:

@@ -19,18 +19,19 @@ from hfquant.tensors.grid import Grid
 from hfquant.tensors.layer import Quantized
 
 from .models import (
+    GRIDS,
     IDS,
     load_with_transformers,
     logits,
     packed,
     quantization_config,
     relative,
+    request,
     same_tensors,
     stored,
 )
 
 Make = Callable[..., Path]
-GRIDS = {"compressed_tensors": "w4g32sym", "gptq": "w3g32asym", "native": "w5g48asym"}
 
 
 @pytest.fixture(scope="module")
@@ -42,7 +43,7 @@ def make(dense: Callable[[str], Path], tmp_path_factory: pytest.TempPathFactory)
         grid = grid or GRIDS[format]
         out = folder / f"{family}-{format}-{grid}"
         if not out.exists():
-            config = HfQuantConfig({"steps": [{"method": "rtn", "search": 0}], "grid": grid, "format": format})
+            config = request(format, grid, steps=[{"method": "rtn", "search": 0}])
             load_with_transformers(family, dense(family), quantization_config=config).save_pretrained(out)
         return out
 

@@ -15,6 +15,7 @@ from hfquant.tensors.layer import Layer
 from tests.families import linears
 
 from .models import (
+    GRIDS,
     IDS,
     MATRIX,
     load_with_transformers,
@@ -22,20 +23,12 @@ from .models import (
     packed,
     quantization_config,
     relative,
+    request,
     same_tensors,
     stored,
 )
 
 Dense = Callable[[str], Path]
-FORMATS = {
-    "compressed_tensors": "w4g32sym",
-    "gptq": "w3g32asym",
-    "native": "w5g48asym",
-}
-
-
-def request(format: str = "auto", grid: str = "w4g32", **more: object) -> HfQuantConfig:
-    return HfQuantConfig({"steps": [{"method": "rtn"}], "grid": grid, "format": format, **more})
 
 
 @pytest.mark.parametrize("family", MATRIX)
@@ -56,10 +49,10 @@ def test_compressed_on_load_saved_and_loaded_again(family: str, dense: Dense, tm
     assert quantization_config(tmp_path / "a") == quantization_config(tmp_path / "b")
 
 
-@pytest.mark.parametrize("format", FORMATS)
+@pytest.mark.parametrize("format", GRIDS)
 @pytest.mark.parametrize("family", ["llama", "bart"])
 def test_every_format_comes_back_the_same(family: str, format: str, dense: Dense, tmp_path: Path) -> None:
-    config = request(format, FORMATS[format])
+    config = request(format, GRIDS[format])
     model = load_with_transformers(family, dense(family), quantization_config=config)
     first = logits(model)
     model.save_pretrained(tmp_path / "a")

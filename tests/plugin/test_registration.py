@@ -1,9 +1,8 @@
-"""`import hfquant` is light, and enough, in whatever order; without it a native checkpoint fails loudly."""
+"""`import hfquant` is light, and enough; without it a native checkpoint fails loudly."""
 
 import importlib
 import subprocess
 import sys
-import textwrap
 from collections.abc import Callable
 from pathlib import Path
 
@@ -13,40 +12,15 @@ from transformers.quantizers import auto
 import hfquant
 from hfquant.errors import HfquantError
 from hfquant.plugin import METHOD, HfQuantConfig, HfQuantizerForHfQuant, register
+from tests.processes import fresh
 
 from .models import load_with_transformers
 
 
-def python(code: str, **env: str) -> subprocess.CompletedProcess[str]:
-    """Run in a fresh interpreter."""
-    return subprocess.run(
-        [sys.executable, "-c", textwrap.dedent(code)], capture_output=True, text=True, timeout=180, check=False
-    )
-
-
 def test_importing_hfquant_imports_neither_torch_nor_transformers() -> None:
-    done = python("import hfquant, sys; print({'torch', 'transformers', 'pydantic'} & set(sys.modules))")
+    code = "import hfquant, sys; print({'torch', 'transformers', 'pydantic'} & set(sys.modules))"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     assert done.stdout.strip() == "set()", done.stderr
-
-
-@pytest.mark.parametrize(
-    "imports",
-    [
-        "import hfquant, transformers",
-        "import transformers, hfquant",
-        "import transformers.quantizers.auto, hfquant",
-        "import hfquant; import hfquant; from transformers import AutoModelForCausalLM; import transformers",
-    ],
-)
-def test_registered_in_either_order(imports: str) -> None:
-    done = python(f"""
-        {imports}
-        from transformers.quantizers import auto
-        print(auto.AUTO_QUANTIZER_MAPPING["hfquant"].__module__, hfquant.HfQuantConfig.__name__)
-        import sys
-        print([f for f in sys.meta_path if type(f).__module__.startswith("hfquant")])
-    """)
-    assert done.stdout.split("\n")[:2] == ["hfquant.plugin.quantizer HfQuantConfig", "[]"], done.stderr
 
 
 def test_a_second_registration_is_safe_and_the_last_one_counts() -> None:
@@ -78,20 +52,13 @@ def native(dense: Callable[[str], Path], tmp_path_factory: pytest.TempPathFactor
     return out
 
 
-def test_without_hfquant_a_native_checkpoint_does_not_load(native: Path) -> None:
-    done = python(f"""
-        from transformers import AutoModelForCausalLM
-        AutoModelForCausalLM.from_pretrained({str(native)!r})
-    """)
-    assert done.returncode != 0
-    assert "ignore_mismatched_sizes" in done.stderr
-    assert "Unknown quantization type, got hfquant" in done.stderr
-
-
-def test_with_hfquant_imported_it_does(native: Path) -> None:
-    done = python(f"""
-        import hfquant
+def test_a_native_checkpoint_loads_with_hfquant_and_not_without(native: Path) -> None:
+    load = f"""
         from transformers import AutoModelForCausalLM
         print(type(AutoModelForCausalLM.from_pretrained({str(native)!r}).model.layers[0].mlp.up_proj).__name__)
-    """)
-    assert done.stdout.strip() == "QLinear", done.stderr
+    """
+    without, with_ = fresh(load, f"{load}".replace("from transformers", "import hfquant; from transformers"))
+    assert without.code != 0
+    assert "ignore_mismatched_sizes" in without.err
+    assert "Unknown quantization type, got hfquant" in without.err
+    assert with_.out.strip() == "QLinear", with_.err

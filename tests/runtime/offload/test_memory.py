@@ -7,6 +7,8 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
+from transformers import AutoModelForCausalLM
 
 from tests.runtime.offload import synthetic
 
@@ -29,7 +31,7 @@ print(json.dumps([found[i] for i in range(4)]))
 PLANNED = """
 import json, sys
 from hfquant.compress.memory import give_back
-from hfquant.measure.machine import peak_memory
+from hfquant.machine import peak_memory
 from hfquant.runtime.offload.cost import Workload
 from hfquant.runtime.offload.model import OffloadedModel
 from hfquant.runtime.offload.planning import Budget, plan_offload
@@ -56,21 +58,24 @@ def large(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, int]:
     return folder, synthetic.write(folder)
 
 
+@pytest.fixture(scope="module")
+def wanted(large: tuple[Path, int]) -> list[list[int]]:
+    """What the model says when it is in memory as a whole."""
+    reference = AutoModelForCausalLM.from_pretrained(large[0])
+    ids = torch.tensor([[5 + i, 6, 7, 8 + i] for i in range(4)])
+    said = reference.generate(ids, attention_mask=torch.ones_like(ids), max_new_tokens=3, do_sample=False,
+                              eos_token_id=None, pad_token_id=0)  # fmt: skip
+    found: list[list[int]] = said[:, 4:].tolist()
+    return found
+
+
 @pytest.mark.skipif(sys.platform != "linux", reason="RLIMIT_DATA counts memory on Linux only")
 @pytest.mark.parametrize("on_disk", [0, 1 << 20])
-def test_a_model_four_times_the_allowed_memory(large: tuple[Path, int], on_disk: int) -> None:
+def test_a_model_four_times_the_allowed_memory(large: tuple[Path, int], wanted: list[list[int]], on_disk: int) -> None:
     folder, nbytes = large
     done = child(LIMITED, folder, nbytes // 4, on_disk)
     assert done.returncode == 0, done.stderr
-    from transformers import AutoModelForCausalLM
-
-    reference = AutoModelForCausalLM.from_pretrained(folder)
-    import torch
-
-    ids = torch.tensor([[5 + i, 6, 7, 8 + i] for i in range(4)])
-    wanted = reference.generate(ids, attention_mask=torch.ones_like(ids), max_new_tokens=3, do_sample=False,
-                                eos_token_id=None, pad_token_id=0)  # fmt: skip
-    assert json.loads(done.stdout) == wanted[:, 4:].tolist()
+    assert json.loads(done.stdout) == wanted
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="RLIMIT_DATA counts memory on Linux only")

@@ -1,16 +1,15 @@
 import json
 import math
 import os
-import subprocess
-import sys
-import textwrap
+import signal
 from pathlib import Path
 
 import pytest
 
 import hfquant
+from hfquant import report
 from hfquant.errors import CheckpointError
-from hfquant.measure import report
+from tests.processes import forked
 
 
 def test_a_new_report_says_what_wrote_it(tmp_path: Path) -> None:
@@ -64,18 +63,16 @@ def test_a_write_that_fails_leaves_the_old_report(tmp_path: Path) -> None:
 @pytest.mark.parametrize("moment", ["fsync", "replace"])
 def test_a_process_killed_while_writing_leaves_the_old_report(tmp_path: Path, moment: str) -> None:
     report.merge(tmp_path, source={"id": "old"})
-    script = f"""
-        import os, pathlib, signal
-        from hfquant.measure import report
-        def die(*args, **kwargs):
-            os.kill(os.getpid(), signal.SIGKILL)
-        if {moment!r} == "fsync":
-            os.fsync = die
-        else:
-            pathlib.Path.replace = die
-        report.merge(pathlib.Path({str(tmp_path)!r}), source={{"id": "new" * 100_000}})
-    """
-    done = subprocess.run([sys.executable, "-c", textwrap.dedent(script)], env=os.environ, check=False)
-    assert done.returncode == -9
+
+    def die(*args: object, **kwargs: object) -> None:
+        os.kill(os.getpid(), signal.SIGKILL)
+
+    def write() -> None:
+        where, name = {"fsync": (os, "fsync"), "replace": (Path, "replace")}[moment]
+        setattr(where, name, die)
+        report.merge(tmp_path, source={"id": "new" * 100_000})
+
+    code, _ = forked(write)
+    assert code == -signal.SIGKILL
     assert report.read(tmp_path)["source"] == {"id": "old"}
     assert report.merge(tmp_path, source={"id": "newer"})["source"] == {"id": "newer"}

@@ -7,9 +7,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from .. import __version__
-from ..errors import CheckpointError
-from ..tensors.shards import write_text
+from . import __version__
+from .errors import CheckpointError
+from .tensors.shards import write_text
 
 SCHEMA = 1
 PATH = re.compile(r"/|~|\.{1,2}[/\\]|[A-Za-z]:[/\\]|file:")
