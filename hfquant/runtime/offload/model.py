@@ -18,7 +18,7 @@ from .batch import Batch, Generation
 from .loader import Loader
 from .opening import open_model
 from .pieces import collect
-from .placement import choose
+from .placement import Placement
 from .policy import Policy
 from .schedule import Lane, Order, halting, run
 from .scratch import Files, Scratch
@@ -59,15 +59,16 @@ class OffloadedModel:
             self._load_outside()
             blocks = [name for stack in self.stacks for name in stack.blocks]
             self.pieces = [collect(self.skeleton, name, self.files, self.scratch) for name in blocks]
+            self.place = Placement(self.pieces)
             self.order = _order([len(stack.blocks) for stack in self.stacks])
             self.adopt(policy or Policy(depth=0))
-            undo.callback(self._stop_loading)
+            undo.callback(self.let_go)
             self._undo = undo.pop_all()
 
     def adopt(self, policy: Policy) -> None:
         """From now on run by this policy."""
-        self._stop_loading()
-        self.policy, resident = policy, choose(self.pieces, policy.weights)
+        self.let_go()
+        self.policy, resident = policy, self.place(policy.weights).resident
         self.loader = Loader(
             self.model, self.pieces, resident, self.order.after, policy.depth, policy.threads, self._upload()
         )
@@ -75,7 +76,8 @@ class OffloadedModel:
     def _upload(self) -> Upload | None:
         return None if self.device.type == "cpu" else Upload(self.device)
 
-    def _stop_loading(self) -> None:
+    def let_go(self) -> None:
+        """Have no block's weights in memory until the next `adopt`."""
         if self.loader is not None:
             self.loader.close()
         self.loader = None

@@ -1,21 +1,21 @@
 """From a model and a budget to a policy."""
 
 import tempfile
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 
 import psutil
 
 from ...compress.memory import give_back
-from ...errors import ResourceError
 from .cost import CostModel, Workload
 from .hardware import Hardware, profile
+from .measured import measure
 from .model import OffloadedModel
-from .pieces import footprint
-from .probe import probe
+from .policy import Policy
+from .reader import BUFFER
 from .solve import Solved, solve
 
-LONGEST = 256  # tokens of a prompt that is measured; longer ones follow the fit
+READERS = 4  # threads that read: two for weights, two for the cache
 MARGIN = 40 << 20  # of memory, left free: what allocators hold beyond what is asked of them
 
 
@@ -39,27 +39,20 @@ class OffloadPlan:
     more: dict[int, Solved]  # with that many bytes instead
 
 
-def cost_model(offloaded: OffloadedModel, work: Workload, memory: int, hardware: Hardware) -> CostModel:
-    """Measure one block of an open model."""
-    if offloaded.config.is_encoder_decoder:
-        raise ResourceError(
-            "only decoders are planned for; an encoder-decoder runs by the policy it is given",
-            "give `--batch` and `--batches`",
-        )
-    long = max(2, min(work.prompt, LONGEST))
-    probes = [
-        probe(offloaded, 1, long),
-        probe(offloaded, 2, long),
-        probe(offloaded, 4, max(2, long // 8)),
-        probe(offloaded, 16, max(2, long // 8), memory=False),
-    ]
-    probes[-1] = replace(probes[-1], prefill=replace(probes[-1].prefill, held=0))
-    give_back()
-    weights = sum(footprint(stage) for stage in offloaded.pieces)
-    spare = psutil.virtual_memory().available - memory
-    base = psutil.Process().memory_info().rss
+def cost_model(offloaded: OffloadedModel, work: Workload, memory: int, hardware: Hardware, bits: int) -> CostModel:
+    """Measure one block of an open model, which keeps its policy."""
+    before = offloaded.policy
+    offloaded.adopt(Policy(depth=0, cache_bits=bits))
+    try:
+        resting = psutil.Process().memory_info().rss
+        measured = measure(offloaded, work.prompts, work.prompt, max(0, memory - resting - MARGIN))
+        offloaded.let_go()
+        give_back()
+        base = psutil.Process().memory_info().rss + READERS * BUFFER
+    finally:
+        offloaded.adopt(before)
     base += max(p.nbytes for stage in offloaded.pieces for p in stage)  # a product may lay a matrix out anew
-    return CostModel(hardware, probes, offloaded.pieces, offloaded.order.stacks[-1][1], base, cached=spare > weights)
+    return CostModel(hardware, measured, offloaded.pieces, offloaded.order.stacks[-1][1], base)
 
 
 def plan_offload(
@@ -79,7 +72,7 @@ def plan_offload(
     folder = budget.disk or Path(tempfile.gettempdir())
     folder.mkdir(parents=True, exist_ok=True)
     hardware = profile(folder)
-    cost = cost_model(offloaded, work, memory, hardware)
+    cost = cost_model(offloaded, work, memory, hardware, bits)
     room = psutil.disk_usage(str(folder)).free
     disk = min(room, budget.disk_bytes) if budget.disk_bytes is not None else room
     solved = solve(cost, work, memory, disk, bits=bits, latency=latency, margin=MARGIN)
