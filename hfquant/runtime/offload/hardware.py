@@ -11,6 +11,7 @@ from pathlib import Path
 import psutil
 import torch
 
+from .clock import undisturbed
 from .pieces import room
 from .reader import Handle, Reader
 from .scratch import Scratch, write_all
@@ -69,11 +70,11 @@ def measure(folder: Path) -> Hardware:
     try:
         buffer = room(PART).random_(0, 256)
         file = scratch.file(SAMPLE)
-        start = time.perf_counter()
+        start = undisturbed()
         for at in range(0, SAMPLE, PART):
             write_all(file.fd, at, buffer.numpy().data)
         os.fsync(file.fd)
-        written = time.perf_counter() - start
+        written = undisturbed() - start
         if hasattr(os, "posix_fadvise"):  # where files cannot be read past memory, at least not from it
             os.posix_fadvise(file.fd, 0, 0, os.POSIX_FADV_DONTNEED)
         read, cpu = _timed_read(file, buffer)
@@ -101,21 +102,21 @@ def measure(folder: Path) -> Hardware:
 def _timed_read(file: Handle, buffer: torch.Tensor) -> tuple[float, float]:
     """Seconds, and seconds of processor, of a read as the loader does it."""
     reader = Reader(2)
-    start, cpu = time.perf_counter(), time.process_time()
+    spent: list[tuple[float, float]] = []
+    reader.spent = spent
     parts = [reader.fill(file, at, torch.uint8, buffer, "sample") for at in range(0, SAMPLE, PART)]
     for read in [read for part in parts for read in part]:
         read.result()
-    seconds = time.perf_counter() - start, time.process_time() - cpu
     reader.close()
-    return seconds
+    return sum(seconds for seconds, _ in spent) / reader.threads, sum(processor for _, processor in spent)
 
 
 def _best(work: Callable[[], object]) -> float:
     times = []
     for _ in range(3):
-        start = time.perf_counter()
+        start = undisturbed()
         work()
-        times.append(time.perf_counter() - start)
+        times.append(undisturbed() - start)
     return min(times)
 
 

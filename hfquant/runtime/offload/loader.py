@@ -108,15 +108,22 @@ class Loader:
             at += aligned(piece.nbytes)
             self.bytes_read += piece.size
 
-    def try_out(self, stage: int) -> int:
-        """Read a stage into a free buffer and forget it.  Returns how many bytes; needs a buffer large enough."""
-        slot = _Slot(self._free.pop())
+    def try_out(self, stage: int) -> tuple[int, float, float]:
+        """Read a stage into a free buffer and forget it.
+
+        Returns bytes, seconds if nobody else used the machine, and seconds of a processor.
+        """
+        slot, spent = _Slot(self._free.pop()), []  # type: tuple[_Slot, list[tuple[float, float]]]
+        self._reader.spent = spent
         try:
             self._read(self.streamed[stage], slot)
             self._wait(slot)
         finally:
+            self._reader.spent = None
             self._free.append(slot.buffer)
-        return sum(piece.size for piece in self.streamed[stage])
+        seconds, processor = (sum(part) for part in zip(*spent, strict=True))
+        nbytes = sum(piece.size for piece in self.streamed[stage])
+        return nbytes, seconds / min(self._reader.threads, len(spent)), processor
 
     def _wait(self, slot: _Slot) -> None:
         while slot.reads:

@@ -1,6 +1,5 @@
 """What the cost model is told of one model on one machine."""
 
-import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from threading import Event, Thread
@@ -8,8 +7,9 @@ from typing import Any
 
 import torch
 
+from .clock import computing, undisturbed
 from .loader import Loader
-from .probe import Probe, clock, decoding, probe
+from .probe import Probe, decoding, probe
 
 LONGEST = 256  # tokens of a prompt that is measured; longer ones follow the fit
 SHORT = 4  # tokens of the prompts of a large batch
@@ -58,11 +58,11 @@ def measure(offloaded: Any, prompts: int, prompt: int, room: int) -> Measured:
     for batch in WIDE:  # 4 is there, but without a long context
         if batch > max(1, prompts) or batch * short * per_token > room:
             break
-        start = time.perf_counter()
+        start = undisturbed()
         probes.append(probe(offloaded, batch, short, memory=False))
         if decoder_only and batch * context * probes[0].token * 4 <= room:
             contexts.append((batch, context, decoding(offloaded, batch, context)))
-        if time.perf_counter() - start > PATIENCE:
+        if undisturbed() - start > PATIENCE:
             break
     shelved = None
     if contexts:
@@ -73,13 +73,9 @@ def measure(offloaded: Any, prompts: int, prompt: int, room: int) -> Measured:
 
 def measure_feed(loader: Loader) -> Feed:
     """Read some stages as they are read in earnest, and compute beside it."""
-    seconds, cpu = [], []
-    for stage in range(READS):
-        start, used = time.perf_counter(), time.process_time() - time.thread_time()
-        nbytes = loader.try_out(stage % len(loader.stages))
-        seconds.append((time.perf_counter() - start) / nbytes)
-        cpu.append((time.process_time() - time.thread_time() - used) / nbytes)
-    return Feed(sorted(seconds)[READS // 2], sorted(cpu)[READS // 2], _drag(loader))
+    read = [loader.try_out(stage % len(loader.stages)) for stage in range(READS)]
+    seconds, processor = ([one[i] / one[0] for one in read] for i in (1, 2))
+    return Feed(sorted(seconds)[READS // 2], sorted(processor)[READS // 2], _drag(loader))
 
 
 def _drag(loader: Loader) -> float:
@@ -87,29 +83,27 @@ def _drag(loader: Loader) -> float:
     a, b = torch.randn(32, 1024), torch.randn(1024, 2048)  # beyond the nearest caches
 
     def work() -> float:
-        start = clock()
+        start = computing()
         for _ in range(8):
             a @ b
-        return clock() - start
+        return computing() - start
 
     work()
     alone = min(work() for _ in range(3))
-    over, read = Event(), [0]
+    over, read = Event(), [0, 0.0]
 
     def go_on() -> None:
         stage = 0
         while not over.is_set():
-            read[0] += loader.try_out(stage % len(loader.stages))
-            stage += 1
+            nbytes, seconds, _ = loader.try_out(stage % len(loader.stages))
+            read[0], read[1], stage = read[0] + nbytes, read[1] + seconds, stage + 1
 
     thread = Thread(target=go_on)
-    start = time.perf_counter()
     thread.start()
     times = [work() for _ in range(5)]
     while not read[0]:
         times.append(work())
     over.set()
     thread.join()
-    rate = read[0] / (time.perf_counter() - start)
     slower = sorted(times)[len(times) // 2] / alone - 1  # seconds more per second of computing
-    return max(0.0, slower) / rate
+    return max(0.0, slower) * read[1] / read[0]

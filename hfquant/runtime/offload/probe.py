@@ -5,7 +5,6 @@ hidden state on.  So masks, rotary tables, the cache and the choice of tokens ar
 block's weights are read.
 """
 
-import time
 from collections.abc import Callable
 from contextlib import nullcontext
 from dataclasses import dataclass
@@ -16,18 +15,11 @@ import torch
 
 from ...compress.calls import first_tensor, like
 from .batch import Batch, Generation
+from .clock import computing
 from .ledger import Ledger
 from .shelf import Shelf
 
 STEPS = 3  # decoding steps that are timed; the fastest counts
-
-
-def clock() -> float:
-    """Seconds of computing.
-
-    One thread is timed by its processor, so that others who use the machine in that moment do not count.
-    """
-    return time.thread_time() if torch.get_num_threads() == 1 else time.perf_counter()
 
 
 @dataclass(frozen=True)
@@ -86,13 +78,13 @@ class _Watch:
         if self.ledger is not None:
             self.before, self.held = self.ledger.peak, self.ledger.live
             self.ledger.restart()
-        start = clock()
+        start = computing()
         if stage == self.decoder and self.around is not None:
             self.around.take()
         self.pattern = forward(*args, **kwargs)
         if stage == self.decoder and self.around is not None:
             self.around.put()
-        seconds = clock() - start
+        seconds = computing() - start
         if stage == self.decoder:
             self.block = seconds
         else:
@@ -103,11 +95,11 @@ class _Watch:
         return self.pattern
 
     def _enter(self, stage: int) -> None:
-        start = clock()
+        start = computing()
         self.leave()
         self.loader.enter(stage)
         self.inside = stage
-        self.apart += clock() - start
+        self.apart += computing() - start
 
     def leave(self) -> None:
         if self.inside is not None:
@@ -212,7 +204,7 @@ class _Run:
         for stage, block in enumerate(blocks):
             block.forward = partial(_stand_in, watch, block.forward, stage)
         handle = model.register_forward_hook(lambda *_: self.seen.append(self._note(watch)))
-        before = model.register_forward_pre_hook(lambda *_: self.starts.append(clock()))
+        before = model.register_forward_pre_hook(lambda *_: self.starts.append(computing()))
         try:
             with self.ledger or nullcontext():
                 list(prompts.generate(model, self.cache, settings, lambda _: None))
@@ -227,7 +219,7 @@ class _Run:
         return self.seen
 
     def _note(self, watch: _Watch) -> Step:
-        outside = clock() - self.starts[-1] - watch.block - watch.encoder - watch.apart
+        outside = computing() - self.starts[-1] - watch.block - watch.encoder - watch.apart
         work = 0 if self.ledger is None else max(0, max(self.ledger.peak, watch.before) - watch.held)
         step = Step(watch.block, max(0.0, outside), watch.held, max(watch.work, 0), work, watch.encoder)
         watch.start_over()

@@ -12,6 +12,7 @@ Where a file system cannot do this, it is read as usual.
 import mmap
 import os
 import threading
+import time
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass
@@ -22,6 +23,7 @@ import torch
 from torch import Tensor
 
 from ...errors import SourceError
+from .clock import undisturbed
 
 BLOCK = 4096  # what offsets, sizes and addresses must be multiples of
 HUGE = 2 << 20
@@ -68,8 +70,10 @@ class Reader:
     """Threads that read, each with a buffer of its own."""
 
     def __init__(self, threads: int, name: str = "hfquant-read") -> None:
-        self.pool = ThreadPoolExecutor(max(1, threads), thread_name_prefix=name)
+        self.threads = max(1, threads)
+        self.pool = ThreadPoolExecutor(self.threads, thread_name_prefix=name)
         self._local = threading.local()
+        self.spent: list[tuple[float, float]] | None = None  # if set: seconds, and of a processor, of every request
 
     def fill(self, handle: Handle, offset: int, stored: torch.dtype, target: Tensor, name: str) -> "list[Future[Any]]":
         """Begin to read as many values as `target` [n] has, stored as `stored`; done when all futures are.
@@ -83,6 +87,14 @@ class Reader:
         ]
 
     def _read(self, handle: Handle, offset: int, stored: torch.dtype, target: Tensor, name: str) -> None:
+        if self.spent is None:
+            self._fetch(handle, offset, stored, target, name)
+            return
+        start, used = undisturbed(), time.thread_time()
+        self._fetch(handle, offset, stored, target, name)
+        self.spent.append((undisturbed() - start, time.thread_time() - used))
+
+    def _fetch(self, handle: Handle, offset: int, stored: torch.dtype, target: Tensor, name: str) -> None:
         nbytes = target.numel() * stored.itemsize
         if handle.direct < 0 and stored == target.dtype:
             read_into(handle.fd, offset, target.view(torch.uint8).numpy().data, name)

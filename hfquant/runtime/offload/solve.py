@@ -45,7 +45,7 @@ def solve(
 ) -> Solved:
     """The policy of the highest throughput whose process stays below `memory` bytes, its files below `disk`.
 
-    Of policies that are as fast, the one whose block of prompts is answered soonest.  latency: seconds that a block
+    Of policies that are as fast, the one with least of the cache on disk, and whose prompts are answered soonest.  latency: seconds that a block
     may take at most.  margin: bytes of `memory` left free.  Raises ResourceError, with the memory that would do, if
     there is none.
     """
@@ -61,11 +61,12 @@ def solve(
     if not found:
         raise _too_little(cost, work, memory, latency, margin)
     bound = CLOSE * min(s.prediction.seconds for s in found)
-    return _deeper(cost, work, memory, min((s for s in found if s.prediction.seconds <= bound), key=_latency))
+    return _deeper(cost, work, memory, min((s for s in found if s.prediction.seconds <= bound), key=_effort))
 
 
-def _latency(solved: Solved) -> float:
-    return solved.prediction.latency
+def _effort(solved: Solved) -> tuple[int, float]:
+    """What to avoid if it brings nothing: files for the cache, then late answers."""
+    return solved.policy.cache_on_disk, solved.prediction.latency
 
 
 def _deeper(cost: CostModel, work: Workload, memory: int, solved: Solved) -> Solved:
