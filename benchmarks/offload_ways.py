@@ -55,7 +55,7 @@ def ours(given: dict[str, Any]) -> dict[str, Any]:
             policy = Policy(**given["policy"])
         else:
             work = Workload(given["prompts"], given["length"], given["new"])
-            plan = plan_offload(model, work, Budget(given["limit"]), bits=given.get("bits", 16))
+            plan = plan_offload(model, work, Budget(given["limit"]))
             policy, p = plan.solved.policy, plan.solved.prediction
             said = {"predicted_seconds": p.seconds, "predicted_peak": p.peak, "bottleneck": p.decode.bottleneck}
         with Watch() as watch:

@@ -117,7 +117,7 @@ class CostModel:
         later = [(1.0, p.batch, p.batch * p.prompt) for p in counted]
         self.held_later = Line(later, [max(0, p.decode.held - p.cache) for p in counted])
         self.work_later = Line(later, [max(p.decode.work, p.decode.outside_work) for p in counted])
-        self.token = max(p.token for p in counted)
+        self.token, self.value = max((p.token, p.value) for p in counted)
 
     def prefill(self, batch: float, prompt: float) -> float:
         """Seconds of one of the decoder's blocks for a batch of prompts."""
@@ -130,7 +130,7 @@ class CostModel:
     def cache(self, batch: int, tokens: float, bits: int = 16) -> float:
         """Bytes of one layer's cache of one batch."""
         packed = compressed_tokens(tokens) if bits < 16 else 0.0
-        return batch * self.token * (tokens - packed + packed * (bits + 0.5) / 16)
+        return batch * self.token * (tokens - packed + packed * (bits + 0.5) / (8 * self.value))
 
     def predict(self, policy: Policy, work: Workload) -> Prediction:
         """Seconds and bytes of a whole workload."""

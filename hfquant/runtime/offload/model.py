@@ -8,11 +8,13 @@ from typing import Any, Self
 
 import torch
 from torch import Tensor
+from transformers import GenerationConfig
 from transformers.cache_utils import Cache, DynamicCache, DynamicLayer, EncoderDecoderCache
 
 from ...errors import ResourceError
 from ...model.blocks import stacks
 from ..kv_cache import CompressedCache
+from ..topk import use_topk
 from .allocator import steady
 from .batch import Batch, Generation
 from .loader import Loader
@@ -68,6 +70,7 @@ class OffloadedModel:
     def adopt(self, policy: Policy) -> None:
         """From now on run by this policy."""
         self.let_go()
+        use_topk(self.model, policy.attention)
         self.policy, resident = policy, self.place(policy.weights).resident
         self.loader = Loader(
             self.model, self.pieces, resident, self.order.after, policy.depth, policy.threads, self._upload()
@@ -106,7 +109,7 @@ class OffloadedModel:
         (`max_new_tokens`, `do_sample`, `temperature`, `repetition_penalty`, ...); batch i of the sorted prompts draws
         as after `torch.manual_seed(seed + i)`.  Raises ResourceError for what an offloaded model cannot do.
         """
-        settings = Generation.of(self.model, generation)
+        settings = Generation.of(self.model, generation, prompt=max(map(len, prompts), default=0))
         order = sorted(range(len(prompts)), key=lambda i: -len(prompts[i]))
         size = self.policy.batch
         groups = [order[at : at + size] for at in range(0, len(order), size)]
@@ -115,14 +118,19 @@ class OffloadedModel:
 
     @torch.no_grad()
     def generate(
-        self, input_ids: Tensor, attention_mask: Tensor | None = None, seed: int | None = None, **generation: Any
+        self,
+        input_ids: Tensor,
+        attention_mask: Tensor | None = None,
+        seed: int | None = None,
+        generation_config: GenerationConfig | None = None,
+        **generation: Any,
     ) -> Tensor:
         """transformers' `generate` for the common arguments.
 
         input_ids int64 [prompts, seq], padded on the left (an encoder's: on the right), and the mask that says where
         -> int64 [prompts, seq + new], an encoder-decoder's [prompts, 1 + new].
         """
-        settings = Generation.of(self.model, generation)
+        settings = Generation.of(self.model, generation, generation_config, input_ids.shape[1])
         mask = torch.ones_like(input_ids) if attention_mask is None else attention_mask
         rows = range(input_ids.shape[0])
         cuts = [rows[at : at + self.policy.batch] for at in range(0, len(rows), self.policy.batch)]

@@ -1,10 +1,11 @@
 """From a model and a budget to a policy."""
 
 import tempfile
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import psutil
+import torch
 
 from ...compress.memory import give_back
 from .cost import CostModel, Workload
@@ -37,12 +38,20 @@ class OffloadPlan:
     work: Workload
     memory: int
     more: dict[int, Solved]  # with that many bytes instead
+    dtype: torch.dtype
+
+    def note(self) -> str | None:
+        """What would be faster on this processor, None if nothing is known to be."""
+        faster = self.hardware.matmul / self.hardware.matmul_half
+        if self.dtype != torch.bfloat16 or faster < 1.5 or self.solved.prediction.decode.bottleneck == "disk":
+            return None
+        return f"this processor multiplies {faster:.1f} times as fast in float32: `--dtype float32`"
 
 
-def cost_model(offloaded: OffloadedModel, work: Workload, memory: int, hardware: Hardware, bits: int) -> CostModel:
-    """Measure one block of an open model, which keeps its policy."""
+def cost_model(offloaded: OffloadedModel, work: Workload, memory: int, hardware: Hardware, like: Policy) -> CostModel:
+    """Measure one block of an open model, which keeps its policy.  like: says how the cache is kept and attended to."""
     before = offloaded.policy
-    offloaded.adopt(Policy(depth=0, cache_bits=bits))
+    offloaded.adopt(replace(like, weights=0, cache_on_disk=0, depth=0))
     try:
         resting = psutil.Process().memory_info().rss
         measured = measure(offloaded, work.prompts, work.prompt, max(0, memory - resting - MARGIN))
@@ -60,27 +69,28 @@ def plan_offload(
     work: Workload,
     budget: Budget | None = None,
     *,
-    bits: int = 16,
+    like: Policy | None = None,
     latency: float | None = None,
 ) -> OffloadPlan:
     """The best policy for an open model; it is not adopted.
 
+    like: says how the cache is kept and attended to.  latency: seconds that a block of prompts may take.
     Raises ResourceError if the budget is too small for any.
     """
-    budget = budget or Budget()
+    budget, like = budget or Budget(), like or Policy()
     memory = budget.memory if budget.memory is not None else int(0.9 * _available())
     folder = budget.disk or Path(tempfile.gettempdir())
     folder.mkdir(parents=True, exist_ok=True)
     hardware = profile(folder)
-    cost = cost_model(offloaded, work, memory, hardware, bits)
+    cost = cost_model(offloaded, work, memory, hardware, like)
     room = psutil.disk_usage(str(folder)).free
     disk = min(room, budget.disk_bytes) if budget.disk_bytes is not None else room
-    solved = solve(cost, work, memory, disk, bits=bits, latency=latency, margin=MARGIN)
+    solved = solve(cost, work, memory, disk, like=like, latency=latency, margin=MARGIN)
     more = {}
     for share in (1.5, 2.0):
         larger = int(memory * share)
-        more[larger] = solve(cost, work, larger, disk, bits=bits, latency=latency, margin=MARGIN)
-    return OffloadPlan(solved, hardware, work, memory, more)
+        more[larger] = solve(cost, work, larger, disk, like=like, latency=latency, margin=MARGIN)
+    return OffloadPlan(solved, hardware, work, memory, more, offloaded.skeleton.dtype)
 
 
 def _available() -> int:

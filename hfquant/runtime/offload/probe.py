@@ -43,7 +43,8 @@ class Step:
 class Probe:
     """A batch of prompts of equal length: the first pass and the following ones.
 
-    cache: bytes of one layer's keys and values after the first.  token: of one token of one sequence, uncompressed.
+    cache: bytes of one layer's keys and values when the last token came.  token: of one token of one sequence,
+    uncompressed.  value: of one number of it.
     """
 
     batch: int
@@ -52,6 +53,7 @@ class Probe:
     decode: Step
     cache: int
     token: int
+    value: int
 
 
 class _Watch:
@@ -172,13 +174,13 @@ class _Run:
     def layers(self) -> list[Any]:
         return list(self.offloaded.cache_layers(self.cache, self.offloaded.order.stacks[-1][0]))
 
-    def cache_bytes(self) -> tuple[int, int]:
-        """Of one layer when the last token came, and of one token of one sequence in full."""
+    def cache_bytes(self) -> tuple[int, int, int]:
+        """Of one layer when the last token came, of one token of one sequence in full, and of one number."""
         layers = [layer for layer in self.layers() if layer.is_initialized]
         held = sum(getattr(layer, "nbytes", layer.keys.nbytes + layer.values.nbytes) for layer in layers)
         tokens = sum(layer.get_seq_length() for layer in layers)
         token = sum(t.shape[1] * t.shape[3] * t.element_size() for t in (layers[0].keys, layers[0].values))
-        return held * (tokens - 1) // tokens, token
+        return held * (tokens - 1) // tokens, token, layers[0].keys.element_size()
 
     def _make_up(self, pattern: Any) -> None:
         for layer, like_this in zip(self.layers(), pattern, strict=True):

@@ -39,18 +39,18 @@ def solve(
     memory: int,
     disk: int = 1 << 62,
     *,
-    bits: int = 16,
+    like: Policy | None = None,
     latency: float | None = None,
     margin: int = 0,
 ) -> Solved:
     """The policy of the highest throughput whose process stays below `memory` bytes, its files below `disk`.
 
-    Of policies that are as fast, the one with least of the cache on disk, and whose prompts are answered soonest.  latency: seconds that a block
-    may take at most.  margin: bytes of `memory` left free.  Raises ResourceError, with the memory that would do, if
-    there is none.
+    Of policies that are as fast, the one with least of the cache on disk, and whose prompts are answered soonest.
+    like: says how the cache is kept and attended to.  latency: seconds that a block may take at most.  margin: bytes of
+    `memory` left free.  Raises ResourceError, with the memory that would do, if there is none.
     """
     memory -= margin
-    relaxed = sorted(_candidates(cost, work, memory, bits, latency), key=lambda r: r.seconds)
+    relaxed = sorted(_candidates(cost, work, memory, like or Policy(), latency), key=lambda r: r.seconds)
     found: list[Solved] = []
     for one in relaxed:
         if found and one.seconds > CLOSE * min(s.prediction.seconds for s in found):
@@ -81,16 +81,22 @@ def _deeper(cost: CostModel, work: Workload, memory: int, solved: Solved) -> Sol
     return Solved(policy, prediction) if prediction.seconds < 1.01 * solved.prediction.seconds else solved
 
 
-def _candidates(cost: CostModel, work: Workload, memory: int, bits: int, latency: float | None) -> Iterator[_Relaxed]:
-    """All batch sizes, with the best a placement could bring; without reading ahead only where that does not fit."""
+def _candidates(
+    cost: CostModel, work: Workload, memory: int, like: Policy, latency: float | None
+) -> Iterator[_Relaxed]:
+    """All batch sizes, with the best a placement could bring; not reading ahead only where that does not fit."""
     even = {-(-work.prompts // k) for k in (1, 2, 3, 4)}
     for batch in sorted({b for b in (*BATCHES, *even) if b <= min(max(1, work.prompts), BATCHES[-1])}):
         for count in _counts(work, batch):
-            tried = (_relax(cost, work, memory, fitted(Policy(batch, count, 0, 0, bits, d), work)) for d in (1, 0))
+            tried = (_relax(cost, work, memory, fitted(_of(like, batch, count, d), work)) for d in (1, 0))
             fits = next((r for r in tried if r is not None), None)
             if fits is None or (latency is not None and fits.latency > latency):
                 break  # more batches need more memory, and more time
             yield fits
+
+
+def _of(like: Policy, batch: int, count: int, depth: int) -> Policy:
+    return replace(like, batch=batch, batches=count, weights=0, cache_on_disk=0, depth=depth)
 
 
 def _counts(work: Workload, batch: int) -> list[int]:

@@ -42,7 +42,7 @@ def measured(batch: int, prompt: int) -> Probe:
     tokens = batch * prompt
     first = Step(per_row(tokens) + 1e-6 * tokens * prompt, 1e-3, 4000 * tokens, 12000 * tokens, 0)
     later = Step(per_row(batch) + 1e-6 * tokens, 1e-3, 4000 * batch, 12000 * batch, 0)
-    return Probe(batch, prompt, first, later, 4096 * tokens, 4096)
+    return Probe(batch, prompt, first, later, 4096 * tokens, 4096, 2)
 
 
 def model(seconds: float = 1e-9, stored: torch.dtype = torch.float32) -> CostModel:
