@@ -17,12 +17,14 @@ if TYPE_CHECKING:
     from .plugin import load as load
     from .runtime.kv_cache import CompressedCache as CompressedCache
     from .runtime.offload.door import offload_generate as offload_generate
+    from .runtime.offload.facade import Offloaded as Offloaded
 
 __version__ = "0.1.0"
 
 _HOME = {
     "CompressedCache": "runtime.kv_cache",
     "HfQuantConfig": "plugin",
+    "Offloaded": "runtime.offload.facade",
     "compress": "compress",
     "dequantize": "plugin",
     "load": "plugin",
@@ -33,6 +35,7 @@ _HOME = {
 __all__ = [
     "CompressedCache",
     "HfQuantConfig",
+    "Offloaded",
     "__version__",
     "compress",
     "dequantize",

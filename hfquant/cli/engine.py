@@ -5,7 +5,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ..errors import CheckpointError
+from ..errors import CheckpointError, RecipeError
 
 if TYPE_CHECKING:
     from ..compress import LayerResult, Plan
@@ -143,12 +143,23 @@ def offload_plan(model: str, prompt: int, new: int, prompts: int, **settings: An
     from ..runtime.offload.cost import Workload
     from ..runtime.offload.model import OffloadedModel
     from ..runtime.offload.planning import Budget, plan_offload
+    from ..runtime.offload.policy import Policy
 
-    disk = settings["disk"]
-    with OffloadedModel(model, disk=disk) as offloaded:
+    disk, like = settings["disk"], Policy(cache_bits=settings["cache_bits"], attention=settings["attention"])
+    with OffloadedModel(model, disk=disk, dtype=_dtype(settings["dtype"])) as offloaded:
         budget = Budget(settings["host_memory"], None, disk)
         work = Workload(prompts, prompt, new)
-        return plan_offload(offloaded, work, budget, bits=settings["bits"], latency=settings["latency"])
+        return plan_offload(offloaded, work, budget, like=like, latency=settings["latency"])
+
+
+def _dtype(name: str | None) -> Any:
+    """float32 -> torch.float32; None stays."""
+    import torch
+
+    known = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+    if name is not None and name not in known:
+        raise RecipeError(f"weights cannot be computed with in {name}", f"choose one of {', '.join(known)}")
+    return None if name is None else known[name]
 
 
 def hardware(disk: Path | None, fresh: bool) -> "Hardware":
@@ -172,7 +183,7 @@ def answers(model: str, source: Path, out: Path, settings: Mapping[str, Any]) ->
     """The answers that are there already, and where new ones go."""
     from ..runtime.offload.jsonl import Answers, read_prompts
 
-    decisive = ("max_new_tokens", "cache_bits", "temperature", "seed")
+    decisive = ("max_new_tokens", "cache_bits", "attention", "dtype", "temperature", "seed")
     return Answers(out, read_prompts(source), {"model": model} | {key: settings[key] for key in decisive})
 
 
@@ -197,10 +208,12 @@ def _offload_settings(settings: Mapping[str, Any]) -> tuple[dict[str, Any], dict
     """What the command line says of the policy, and of the tokens."""
     from ..runtime.offload.policy import Policy
 
-    given = {key: settings[key] for key in ("max_new_tokens", "host_memory", "disk", "cache_bits")}
+    asked = ("max_new_tokens", "host_memory", "disk", "cache_bits", "attention", "latency")
+    given = {key: settings[key] for key in asked} | {"dtype": _dtype(settings["dtype"])}
     batch, batches = settings["batch"], settings["batches"]
     if batch is not None or batches is not None:
-        given["policy"] = Policy(batch=batch or 1, batches=batches or 1, cache_bits=given["cache_bits"])
+        like = {"cache_bits": given["cache_bits"], "attention": given["attention"]}
+        given["policy"] = Policy(batch=batch or 1, batches=batches or 1, **like)
     if settings["temperature"] is None:
         return given, {"do_sample": False}
     return given, {"do_sample": True, "temperature": settings["temperature"], "seed": settings["seed"]}

@@ -36,6 +36,9 @@ def generate(
     host_memory: offload.Memory = None,
     disk: offload.Disk = None,
     cache_bits: offload.Bits = 16,
+    attention: offload.Top = 1.0,
+    latency: offload.Latency = None,
+    dtype: offload.Dtype = None,
     batch: Annotated[
         int | None, typer.Option(min=1, metavar="N", help="Prompts computed together.", show_default="solved for")
     ] = None,
@@ -62,7 +65,8 @@ def generate(
         return
     settings = {
         "max_new_tokens": max_new_tokens, "host_memory": host_memory, "disk": disk, "cache_bits": cache_bits,
-        "batch": batch, "batches": batches, "temperature": temperature, "seed": seed,
+        "attention": attention, "latency": latency, "dtype": dtype, "batch": batch, "batches": batches,
+        "temperature": temperature, "seed": seed,
     }  # fmt: skip
     if source is not None:
         if out is None:

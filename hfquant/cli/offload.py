@@ -30,6 +30,18 @@ Disk = Annotated[
     Path | None, typer.Option(metavar="DIR", help="Where temporary files go.", show_default="the system's")
 ]
 Bits = Annotated[int, typer.Option(metavar="16|8|4|2", help="Bits of the KV cache; 16 leaves it as it is.")]
+Top = Annotated[
+    float,
+    typer.Option(
+        "--attention-top", metavar="SHARE", help="Share of the tokens whose values a new one uses: 0.1 for a tenth."
+    ),
+]
+Latency = Annotated[
+    float | None, typer.Option(min=0.001, metavar="SECONDS", help="Longest time a block of prompts may take.")
+]
+Dtype = Annotated[
+    str | None, typer.Option(metavar="TYPE", help="What is computed in: `float32`.", show_default="what is stored")
+]
 
 
 @app.command("plan")
@@ -41,9 +53,9 @@ def plan(
     host_memory: Memory = None,
     disk: Disk = None,
     cache_bits: Bits = 16,
-    latency: Annotated[
-        float | None, typer.Option(metavar="SECONDS", help="Longest time a block of prompts may take.")
-    ] = None,
+    attention: Top = 1.0,
+    latency: Latency = None,
+    dtype: Dtype = None,
     as_json: Json = False,
 ) -> None:
     """Find the fastest policy for MODEL within a budget, and say what it will take.
@@ -51,8 +63,9 @@ def plan(
     One block of the model is run to measure it.
     """
     found = engine.offload_plan(
-        model, prompt_len, gen_len, prompts, host_memory=host_memory, disk=disk, bits=cache_bits, latency=latency
-    )
+        model, prompt_len, gen_len, prompts, host_memory=host_memory, disk=disk, cache_bits=cache_bits,
+        attention=attention, latency=latency, dtype=dtype,
+    )  # fmt: skip
     print_json(document(found)) if as_json else print_facts(data(), facts(found))
 
 
@@ -76,11 +89,13 @@ def facts(plan: "OffloadPlan") -> dict[str, str | None]:
         "weights": f"{said(policy.weights)} stay in memory, {policy.depth} layers are read ahead",
         "cache": f"{policy.cache_bits} bit, {policy.cache_on_disk} layers on disk ({said(p.disk)})",
         "memory": f"{said(p.peak)} at most, of {said(plan.memory)}",
+        "start": f"{p.start:.3g} s until what stays in memory is there" if p.start else None,
         "first pass": _stage(p.prefill),
         "following passes": _stage(p.decode),
         "bottleneck": p.decode.bottleneck if plan.work.new > 1 else p.prefill.bottleneck,
         "total": f"{duration(p.seconds)} for {plan.work.prompts} prompts, {p.tokens_per_second:.3g} tokens/s",
         "with more memory": "; ".join(more),
+        "note": plan.note(),
         **plan.hardware.lines(),
     }
 
@@ -99,6 +114,7 @@ def document(plan: "OffloadPlan") -> dict[str, Any]:
         "latency": p.latency,
         "peak_bytes": p.peak,
         "disk_bytes": p.disk,
+        "start": p.start,
         "prefill": vars(p.prefill) | {"seconds": p.prefill.seconds},
         "decode": vars(p.decode) | {"seconds": p.decode.seconds},
         "bottleneck": p.decode.bottleneck,

@@ -16,6 +16,7 @@ from ..errors import RecipeError
 from ..tensors.packing import pack_stream, unpack_stream
 
 BITS = (2, 4, 8)
+WINDOW, GROUP = 64, 64  # tokens: see CompressedCache
 LARGEST = torch.finfo(torch.float16).max
 
 
@@ -166,7 +167,7 @@ class CompressedCache(DynamicCache):  # type: ignore[misc]
     stay as they are.  Raises RecipeError for values that make no sense.
     """
 
-    def __init__(self, config: Any, bits: int = 4, window: int = 64, group: int = 64) -> None:
+    def __init__(self, config: Any, bits: int = 4, window: int = WINDOW, group: int = GROUP) -> None:
         if bits not in BITS:
             raise RecipeError(f"a cache of {bits} bits does not exist", "choose 8, 4 or 2")
         if window < 0 or group < 1:
@@ -187,12 +188,17 @@ class CompressedCache(DynamicCache):  # type: ignore[misc]
         )
 
     @staticmethod
-    def for_model(model: Any, bits: int = 4, window: int = 64, group: int = 64) -> Cache:
+    def for_model(model: Any, bits: int = 4, window: int = WINDOW, group: int = GROUP) -> Cache:
         """The cache that fits a model, an encoder-decoder too."""
         own = CompressedCache(model.config, bits, window, group)
         if not model.config.is_encoder_decoder:
             return own
         return EncoderDecoderCache(own, DynamicCache(config=model.config.get_text_config(decoder=True)))
+
+
+def compressed_tokens(tokens: float, window: int = WINDOW, group: int = GROUP) -> float:
+    """How many of so many tokens are packed; the others stay as they are."""
+    return max(0.0, tokens - window) // group * group
 
 
 def _compressed(layer: Any, bits: int, window: int, group: int) -> Any:

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 from transformers import GenerationConfig, StoppingCriteria, StoppingCriteriaList
 from transformers.cache_utils import Cache
+from transformers.generation.configuration_utils import GenerationMode
 
 from ...errors import ResourceError
 
@@ -26,12 +27,15 @@ class Generation:
     encoder_decoder: bool
 
     @staticmethod
-    def of(model: Any, asked: Mapping[str, Any]) -> "Generation":
-        """The model's own generation config, changed by what is asked.
+    def of(
+        model: Any, asked: Mapping[str, Any], base: GenerationConfig | None = None, prompt: int = 0
+    ) -> "Generation":
+        """The model's own generation config, or `base`, changed by what is asked.
 
-        Raises ResourceError for search with several sequences per prompt, which the schedule does not do.
+        prompt: tokens of the longest prompt, for `max_length`, which counts them.  Raises ResourceError for what the schedule
+        does not do: several sequences per prompt, assistants, anything but a tensor of tokens as output.
         """
-        config: GenerationConfig = copy.deepcopy(model.generation_config)
+        config: GenerationConfig = copy.deepcopy(model.generation_config if base is None else base)
         unknown = config.update(**asked)
         if unknown:
             raise ResourceError(
@@ -40,15 +44,19 @@ class Generation:
             )
         if (config.num_beams or 1) > 1 or (config.num_return_sequences or 1) > 1:
             raise ResourceError("offloaded generation has one sequence per prompt", "leave num_beams at 1")
+        if config.return_dict_in_generate:
+            raise ResourceError("offloaded generation gives tokens only", "leave return_dict_in_generate out")
+        if (mode := config.get_generation_mode()) not in (GenerationMode.GREEDY_SEARCH, GenerationMode.SAMPLE):
+            raise ResourceError(f"offloaded generation does not do {mode.value}", "it is greedy, or samples")
+        encoder_decoder = bool(model.config.is_encoder_decoder)
         if config.max_new_tokens is None:
-            config.max_new_tokens = 20 if not config.max_length else max(1, int(config.max_length))
+            config.max_new_tokens = _new_tokens(config.max_length, 1 if encoder_decoder else prompt)
         config.max_length, config.cache_implementation, config.use_cache = None, None, True
-        config.return_dict_in_generate = False
         ends = config.eos_token_id if config.eos_token_id is not None else []
         listed = tuple(ends) if isinstance(ends, Sequence) else (int(ends),)
         pad = config.pad_token_id if config.pad_token_id is not None else (listed[0] if listed else 0)
         config.pad_token_id = pad
-        return Generation(config, listed, int(pad), int(config.max_new_tokens), bool(model.config.is_encoder_decoder))
+        return Generation(config, listed, int(pad), int(config.max_new_tokens), encoder_decoder)
 
     def start(self, rows: int) -> Tensor:
         """What an encoder-decoder's answers begin with.  int64 [rows, 1]"""
@@ -64,6 +72,15 @@ class Generation:
         """Up to the first end, with it."""
         at = next((i for i, token in enumerate(tokens) if token in self.ends), len(tokens))
         return list(tokens[: at + 1])
+
+
+def _new_tokens(max_length: int | None, prompt: int) -> int:
+    """What a limit on the whole sequence leaves; 20 where there is none, as in transformers."""
+    if max_length is None:
+        return 20
+    if max_length <= prompt:
+        raise ResourceError(f"max_length {max_length} leaves no token after a prompt of {prompt}", "raise it")
+    return max_length - prompt
 
 
 class _Leave(StoppingCriteria):  # type: ignore[misc]

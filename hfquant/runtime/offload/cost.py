@@ -1,9 +1,9 @@
 """The cost model: seconds and bytes of a policy, from what one block was measured to need.
 
 For one pass of a block of batches through all layers, as in the paper, every resource is busy for its own sum and the
-slowest decides.  A processor that reads also computes, so its time is a resource too:
+slowest decides.  Reading also slows down computing, as both use the same memory, and takes its share of the processors:
 
-    T = max(disk, compute, (compute · threads + reading's share of a processor · disk) / cores)
+    T = max(compute + drag · read, disk, (compute · threads + processor seconds of reading) / cores)
 
 The first pass fills the cache, each following one reads it and adds a token.
 """
@@ -11,15 +11,15 @@ The first pass fills the cache, each following one reads it and adds a token.
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
-import numpy as np
 import torch
-from scipy.optimize import nnls
 
+from ..kv_cache import compressed_tokens
+from .fit import Curve, Line
 from .hardware import Hardware
-from .pieces import Piece, footprint
-from .placement import choose, kept, largest_streamed
+from .measured import FAR, Measured
+from .pieces import Piece
+from .placement import Placement
 from .policy import Policy
-from .probe import Probe
 
 IN_FLIGHT = 4  # copies of one layer's cache on its way: read ahead, read, joined with the new token, being written
 
@@ -53,9 +53,14 @@ class Pass:
 
 @dataclass(frozen=True)
 class Prediction:
-    """What a policy will take.  prefill: the first pass of a block; decode: the mean following one.  peak: bytes of
-    the process at most; disk: bytes of temporary files."""
+    """What a policy will take.
 
+    start: seconds until what stays in memory is there.  prefill: the first pass of a block; decode: the mean following
+    one.  seconds: of everything.  latency: of one block of prompts.  peak: bytes of the process at most; disk: bytes of
+    temporary files.
+    """
+
+    start: float
     prefill: Pass
     decode: Pass
     seconds: float
@@ -65,100 +70,117 @@ class Prediction:
     disk: int
 
 
-class _Line:
-    """y ≥ 0 as a sum of non-negative multiples of some terms, fitted to a few measurements."""
-
-    def __init__(self, rows: Sequence[Sequence[float]], y: Sequence[float]) -> None:
-        matrix, target = np.array(rows, dtype=float), np.array(y, dtype=float)
-        weight = 1 / np.maximum(target, target.max() * 1e-3 + 1e-12)  # relative errors count
-        scale = np.maximum(matrix.max(0), 1e-12)
-        found, _ = nnls(matrix / scale * weight[:, None], target * weight)
-        self.terms = found / scale
-
-    def __call__(self, *row: float) -> float:
-        return float(self.terms @ np.array(row))
-
-
 class CostModel:
     """Predicts policies for one model on one machine."""
 
     def __init__(
-        self,
-        hardware: Hardware,
-        probes: Sequence[Probe],
-        pieces: Sequence[Sequence[Piece]],
-        decoder: int,
-        base: int,
-        cached: bool = False,
+        self, hardware: Hardware, measured: Measured, pieces: Sequence[Sequence[Piece]], decoder: int, base: int
     ) -> None:
-        """decoder: how many of the stages are its blocks.  base: bytes of the process before anything is placed.
-        cached: whether the weights' files stay in memory that nobody else needs, and so read faster."""
-        self.hardware, self.pieces, self.layers, self.base = hardware, pieces, decoder, base
-        self.read = hardware.cached_read if cached else hardware.disk_read
-        self.read_cpu = hardware.cached_cpu if cached else hardware.read_cpu
+        """decoder: how many of the stages are its blocks.  base: bytes of the process before anything is placed."""
+        self.hardware, self.layers, self.base, self.feed = hardware, decoder, base, measured.feed
+        self.encoders = len(pieces) - decoder
+        self.place = Placement(pieces)
         self.threads = torch.get_num_threads()
-        first = [(1.0, p.batch * p.prompt, p.batch * p.prompt**2) for p in probes]
-        later = [(1.0, p.batch, p.batch * p.prompt) for p in probes]
-        self.prefill = _Line(first, [p.prefill.block for p in probes])
-        self.decode = _Line(later, [p.decode.block for p in probes])
-        self.around_prefill = _Line(first, [p.prefill.outside for p in probes])
-        self.around_decode = _Line(later, [p.decode.outside for p in probes])
-        counted = [p for p in probes if p.prefill.held]
+        self._fit_seconds(measured)
+        self._fit_bytes(measured)
+
+    def _fit_seconds(self, measured: Measured) -> None:
+        probes = measured.probes
+        shortest = min(p.prompt for p in probes)
+        wide = [p for p in probes if p.prompt == shortest]
+        self.encode = Curve((p.batch * p.prompt, p.prefill.encoder) for p in probes)
+        rows = Curve((p.batch * p.prompt, p.prefill.block) for p in wide)
+        long = [p for p in probes if p.prompt > shortest and p.batch * p.prompt <= rows.x[-1]]
+        over = [max(0.0, p.prefill.block - rows(p.batch * p.prompt)) / (p.batch * p.prompt**2) for p in long]
+        self.square = min(over, default=0.0)  # attention of a prompt to itself
+        self.rows = Curve(
+            (p.batch * p.prompt, p.prefill.block - self.square * p.batch * p.prompt**2) for p in [*wide, *probes]
+        )
+        self.batch = Curve((p.batch, p.decode.block) for p in wide)
+        self.shortest = shortest
+        after = [*measured.contexts] or [(p.batch, p.prompt, p.decode.block) for p in probes if p.prompt >= FAR]
+        more = [(b * (n - shortest), max(0.0, s - self.batch(b))) for b, n, s in after]
+        self.context = Curve([(0.0, 0.0), *more])
+        first = [(1.0, p.batch * p.prompt) for p in probes]
+        self.around_prefill = Line(first, [p.prefill.outside for p in probes])
+        self.around_decode = Curve((p.batch, p.decode.outside) for p in wide)
+        self.shelving = 0.0
+        if measured.shelved is not None:
+            batch, tokens, seconds = measured.shelved
+            self.shelving = max(0.0, seconds - self.decode(batch, tokens)) / (batch * tokens)
+
+    def _fit_bytes(self, measured: Measured) -> None:
+        counted = [p for p in measured.probes if p.prefill.held]
         first = [(1.0, p.batch * p.prompt, p.batch * p.prompt**2) for p in counted]
-        self.held = _Line(first, [p.prefill.held for p in counted])
-        self.work = _Line(first, [max(p.prefill.work, p.prefill.outside_work) for p in counted])
+        self.held = Line(first, [p.prefill.held for p in counted])
+        self.work = Line(first, [max(p.prefill.work, p.prefill.outside_work) for p in counted])
         later = [(1.0, p.batch, p.batch * p.prompt) for p in counted]
-        self.held_later = _Line(later, [max(0, p.decode.held - p.cache) for p in counted])
-        self.work_later = _Line(later, [max(p.decode.work, p.decode.outside_work) for p in counted])
-        self.cache_per_token = max(p.cache / (p.batch * p.prompt) for p in probes)
+        self.held_later = Line(later, [max(0, p.decode.held - p.cache) for p in counted])
+        self.work_later = Line(later, [max(p.decode.work, p.decode.outside_work) for p in counted])
+        self.token, self.value = max((p.token, p.value) for p in counted)
+
+    def prefill(self, batch: float, prompt: float) -> float:
+        """Seconds of one of the decoder's blocks for a batch of prompts."""
+        return self.rows(batch * prompt) + self.square * batch * prompt**2
+
+    def decode(self, batch: float, context: float) -> float:
+        """Seconds of one block for the next token of a batch, `context` tokens being there."""
+        return self.batch(batch) + self.context(batch * max(0.0, context - self.shortest))
 
     def cache(self, batch: int, tokens: float, bits: int = 16) -> float:
         """Bytes of one layer's cache of one batch."""
-        exact = batch * tokens * self.cache_per_token
-        return exact if bits >= 16 else exact * (bits + 0.5) / 16
+        packed = compressed_tokens(tokens) if bits < 16 else 0.0
+        return batch * self.token * (tokens - packed + packed * (bits + 0.5) / (8 * self.value))
 
     def predict(self, policy: Policy, work: Workload) -> Prediction:
         """Seconds and bytes of a whole workload."""
         policy = fitted(policy, work)
-        resident = choose(self.pieces, policy.weights)
-        streamed = sum(footprint(stage) for stage in self.pieces) - kept(self.pieces, resident)
-        first, later = self.passes(policy, work, streamed)
-        blocks = -(-work.prompts // policy.block)
+        placed = self.place(policy.weights)
+        first, later = self.passes(policy, work, placed.streamed, placed.streamed_again(self.encoders))
         latency = first.seconds + (work.new - 1) * later.seconds
-        seconds = blocks * latency
+        start = placed.read_once * self.feed.seconds
+        seconds = start + work.prompts // policy.block * latency
+        if rest := work.prompts % policy.block:
+            last = fitted(policy, replace(work, prompts=rest))
+            a, b = self.passes(last, work, placed.streamed, placed.streamed_again(self.encoders))
+            seconds += a.seconds + (work.new - 1) * b.seconds
         return Prediction(
-            first, later, seconds, work.prompts * work.new / seconds, latency,
+            start, first, later, seconds, work.prompts * work.new / seconds, latency,
             self.peak(policy, work), self.disk(policy, work),
         )  # fmt: skip
 
-    def passes(self, policy: Policy, work: Workload, streamed: float) -> tuple[Pass, Pass]:
-        """The first pass, and the mean of the following ones, with `streamed` bytes of weights read in each."""
-        b, n, s = policy.batch, policy.batches, work.prompt
+    def passes(self, policy: Policy, work: Workload, streamed: float, again: float) -> tuple[Pass, Pass]:
+        """The first pass, and the mean of the following ones; `streamed` bytes of weights are read in the first and
+        `again` in each of the others."""
+        b, n, s, bits = policy.batch, policy.batches, work.prompt, policy.cache_bits
         context = s + work.new / 2
         on_disk = min(policy.cache_on_disk, self.layers) * n
-        compute = n * (len(self.pieces) * self.prefill(1, b * s, b * s * s) + self.around_prefill(1, b * s, b * s * s))
-        stored = on_disk * self.cache(b, s, policy.cache_bits) / self.hardware.disk_write
-        first = self._pass(compute, streamed / self.read + stored, policy.depth)
-        compute = n * (self.layers * self.decode(1, b, b * context) + self.around_decode(1, b, b * context))
-        if len(self.pieces) > self.layers:  # an encoder runs in the first pass alone
-            streamed *= self.layers / len(self.pieces)
-        moved = on_disk * self.cache(b, context, policy.cache_bits) / self.hardware.disk_read
-        stored = on_disk * self.cache(b, 1, policy.cache_bits) / self.hardware.disk_write
-        return first, self._pass(compute, streamed / self.read + moved + stored, policy.depth)
+        compute = n * (
+            self.encoders * self.encode(b * s) + self.layers * self.prefill(b, s) + self.around_prefill(1, b * s)
+        )
+        compute += on_disk * self.shelving * b * s
+        stored = on_disk * self.cache(b, s, bits)
+        first = self._pass(policy, compute, streamed, 0.0, stored)
+        compute = n * (self.layers * self.decode(b, context) + self.around_decode(b))
+        compute += on_disk * self.shelving * b * context
+        moved, stored = on_disk * self.cache(b, context, bits), on_disk * self.cache(b, 1)
+        return first, self._pass(policy, compute, again, moved, stored)
 
-    def _pass(self, compute: float, disk: float, depth: int) -> Pass:
-        if depth == 0:  # one after the other
+    def _pass(self, policy: Policy, compute: float, weights: float, read: float, written: float) -> Pass:
+        """weights, read, written: bytes of weights, and of the cache."""
+        hardware = self.hardware
+        disk = weights * self.feed.seconds + read / hardware.disk_read + written / hardware.disk_write
+        if policy.depth == 0:  # one after the other
             return Pass(compute, disk, compute + disk)
-        processor = (compute * self.threads + self.read_cpu * disk) / max(1, self.hardware.cores)
-        return Pass(compute, disk, processor)
+        reading = weights * self.feed.cpu + read / hardware.disk_read * hardware.read_cpu
+        processor = (compute * self.threads + reading) / max(1, hardware.cores)
+        return Pass(compute + weights * self.feed.drag, disk, processor)
 
     def peak(self, policy: Policy, work: Workload) -> int:
         """Bytes of the process at most: the largest moment of the first pass, or of the last."""
-        resident = choose(self.pieces, policy.weights)
-        busy = sum(1 for stage in self.pieces if any(p.name not in resident for p in stage))
-        ring = min(policy.depth + 1, busy) * largest_streamed(self.pieces, resident)
-        fixed = self.base + kept(self.pieces, resident) + ring
-        return int(fixed + self.lanes(policy, work))
+        placed = self.place(policy.weights)
+        ring = min(policy.depth + 1, placed.busy) * placed.largest
+        return int(self.base + placed.kept + ring + self.lanes(policy, work))
 
     def lanes(self, policy: Policy, work: Workload) -> float:
         """Bytes of everything but weights."""

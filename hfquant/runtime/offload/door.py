@@ -27,6 +27,8 @@ def opened(
     host_memory: int | None = None,
     disk: str | Path | None = None,
     cache_bits: int = 16,
+    attention: float = 1.0,
+    latency: float | None = None,
     dtype: torch.dtype | None = None,
 ) -> Iterator[tuple[OffloadedModel, list[list[int]]]]:
     """A model with the policy for these prompts adopted, and their token ids.
@@ -40,10 +42,9 @@ def opened(
         ids = token_ids(offloaded, prompts)
         work = Workload(len(ids), max(map(len, ids)), max_new_tokens)
         check_length(offloaded, work)
-        if policy is None and offloaded.config.is_encoder_decoder:
-            policy = Policy(cache_bits=cache_bits)
         if policy is None:
-            plan = plan_offload(offloaded, work, Budget(host_memory, None, folder), bits=cache_bits)
+            like = Policy(cache_bits=cache_bits, attention=attention)
+            plan = plan_offload(offloaded, work, Budget(host_memory, None, folder), like=like, latency=latency)
             policy = plan.solved.policy
         offloaded.adopt(policy)
         yield offloaded, ids
@@ -58,6 +59,8 @@ def offload_generate(
     host_memory: int | None = None,
     disk: str | Path | None = None,
     cache_bits: int = 16,
+    attention: float = 1.0,
+    latency: float | None = None,
     dtype: torch.dtype | None = None,
     seed: int | None = None,
     **generation: Any,
@@ -66,13 +69,16 @@ def offload_generate(
 
     model: a folder or Hub id, dense or compressed by hfquant.  prompts: texts, answered with texts, or token ids,
     answered with token ids.  host_memory: bytes the process may take (by default what is free); the policy is solved
-    for it unless one is given.  disk: folder for temporary files.  cache_bits: 8, 4 or 2 compresses the KV cache, which
-    changes results slightly.  generation: `do_sample`, `temperature` and so on, as for transformers' `generate`.
+    for it unless one is given.  disk: folder for temporary files.  cache_bits: 8, 4 or 2 compresses the KV cache;
+    attention: 0.1 uses the values of a tenth of the tokens; both change results slightly.  latency: seconds that a
+    block of prompts may take.  dtype: what is computed in, by default what is stored; float32 is faster on a processor
+    without bfloat16, and costs nothing on disk.  generation: `do_sample`, `temperature` and so on, as for transformers'
+    `generate`.
     Raises SourceError, ResourceError.
     """
     settings = {
         "max_new_tokens": max_new_tokens, "policy": policy, "host_memory": host_memory, "disk": disk,
-        "cache_bits": cache_bits, "dtype": dtype,
+        "cache_bits": cache_bits, "attention": attention, "latency": latency, "dtype": dtype,
     }  # fmt: skip
     texts = bool(prompts) and isinstance(prompts[0], str)
     with opened(model, prompts, **settings) as (offloaded, ids):  # type: ignore[arg-type]

@@ -4,27 +4,31 @@ import json
 import os
 import platform
 import time
-from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict, dataclass
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 
+import psutil
 import torch
 
+from .clock import undisturbed
 from .pieces import room
-from .scratch import Scratch, read_into, write_all
+from .reader import Handle, Reader
+from .scratch import Scratch, write_all
 
 SAMPLE = 128 << 20  # bytes moved per measurement of the disk
-CHUNK = 8 << 20
+PART = 8 << 20
 COPIED = 32 << 20  # bytes copied at a time: measuring must fit into the budget that it is for
 WEEK = 7 * 24 * 3600
 
 
 @dataclass(frozen=True)
 class Hardware:
-    """Bytes per second of each way, and multiply-adds per second (x2) of a float32 product.
+    """Bytes per second of each way, and multiply-adds per second (x2) of products.
 
-    disk_read: from the disk itself; cached_read: of a file that memory holds.  read_cpu, cached_cpu: seconds of a
-    processor per second of such reading.
+    disk_read: from the disk itself, past memory that the system keeps files in.  read_cpu: seconds of a processor per
+    second of such reading.  matmul, matmul_half: in float32 and bfloat16.  attention: of a token over 1024 others.
+    to_device, from_device: to and from an accelerator, 0 without one.
     """
 
     processor: str
@@ -32,22 +36,27 @@ class Hardware:
     memory: int
     disk_read: float
     disk_write: float
-    cached_read: float
     read_cpu: float
-    cached_cpu: float
     copy: float
     matmul: float
+    matmul_half: float
+    attention: float
+    to_device: float
+    from_device: float
 
     def lines(self) -> dict[str, str]:
         """For printing."""
-        return {
+        said = {
             "processor": f"{self.processor}, {self.cores} cores used",
-            "memory": f"{self.memory / 1e9:.1f} GB",
+            "memory": f"{self.memory / 1e9:.1f} GB, {psutil.virtual_memory().available / 1e9:.1f} GB left",
             "disk": f"{self.disk_read / 1e9:.2f} GB/s read, {self.disk_write / 1e9:.2f} GB/s write",
-            "cached files": f"{self.cached_read / 1e9:.2f} GB/s",
             "memory copy": f"{self.copy / 1e9:.2f} GB/s",
-            "matrix product": f"{self.matmul / 1e9:.0f} GFLOP/s (float32)",
+            "matrix product": f"{self.matmul / 1e9:.0f} GFLOP/s (float32), {self.matmul_half / 1e9:.0f} (bfloat16)",
+            "attention": f"{self.attention / 1e9:.0f} GFLOP/s",
         }
+        if self.to_device:
+            said["device"] = f"{self.to_device / 1e9:.1f} GB/s there, {self.from_device / 1e9:.1f} GB/s back"
+        return said
 
 
 def cores() -> int:
@@ -59,63 +68,80 @@ def measure(folder: Path) -> Hardware:
     """Measure, with temporary files in `folder`."""
     scratch = Scratch(folder)
     try:
-        buffer = room(2 * CHUNK)
-        buffer.random_(0, 256)
-        fd = scratch.file(SAMPLE)
-        start = time.perf_counter()
-        for at in range(0, SAMPLE, CHUNK):
-            write_all(fd, at, _part(buffer, at))
-        os.fsync(fd)
-        written = time.perf_counter() - start
-        cached, cached_cpu = _timed_read(fd, buffer)
-        if hasattr(os, "posix_fadvise"):
-            os.posix_fadvise(fd, 0, 0, os.POSIX_FADV_DONTNEED)
-        cold, cold_cpu = _timed_read(fd, buffer)
+        buffer = room(PART).random_(0, 256)
+        file = scratch.file(SAMPLE)
+        start = undisturbed()
+        for at in range(0, SAMPLE, PART):
+            write_all(file.fd, at, buffer.numpy().data)
+        os.fsync(file.fd)
+        written = undisturbed() - start
+        if hasattr(os, "posix_fadvise"):  # where files cannot be read past memory, at least not from it
+            os.posix_fadvise(file.fd, 0, 0, os.POSIX_FADV_DONTNEED)
+        read, cpu = _timed_read(file, buffer)
     finally:
         scratch.close()
     source, target = room(COPIED).zero_(), room(COPIED).zero_()
+    copied = COPIED / _best(lambda: target.copy_(source))
+    there, back = _device(source)
     return Hardware(
         processor=_processor(),
         cores=min(cores(), torch.get_num_threads() + 1),
         memory=_total_memory(),
-        disk_read=SAMPLE / cold,
+        disk_read=SAMPLE / read,
         disk_write=SAMPLE / written,
-        cached_read=SAMPLE / cached,
-        read_cpu=min(1.0, cold_cpu / cold),
-        cached_cpu=min(1.0, cached_cpu / cached),
-        copy=COPIED / _best(lambda: target.copy_(source)),
-        matmul=_matmul(),
+        read_cpu=min(1.0, cpu / read),
+        copy=copied,
+        matmul=_matmul(torch.float32),
+        matmul_half=_matmul(torch.bfloat16),
+        attention=_attention(),
+        to_device=there,
+        from_device=back,
     )
 
 
-def _part(buffer: torch.Tensor, at: int) -> memoryview:
-    """The room for what lies at `at`: the two halves of the buffer take turns."""
-    start = at % len(buffer)
-    return buffer.numpy().data[start : start + CHUNK]
-
-
-def _timed_read(fd: int, buffer: torch.Tensor) -> tuple[float, float]:
+def _timed_read(file: Handle, buffer: torch.Tensor) -> tuple[float, float]:
     """Seconds, and seconds of processor, of a read as the loader does it."""
-    start, cpu = time.perf_counter(), time.process_time()
-    with ThreadPoolExecutor(2) as pool:
-        reads = [pool.submit(read_into, fd, at, _part(buffer, at), "sample") for at in range(0, SAMPLE, CHUNK)]
-        for read in reads:
-            read.result()
-    return time.perf_counter() - start, time.process_time() - cpu
+    reader = Reader(2)
+    spent: list[tuple[float, float]] = []
+    reader.spent = spent
+    parts = [reader.fill(file, at, torch.uint8, buffer, "sample") for at in range(0, SAMPLE, PART)]
+    for read in [read for part in parts for read in part]:
+        read.result()
+    reader.close()
+    return sum(seconds for seconds, _ in spent) / reader.threads, sum(processor for _, processor in spent)
 
 
-def _best(work: object) -> float:
+def _best(work: Callable[[], object]) -> float:
     times = []
     for _ in range(3):
-        start = time.perf_counter()
-        work()  # type: ignore[operator]
-        times.append(time.perf_counter() - start)
+        start = undisturbed()
+        work()
+        times.append(undisturbed() - start)
     return min(times)
 
 
-def _matmul() -> float:
-    a, b = torch.randn(256, 1024), torch.randn(1024, 1024)
-    return 2 * 256 * 1024 * 1024 / _best(lambda: a @ b)
+def _matmul(dtype: torch.dtype) -> float:
+    x, W = torch.randn(128, 1024).to(dtype), torch.randn(1024, 1024).to(dtype)
+    return 2 * 128 * 1024 * 1024 / _best(lambda: torch.nn.functional.linear(x, W))
+
+
+def _attention() -> float:
+    """Eight sequences, eight heads of 64 channels: one new token each over 1024 others."""
+    q, k = torch.randn(8, 8, 1, 64), torch.randn(8, 8, 1024, 64)
+    return 4 * 8 * 8 * 1024 * 64 / _best(lambda: torch.nn.functional.scaled_dot_product_attention(q, k, k))
+
+
+def _device(source: torch.Tensor) -> tuple[float, float]:
+    """Bytes per second to and from the first accelerator, from pinned memory."""
+    if not torch.cuda.is_available():
+        return 0.0, 0.0
+    pinned, there = source.pin_memory(), source.cuda()
+
+    def move(target: torch.Tensor, origin: torch.Tensor) -> None:
+        target.copy_(origin, non_blocking=True)
+        torch.cuda.synchronize()
+
+    return len(source) / _best(lambda: move(there, pinned)), len(source) / _best(lambda: move(pinned, there))
 
 
 def _processor() -> str:
@@ -135,7 +161,8 @@ def profile(folder: Path, fresh: bool = False) -> Hardware:
     key = f"{platform.node()} {_processor()} {cores()} {torch.get_num_threads()} {os.stat(folder).st_dev}"
     known = json.loads(cache.read_text()) if cache.is_file() else {}
     entry = known.get(key)
-    if entry and not fresh and time.time() - entry["at"] < WEEK:
+    known_fields = {field.name for field in fields(Hardware)}
+    if entry and not fresh and time.time() - entry["at"] < WEEK and entry["measured"].keys() == known_fields:
         return Hardware(**entry["measured"])
     found = measure(folder)
     known[key] = {"at": time.time(), "measured": asdict(found)}

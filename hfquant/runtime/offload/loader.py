@@ -1,17 +1,15 @@
 """The weights of one stage at a time, read ahead of their use into a ring of buffers that never grows."""
 
 from collections.abc import Callable, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Future
 from dataclasses import dataclass, field
 from typing import Any
 
 from torch import Tensor, nn
 
 from .pieces import Piece, aligned, footprint, room
-from .scratch import read_into
+from .reader import Reader
 from .upload import Upload
-
-CHUNK = 8 << 20  # bytes per read: several are under way at a time
 
 
 @dataclass
@@ -47,7 +45,7 @@ class Loader:
         self.streamed = [[p for p in pieces if p.name not in resident] for pieces in stages]
         self.bytes_read, self.upload = 0, upload
         pinned = upload is not None and upload.cuda
-        self._pool = ThreadPoolExecutor(max(1, threads), thread_name_prefix="hfquant-read")
+        self._reader = Reader(threads)
         largest = max((footprint(pieces) for pieces in self.streamed), default=0)
         busy = sum(1 for pieces in self.streamed if pieces)
         self._free = [room(largest, pinned) for _ in range(min(depth + 1, busy))]
@@ -105,14 +103,27 @@ class Loader:
     def _read(self, pieces: Sequence[Piece], slot: _Slot) -> None:
         at = 0
         for piece in pieces:
-            part = slot.buffer[at : at + piece.nbytes]
-            slot.tensors[piece.name] = piece.view(part)
-            raw = part.numpy().data
-            for start in range(0, piece.nbytes, CHUNK):
-                view = raw[start : start + CHUNK]
-                slot.reads.append(self._pool.submit(read_into, piece.fd, piece.offset + start, view, piece.name))
+            tensor = slot.tensors[piece.name] = piece.view(slot.buffer[at : at + piece.nbytes])
+            slot.reads += self._reader.fill(piece.file, piece.offset, piece.stored, tensor.view(-1), piece.name)
             at += aligned(piece.nbytes)
-            self.bytes_read += piece.nbytes
+            self.bytes_read += piece.size
+
+    def try_out(self, stage: int) -> tuple[int, float, float]:
+        """Read a stage into a free buffer and forget it.
+
+        Returns bytes, seconds if nobody else used the machine, and seconds of a processor.
+        """
+        slot, spent = _Slot(self._free.pop()), []  # type: tuple[_Slot, list[tuple[float, float]]]
+        self._reader.spent = spent
+        try:
+            self._read(self.streamed[stage], slot)
+            self._wait(slot)
+        finally:
+            self._reader.spent = None
+            self._free.append(slot.buffer)
+        seconds, processor = (sum(part) for part in zip(*spent, strict=True))
+        nbytes = sum(piece.size for piece in self.streamed[stage])
+        return nbytes, seconds / min(self._reader.threads, len(spent)), processor
 
     def _wait(self, slot: _Slot) -> None:
         while slot.reads:
@@ -147,7 +158,7 @@ class Loader:
 
     def close(self) -> None:
         """Stop reading and take every weight out."""
-        self._pool.shutdown(cancel_futures=True)
+        self._reader.close()
         for name, empty in self._empty.items():
             module, leaf = _owner(self.model, name)
             module._parameters[leaf] = empty

@@ -8,17 +8,19 @@ from typing import Any, Self
 
 import torch
 from torch import Tensor
+from transformers import GenerationConfig
 from transformers.cache_utils import Cache, DynamicCache, DynamicLayer, EncoderDecoderCache
 
 from ...errors import ResourceError
 from ...model.blocks import stacks
 from ..kv_cache import CompressedCache
+from ..topk import use_topk
 from .allocator import steady
 from .batch import Batch, Generation
 from .loader import Loader
 from .opening import open_model
 from .pieces import collect
-from .placement import choose
+from .placement import Placement
 from .policy import Policy
 from .schedule import Lane, Order, halting, run
 from .scratch import Files, Scratch
@@ -59,15 +61,17 @@ class OffloadedModel:
             self._load_outside()
             blocks = [name for stack in self.stacks for name in stack.blocks]
             self.pieces = [collect(self.skeleton, name, self.files, self.scratch) for name in blocks]
+            self.place = Placement(self.pieces)
             self.order = _order([len(stack.blocks) for stack in self.stacks])
             self.adopt(policy or Policy(depth=0))
-            undo.callback(self._stop_loading)
+            undo.callback(self.let_go)
             self._undo = undo.pop_all()
 
     def adopt(self, policy: Policy) -> None:
         """From now on run by this policy."""
-        self._stop_loading()
-        self.policy, resident = policy, choose(self.pieces, policy.weights)
+        self.let_go()
+        use_topk(self.model, policy.attention)
+        self.policy, resident = policy, self.place(policy.weights).resident
         self.loader = Loader(
             self.model, self.pieces, resident, self.order.after, policy.depth, policy.threads, self._upload()
         )
@@ -75,7 +79,8 @@ class OffloadedModel:
     def _upload(self) -> Upload | None:
         return None if self.device.type == "cpu" else Upload(self.device)
 
-    def _stop_loading(self) -> None:
+    def let_go(self) -> None:
+        """Have no block's weights in memory until the next `adopt`."""
         if self.loader is not None:
             self.loader.close()
         self.loader = None
@@ -104,7 +109,7 @@ class OffloadedModel:
         (`max_new_tokens`, `do_sample`, `temperature`, `repetition_penalty`, ...); batch i of the sorted prompts draws
         as after `torch.manual_seed(seed + i)`.  Raises ResourceError for what an offloaded model cannot do.
         """
-        settings = Generation.of(self.model, generation)
+        settings = Generation.of(self.model, generation, prompt=max(map(len, prompts), default=0))
         order = sorted(range(len(prompts)), key=lambda i: -len(prompts[i]))
         size = self.policy.batch
         groups = [order[at : at + size] for at in range(0, len(order), size)]
@@ -113,14 +118,19 @@ class OffloadedModel:
 
     @torch.no_grad()
     def generate(
-        self, input_ids: Tensor, attention_mask: Tensor | None = None, seed: int | None = None, **generation: Any
+        self,
+        input_ids: Tensor,
+        attention_mask: Tensor | None = None,
+        seed: int | None = None,
+        generation_config: GenerationConfig | None = None,
+        **generation: Any,
     ) -> Tensor:
         """transformers' `generate` for the common arguments.
 
         input_ids int64 [prompts, seq], padded on the left (an encoder's: on the right), and the mask that says where
         -> int64 [prompts, seq + new], an encoder-decoder's [prompts, 1 + new].
         """
-        settings = Generation.of(self.model, generation)
+        settings = Generation.of(self.model, generation, generation_config, input_ids.shape[1])
         mask = torch.ones_like(input_ids) if attention_mask is None else attention_mask
         rows = range(input_ids.shape[0])
         cuts = [rows[at : at + self.policy.batch] for at in range(0, len(rows), self.policy.batch)]

@@ -5,17 +5,18 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 import psutil
+import torch
 
 from ...compress.memory import give_back
-from ...errors import ResourceError
 from .cost import CostModel, Workload
 from .hardware import Hardware, profile
+from .measured import measure
 from .model import OffloadedModel
-from .pieces import footprint
-from .probe import probe
+from .policy import Policy
+from .reader import BUFFER
 from .solve import Solved, solve
 
-LONGEST = 256  # tokens of a prompt that is measured; longer ones follow the fit
+READERS = 4  # threads that read: two for weights, two for the cache
 MARGIN = 40 << 20  # of memory, left free: what allocators hold beyond what is asked of them
 
 
@@ -37,29 +38,30 @@ class OffloadPlan:
     work: Workload
     memory: int
     more: dict[int, Solved]  # with that many bytes instead
+    dtype: torch.dtype
+
+    def note(self) -> str | None:
+        """What would be faster on this processor, None if nothing is known to be."""
+        faster = self.hardware.matmul / self.hardware.matmul_half
+        if self.dtype != torch.bfloat16 or faster < 1.5 or self.solved.prediction.decode.bottleneck == "disk":
+            return None
+        return f"this processor multiplies {faster:.1f} times as fast in float32: `--dtype float32`"
 
 
-def cost_model(offloaded: OffloadedModel, work: Workload, memory: int, hardware: Hardware) -> CostModel:
-    """Measure one block of an open model."""
-    if offloaded.config.is_encoder_decoder:
-        raise ResourceError(
-            "only decoders are planned for; an encoder-decoder runs by the policy it is given",
-            "give `--batch` and `--batches`",
-        )
-    long = max(2, min(work.prompt, LONGEST))
-    probes = [
-        probe(offloaded, 1, long),
-        probe(offloaded, 2, long),
-        probe(offloaded, 4, max(2, long // 8)),
-        probe(offloaded, 16, max(2, long // 8), memory=False),
-    ]
-    probes[-1] = replace(probes[-1], prefill=replace(probes[-1].prefill, held=0))
-    give_back()
-    weights = sum(footprint(stage) for stage in offloaded.pieces)
-    spare = psutil.virtual_memory().available - memory
-    base = psutil.Process().memory_info().rss
+def cost_model(offloaded: OffloadedModel, work: Workload, memory: int, hardware: Hardware, like: Policy) -> CostModel:
+    """Measure one block of an open model, which keeps its policy.  like: says how the cache is kept and attended to."""
+    before = offloaded.policy
+    offloaded.adopt(replace(like, weights=0, cache_on_disk=0, depth=0))
+    try:
+        resting = psutil.Process().memory_info().rss
+        measured = measure(offloaded, work.prompts, work.prompt, max(0, memory - resting - MARGIN))
+        offloaded.let_go()
+        give_back()
+        base = psutil.Process().memory_info().rss + READERS * BUFFER
+    finally:
+        offloaded.adopt(before)
     base += max(p.nbytes for stage in offloaded.pieces for p in stage)  # a product may lay a matrix out anew
-    return CostModel(hardware, probes, offloaded.pieces, offloaded.order.stacks[-1][1], base, cached=spare > weights)
+    return CostModel(hardware, measured, offloaded.pieces, offloaded.order.stacks[-1][1], base)
 
 
 def plan_offload(
@@ -67,27 +69,28 @@ def plan_offload(
     work: Workload,
     budget: Budget | None = None,
     *,
-    bits: int = 16,
+    like: Policy | None = None,
     latency: float | None = None,
 ) -> OffloadPlan:
     """The best policy for an open model; it is not adopted.
 
+    like: says how the cache is kept and attended to.  latency: seconds that a block of prompts may take.
     Raises ResourceError if the budget is too small for any.
     """
-    budget = budget or Budget()
+    budget, like = budget or Budget(), like or Policy()
     memory = budget.memory if budget.memory is not None else int(0.9 * _available())
     folder = budget.disk or Path(tempfile.gettempdir())
     folder.mkdir(parents=True, exist_ok=True)
     hardware = profile(folder)
-    cost = cost_model(offloaded, work, memory, hardware)
+    cost = cost_model(offloaded, work, memory, hardware, like)
     room = psutil.disk_usage(str(folder)).free
     disk = min(room, budget.disk_bytes) if budget.disk_bytes is not None else room
-    solved = solve(cost, work, memory, disk, bits=bits, latency=latency, margin=MARGIN)
+    solved = solve(cost, work, memory, disk, like=like, latency=latency, margin=MARGIN)
     more = {}
     for share in (1.5, 2.0):
         larger = int(memory * share)
-        more[larger] = solve(cost, work, larger, disk, bits=bits, latency=latency, margin=MARGIN)
-    return OffloadPlan(solved, hardware, work, memory, more)
+        more[larger] = solve(cost, work, larger, disk, like=like, latency=latency, margin=MARGIN)
+    return OffloadPlan(solved, hardware, work, memory, more, offloaded.skeleton.dtype)
 
 
 def _available() -> int:

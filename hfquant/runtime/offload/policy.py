@@ -14,7 +14,8 @@ class Policy:
     (with `batch`, the paper's block).  weights: bytes of block weights that stay in memory, as many whole tensors as
     fit; the rest is read for every use.  cache_on_disk: how many layers of the decoder have their keys and values in
     files, one layer of one batch in memory at a time.  cache_bits: 8, 4 or 2 compresses the cache; 16 leaves it as it
-    is.  depth: layers read ahead.  threads: that read.
+    is.  depth: layers read ahead.  threads: that read.  attention: the share of the tokens before it whose values a new
+    token uses (sparse attention); 1 is usual.
     """
 
     batch: int = 8
@@ -24,6 +25,7 @@ class Policy:
     cache_bits: int = 16
     depth: int = 2
     threads: int = 2
+    attention: float = 1.0
 
     @property
     def block(self) -> int:

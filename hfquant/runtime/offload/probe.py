@@ -5,16 +5,19 @@ hidden state on.  So masks, rotary tables, the cache and the choice of tokens ar
 block's weights are read.
 """
 
-import time
 from collections.abc import Callable
+from contextlib import nullcontext
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
 
 from ...compress.calls import first_tensor, like
 from .batch import Batch, Generation
+from .clock import computing
 from .ledger import Ledger
+from .shelf import Shelf
 
 STEPS = 3  # decoding steps that are timed; the fastest counts
 
@@ -23,8 +26,9 @@ STEPS = 3  # decoding steps that are timed; the fastest counts
 class Step:
     """One pass through the model for one batch.
 
-    block, outside: seconds of a block, and of all else.  held: bytes a lane keeps while it waits for a block.
-    work: bytes a block needs beside them while it computes.  outside_work: the same before and after the blocks.
+    block, outside: seconds of a decoder's block, and of all but blocks.  encoder: of an encoder's block.  held: bytes
+    a lane keeps while it waits for a block.  work: bytes a block needs beside them while it computes.  outside_work:
+    the same before and after the blocks.
     """
 
     block: float
@@ -32,41 +36,90 @@ class Step:
     held: int
     work: int
     outside_work: int
+    encoder: float = 0.0
 
 
 @dataclass(frozen=True)
 class Probe:
-    """A batch of prompts of equal length: the first pass and the following ones.  cache: bytes of one layer's keys
-    and values after the first."""
+    """A batch of prompts of equal length: the first pass and the following ones.
+
+    cache: bytes of one layer's keys and values when the last token came.  token: of one token of one sequence,
+    uncompressed.  value: of one number of it.
+    """
 
     batch: int
     prompt: int
     prefill: Step
     decode: Step
     cache: int
+    token: int
+    value: int
 
 
 class _Watch:
-    """Stands in the place of the blocks, and measures the first of the decoder."""
+    """Stands in the place of the blocks, and measures the first one of every stack."""
 
-    def __init__(self, first: Any, ledger: Ledger | None) -> None:
-        self.first, self.ledger, self.pattern = first, ledger, None
-        self.block = self.inside = 0.0
+    def __init__(self, offloaded: Any, ledger: Ledger | None, around: "Around | None") -> None:
+        self.loader, self.ledger, self.around = offloaded.loader, ledger, around
+        self.decoder = offloaded.order.stacks[-1][0]
+        self.firsts = {first for first, _ in offloaded.order.stacks}
+        self.inside: int | None = None
+        self.pattern: Any = None
+        self.start_over()
+
+    def start_over(self) -> None:
+        """For the next pass."""
+        self.block = self.encoder = self.apart = 0.0
         self.held = self.work = self.before = 0
 
-    def __call__(self, forward: Callable[..., Any], is_first: bool, args: Any, kwargs: Any) -> Any:
-        if not is_first:
+    def __call__(self, forward: Callable[..., Any], stage: int, args: Any, kwargs: Any) -> Any:
+        if stage not in self.firsts:
             return like(self.pattern, first_tensor(args, kwargs))
+        if self.inside != stage:
+            self._enter(stage)
         if self.ledger is not None:
             self.before, self.held = self.ledger.peak, self.ledger.live
             self.ledger.restart()
-        start = time.perf_counter()
+        start = computing()
+        if stage == self.decoder and self.around is not None:
+            self.around.take()
         self.pattern = forward(*args, **kwargs)
-        self.block = time.perf_counter() - start
+        if stage == self.decoder and self.around is not None:
+            self.around.put()
+        seconds = computing() - start
+        if stage == self.decoder:
+            self.block = seconds
+        else:
+            self.encoder = seconds
         if self.ledger is not None:
-            self.work = self.ledger.peak - self.held
+            self.work = max(self.work, self.ledger.peak - self.held)
             self.ledger.restart()
         return self.pattern
+
+    def _enter(self, stage: int) -> None:
+        start = computing()
+        self.leave()
+        self.loader.enter(stage)
+        self.inside = stage
+        self.apart += computing() - start
+
+    def leave(self) -> None:
+        if self.inside is not None:
+            self.loader.leave(self.inside)
+        self.inside = None
+
+
+class Around:
+    """A layer's cache that comes from disk and goes there, as the schedule has it."""
+
+    def __init__(self, shelf: Shelf, layers: Any) -> None:
+        self.shelf, self.layers = shelf, layers
+
+    def take(self) -> None:
+        self.shelf.take(self.layers)
+
+    def put(self) -> None:
+        self.shelf.put(self.layers)
 
 
 @torch.no_grad()
@@ -75,62 +128,105 @@ def probe(offloaded: Any, batch: int, prompt: int, memory: bool = True) -> Probe
 
     memory: count bytes too, in a run of its own, as counting takes time.
     """
-    timed = _run(offloaded, batch, prompt, None)
-    counted = _run(offloaded, batch, prompt, Ledger()) if memory else timed
+    timed = _Run(offloaded, batch, prompt).go()
+    counted = _Run(offloaded, batch, prompt, ledger=Ledger()) if memory else None
+    bytes_of = counted.go() if counted is not None else [Step(0, 0, 0, 0, 0)]
+    run = counted or _Run(offloaded, 1, 2)
+    if counted is None:
+        run.go()
+    first, later = timed[0], min(timed[1:], key=lambda step: step.block + step.outside)
     return Probe(
-        batch,
-        prompt,
-        Step(timed[0].block, timed[0].outside, counted[0].held, counted[0].work, counted[0].outside_work),
-        Step(timed[1].block, timed[1].outside, counted[1].held, counted[1].work, counted[1].outside_work),
-        counted[2],
-    )
+        batch, prompt, _joined(first, bytes_of[0]), _joined(later, bytes_of[-1]), *run.cache_bytes()
+    )  # fmt: skip
 
 
-def _run(offloaded: Any, batch: int, prompt: int, ledger: Ledger | None) -> tuple[Step, Step, int]:
-    model, loader = offloaded.model, offloaded.loader
-    first = offloaded.order.stacks[-1][0]
-    decoder = offloaded.stacks[-1]
-    settings = Generation.of(model, {"max_new_tokens": 1 + STEPS, "do_sample": False, "eos_token_id": None})
-    ids = torch.randint(5, max(6, min(1000, offloaded.vocabulary)), (batch, prompt))
-    prompts = Batch(list(range(batch)), ids, torch.ones_like(ids))
-    cache = offloaded._cache()
-    watch = _Watch(decoder.blocks[0], ledger)
-    blocks = [model.get_submodule(n) for stack in offloaded.stacks for n in stack.blocks]
-    for stage, block in enumerate(blocks):
-        block.forward = _stub(watch, block.forward, stage, first)
-    seen: list[Step] = []
-    starts: list[float] = []
-    handle = model.register_forward_hook(lambda *_: seen.append(_note(watch, ledger, starts)))
-    before = model.register_forward_pre_hook(lambda *_: starts.append(time.perf_counter()))
-    try:
-        loader.enter(first)
-        if ledger is None:
-            list(prompts.generate(model, cache, settings, lambda _: None))
-        else:
-            with ledger:
-                list(prompts.generate(model, cache, settings, lambda _: None))
-        loader.leave(first)
-    finally:
-        handle.remove()
-        before.remove()
-        for block in blocks:
-            del block.forward
-    layer = offloaded.cache_layers(cache, first)
-    held = sum(t.nbytes for one in layer for t in (one.keys, one.values) if t is not None)
-    best = min(seen[1:], key=lambda step: step.block + step.outside)
-    return seen[0], best, held * prompt // max(1, prompt + STEPS)
+def _joined(timed: Step, counted: Step) -> Step:
+    return Step(timed.block, timed.outside, counted.held, counted.work, counted.outside_work, timed.encoder)
 
 
-def _note(watch: _Watch, ledger: Ledger | None, starts: list[float]) -> Step:
-    outside = time.perf_counter() - starts[-1] - watch.block
-    work = 0 if ledger is None else max(0, max(ledger.peak, watch.before) - watch.held)
-    return Step(watch.block, outside, watch.held, watch.work, work)
+@torch.no_grad()
+def decoding(offloaded: Any, batch: int, context: int, shelved: bool = False) -> float:
+    """Seconds of one block for the next token of sequences of `context` tokens, whose cache is made up.
+
+    shelved: with what moving the cache from and to disk costs the thread that computes.
+    """
+    first = _Run(offloaded, 1, 2)
+    first.go()
+    run = _Run(offloaded, batch, context, pattern=first.layers(), shelved=shelved)
+    return min(step.block for step in run.go())
 
 
-def _stub(watch: _Watch, forward: Callable[..., Any], stage: int, first: int) -> Callable[..., Any]:
-    def stub(*args: Any, **kwargs: Any) -> Any:
-        if stage < first:  # an encoder's blocks
-            return (first_tensor(args, kwargs),)
-        return watch(forward, stage == first, args, kwargs)
+class _Run:
+    """One lane.  pattern: layers of a cache like those to be made up."""
 
-    return stub
+    def __init__(
+        self, offloaded: Any, batch: int, prompt: int, *, ledger: Ledger | None = None, pattern: Any = None,
+        shelved: bool = False,
+    ) -> None:  # fmt: skip
+        self.offloaded, self.batch, self.prompt, self.ledger = offloaded, batch, prompt, ledger
+        self.cache = offloaded._cache()
+        if pattern is not None:
+            self._make_up(pattern)
+        self.shelved = shelved
+        self.starts: list[float] = []
+        self.seen: list[Step] = []
+
+    def layers(self) -> list[Any]:
+        return list(self.offloaded.cache_layers(self.cache, self.offloaded.order.stacks[-1][0]))
+
+    def cache_bytes(self) -> tuple[int, int, int]:
+        """Of one layer when the last token came, of one token of one sequence in full, and of one number."""
+        layers = [layer for layer in self.layers() if layer.is_initialized]
+        held = sum(getattr(layer, "nbytes", layer.keys.nbytes + layer.values.nbytes) for layer in layers)
+        tokens = sum(layer.get_seq_length() for layer in layers)
+        token = sum(t.shape[1] * t.shape[3] * t.element_size() for t in (layers[0].keys, layers[0].values))
+        return held * (tokens - 1) // tokens, token, layers[0].keys.element_size()
+
+    def _make_up(self, pattern: Any) -> None:
+        for layer, like_this in zip(self.layers(), pattern, strict=True):
+            made = [
+                torch.randn(self.batch, t.shape[1], self.prompt, t.shape[3]).to(t.dtype)
+                for t in (like_this.keys, like_this.values)
+            ]
+            layer.update(*made)
+
+    def go(self) -> list[Step]:
+        """The first pass and STEPS following ones."""
+        offloaded, model = self.offloaded, self.offloaded.model
+        settings = Generation.of(model, {"max_new_tokens": 1 + STEPS, "do_sample": False, "eos_token_id": None})
+        long = self.prompt + bool(self.layers()[0].is_initialized if self.layers() else False)
+        ids = torch.randint(5, max(6, min(1000, offloaded.vocabulary)), (self.batch, long))
+        prompts = Batch(list(range(self.batch)), ids, torch.ones_like(ids))
+        shelf = Shelf(offloaded.scratch, long + STEPS) if self.shelved else None
+        around = Around(shelf, self.layers()) if shelf is not None else None
+        if around is not None:
+            around.put()
+        watch = _Watch(offloaded, self.ledger, around)
+        blocks = [model.get_submodule(n) for stack in offloaded.stacks for n in stack.blocks]
+        for stage, block in enumerate(blocks):
+            block.forward = partial(_stand_in, watch, block.forward, stage)
+        handle = model.register_forward_hook(lambda *_: self.seen.append(self._note(watch)))
+        before = model.register_forward_pre_hook(lambda *_: self.starts.append(computing()))
+        try:
+            with self.ledger or nullcontext():
+                list(prompts.generate(model, self.cache, settings, lambda _: None))
+        finally:
+            watch.leave()
+            if shelf is not None:
+                shelf.close()
+            handle.remove()
+            before.remove()
+            for block in blocks:
+                del block.forward
+        return self.seen
+
+    def _note(self, watch: _Watch) -> Step:
+        outside = computing() - self.starts[-1] - watch.block - watch.encoder - watch.apart
+        work = 0 if self.ledger is None else max(0, max(self.ledger.peak, watch.before) - watch.held)
+        step = Step(watch.block, max(0.0, outside), watch.held, max(watch.work, 0), work, watch.encoder)
+        watch.start_over()
+        return step
+
+
+def _stand_in(watch: _Watch, forward: Callable[..., Any], stage: int, *args: Any, **kwargs: Any) -> Any:
+    return watch(forward, stage, args, kwargs)

@@ -6,6 +6,7 @@ import tempfile
 from pathlib import Path
 
 from ...errors import ResourceError, SourceError
+from .reader import Handle
 
 
 class Scratch:
@@ -13,20 +14,20 @@ class Scratch:
 
     def __init__(self, folder: Path | None = None) -> None:
         self.folder = folder if folder is not None else Path(tempfile.gettempdir())
-        self._open: list[int] = []
+        self._open: list[Handle] = []
 
-    def file(self, nbytes: int) -> int:
-        """A file descriptor with that much room behind it.  Raises ResourceError if the disk has not."""
+    def file(self, nbytes: int) -> Handle:
+        """An open file with that much room behind it.  Raises ResourceError if the disk has not."""
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
             with tempfile.TemporaryFile(dir=self.folder, buffering=0) as opened:
-                fd = os.dup(opened.fileno())
-            self._open.append(fd)
+                handle = Handle.of(os.dup(opened.fileno()))
+            self._open.append(handle)
             if nbytes and hasattr(os, "posix_fallocate"):
-                os.posix_fallocate(fd, 0, nbytes)
+                os.posix_fallocate(handle.fd, 0, nbytes)
         except OSError as error:
             raise self.refused(error, nbytes) from error
-        return fd
+        return handle
 
     def refused(self, error: OSError, nbytes: int) -> ResourceError:
         """What to say of a file that could not be made or written."""
@@ -37,47 +38,34 @@ class Scratch:
             )
         return ResourceError(f"`{self.folder}` cannot hold temporary files: {error}", "name a folder with `--disk DIR`")
 
-    def release(self, fd: int) -> None:
+    def release(self, handle: Handle) -> None:
         """Give one file's room back."""
-        if fd in self._open:
-            self._open.remove(fd)
-            os.close(fd)
+        if handle in self._open:
+            self._open.remove(handle)
+            handle.close()
 
     def close(self) -> None:
         while self._open:
-            os.close(self._open.pop())
+            self._open.pop().close()
 
 
 class Files:
     """Read access to files by path, opened once: one that is removed afterwards can still be read."""
 
     def __init__(self) -> None:
-        self._open: dict[Path, int] = {}
+        self._open: dict[Path, Handle] = {}
 
-    def fd(self, path: Path) -> int:
+    def handle(self, path: Path) -> Handle:
         if path not in self._open:
             try:
-                self._open[path] = os.open(path, os.O_RDONLY)
+                self._open[path] = Handle.of(os.open(path, os.O_RDONLY), path)
             except OSError as error:
                 raise SourceError(f"{path.name} cannot be read: {error}", "download the model again") from error
         return self._open[path]
 
     def close(self) -> None:
         while self._open:
-            os.close(self._open.popitem()[1])
-
-
-def read_into(fd: int, offset: int, view: memoryview, name: str) -> None:
-    """Fill `view` from the file; other threads run meanwhile.  Raises SourceError if the file ends early."""
-    done = 0
-    while done < len(view):
-        try:
-            got = os.preadv(fd, [view[done:]], offset + done)
-        except OSError as error:
-            raise SourceError(f"{name} cannot be read: {error}", "check the disk") from error
-        if not got:
-            raise SourceError(f"the file of {name} ended early", "it was truncated while it was in use: restore it")
-        done += got
+            self._open.popitem()[1].close()
 
 
 def write_all(fd: int, offset: int, view: memoryview) -> None:

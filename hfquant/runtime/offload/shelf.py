@@ -7,7 +7,7 @@ that a new one is appended; a sliding window, which loses tokens at its front, i
 
 from collections import deque
 from collections.abc import Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Future
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -17,7 +17,8 @@ from transformers.cache_utils import DynamicLayer
 
 from ..kv_cache import CompressedLayer
 from .pieces import room
-from .scratch import Scratch, read_into, write_all
+from .reader import Handle, Reader
+from .scratch import Scratch, write_all
 
 NAMES = ("keys", "values")
 WRITES = 2  # that may be under way
@@ -38,12 +39,12 @@ def only_grows(layer: DynamicLayer, name: str) -> bool:
 class _Stored:
     """One tensor on disk: `held` tokens, in a file with room for `capacity`."""
 
-    fd: int = -1
+    file: Handle | None = None
     held: int = 0
     capacity: int = 0
     shape: tuple[int, ...] = ()  # [batch, heads, seq, dim] as the layer knows it
     dtype: torch.dtype = torch.float32
-    reading: "tuple[Future[Any], Tensor] | None" = None
+    reading: "tuple[list[Future[Any]], Tensor] | None" = None
     writing: "Future[Any] | None" = None
 
     @property
@@ -64,7 +65,7 @@ class Shelf:
     _stored: dict[tuple[int, str], _Stored] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        self._pool = ThreadPoolExecutor(2, thread_name_prefix="hfquant-kv")
+        self._reader = Reader(2, "hfquant-kv")
         self._writes: deque[_Stored] = deque()  # on their way: each holds what it writes in memory
 
     def prefetch(self, layers: Sequence[DynamicLayer]) -> None:
@@ -83,8 +84,9 @@ class Shelf:
                 stored = self._stored.get((id(layer), name))
                 if stored is None or stored.reading is None:
                     continue
-                future, tokens = stored.reading
-                future.result()
+                futures, tokens = stored.reading
+                for future in futures:
+                    future.result()
                 setattr(layer, name, tokens.permute(1, 2, 0, 3).to(layer.device))
                 stored.reading = None
 
@@ -105,20 +107,21 @@ class Shelf:
                 stored = self._stored.pop((id(layer), name), None)
                 if stored is not None:
                     self._settle(stored)
-                    self.scratch.release(stored.fd)
+                    if stored.file is not None:
+                        self.scratch.release(stored.file)
 
     def _read(self, stored: _Stored) -> None:
         self._settle(stored)
+        assert stored.file is not None
         batch, heads, seq, dim = stored.shape
         raw = room(seq * stored.stride)
-        view, what = raw.numpy().data, "the cache"
-        self.bytes_read += len(view)
-        future = self._pool.submit(read_into, stored.fd, 0, view, what)
-        stored.reading = future, raw.view(stored.dtype).view(seq, batch, heads, dim)
+        self.bytes_read += len(raw)
+        futures = self._reader.fill(stored.file, 0, torch.uint8, raw, "the cache")
+        stored.reading = futures, raw.view(stored.dtype).view(seq, batch, heads, dim)
 
     def _write(self, stored: _Stored, layer: DynamicLayer, name: str, tensor: Tensor) -> None:
         self._settle(stored)
-        same = stored.fd >= 0 and (*stored.shape[:2], stored.shape[3]) == (*tensor.shape[:2], tensor.shape[3])
+        same = stored.file is not None and (*stored.shape[:2], stored.shape[3]) == (*tensor.shape[:2], tensor.shape[3])
         grown = same and only_grows(layer, name)
         first = stored.held if grown and stored.held <= tensor.shape[2] else 0
         stored.shape, stored.dtype, stored.held = tuple(tensor.shape), tensor.dtype, tensor.shape[2]
@@ -129,17 +132,18 @@ class Shelf:
         new = tensor[:, :, first:].permute(2, 0, 1, 3).contiguous().cpu()
         raw = new.view(-1).view(torch.uint8).numpy().data
         self.bytes_written += len(raw)
-        stored.writing = self._pool.submit(write_all, stored.fd, first * stored.stride, raw)
+        assert stored.file is not None
+        stored.writing = self._reader.pool.submit(write_all, stored.file.fd, first * stored.stride, raw)
         self._writes.append(stored)
         while len(self._writes) > WRITES:
             self._settle(self._writes.popleft())
 
     def _make_room(self, stored: _Stored, rows: int) -> None:
         """A file for as many tokens as there can be: a disk that is too small is noticed at the first one."""
-        if stored.fd >= 0:
-            self.scratch.release(stored.fd)
+        if stored.file is not None:
+            self.scratch.release(stored.file)
         stored.capacity = max(rows, stored.held) * stored.stride
-        stored.fd = self.scratch.file(stored.capacity)
+        stored.file = self.scratch.file(stored.capacity)
 
     def _settle(self, stored: _Stored) -> None:
         """Wait for what is being written.  Raises ResourceError if it could not be."""
@@ -151,5 +155,5 @@ class Shelf:
                 raise self.scratch.refused(error, stored.capacity) from error
 
     def close(self) -> None:
-        self._pool.shutdown(cancel_futures=True)
+        self._reader.close()
         self._stored.clear()

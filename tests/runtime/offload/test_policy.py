@@ -9,35 +9,48 @@ import torch
 
 from hfquant.errors import ResourceError
 from hfquant.runtime.offload.cost import CostModel, Workload
+from hfquant.runtime.offload.fit import Curve
 from hfquant.runtime.offload.hardware import Hardware, profile
-from hfquant.runtime.offload.pieces import Piece
-from hfquant.runtime.offload.placement import choose, kept, largest_streamed
+from hfquant.runtime.offload.measured import Feed, Measured
+from hfquant.runtime.offload.pieces import Piece, aligned
+from hfquant.runtime.offload.placement import Placement
 from hfquant.runtime.offload.policy import Policy
 from hfquant.runtime.offload.probe import Probe, Step
+from hfquant.runtime.offload.reader import Handle
 from hfquant.runtime.offload.solve import solve
 
 MB = 1_000_000
-MACHINE = Hardware("test", 2, 0, 1e9, 0.5e9, 2e9, 0.2, 0.5, 5e9, 1e11)
+MACHINE = Hardware("test", 2, 0, 1e9, 0.5e9, 0.2, 5e9, 1e11, 1e11, 1e10, 0, 0)
 BASE = 400 * MB
 LAYERS = 20
 
 
-def stages(layers: int = LAYERS) -> list[list[Piece]]:
+def stages(layers: int = LAYERS, stored: torch.dtype = torch.float32) -> list[list[Piece]]:
     """Layers of 48 MB: eight matrices and a norm."""
     shapes = [(1000, 1500)] * 8 + [(16,)]
-    return [[Piece(f"{i}.{j}", torch.float32, s, 0, 0) for j, s in enumerate(shapes)] for i in range(layers)]
+    return [
+        [Piece(f"{i}.{j}", torch.float32, s, Handle(0), 0, stored) for j, s in enumerate(shapes)] for i in range(layers)
+    ]
+
+
+def per_row(rows: float) -> float:
+    """Seconds of a block: few rows cost nearly as much as many."""
+    return 5e-3 + 2e-4 * rows
 
 
 def measured(batch: int, prompt: int) -> Probe:
     tokens = batch * prompt
-    first = Step(1e-3 + 2e-4 * tokens, 1e-3, 4000 * tokens, 12000 * tokens, 0)
-    later = Step(1e-3 + 2e-4 * batch, 1e-3, 4000 * batch, 12000 * batch, 0)
-    return Probe(batch, prompt, first, later, 4096 * tokens)
+    first = Step(per_row(tokens) + 1e-6 * tokens * prompt, 1e-3, 4000 * tokens, 12000 * tokens, 0)
+    later = Step(per_row(batch) + 1e-6 * tokens, 1e-3, 4000 * batch, 12000 * batch, 0)
+    return Probe(batch, prompt, first, later, 4096 * tokens, 4096, 2)
 
 
-def model(cached: bool = False) -> CostModel:
-    probes = [measured(1, 64), measured(2, 64), measured(4, 8), measured(16, 8)]
-    return CostModel(MACHINE, probes, stages(), LAYERS, BASE, cached)
+def model(seconds: float = 1e-9, stored: torch.dtype = torch.float32) -> CostModel:
+    probes = [measured(1, 64), measured(2, 64), *(measured(b, 4) for b in (1, 4, 16, 64))]
+    contexts = [(b, 64, per_row(b) + 1e-6 * b * 64) for b in (1, 4, 16)]
+    shelved = 4, 64, per_row(4) + 3e-6 * 4 * 64
+    data = Measured(probes, contexts, Feed(seconds, 0.2 * seconds, 0.1 * seconds), shelved)
+    return CostModel(MACHINE, data, stages(stored=stored), LAYERS, BASE)
 
 
 WORK = Workload(prompts=64, prompt=64, new=32)
@@ -46,20 +59,47 @@ WORK = Workload(prompts=64, prompt=64, new=32)
 @pytest.mark.parametrize("room", [0, 5 * MB, 7 * MB, 100 * MB, 961 * MB, 10_000 * MB])
 def test_placement_is_exact(room: int) -> None:
     pieces = stages()
-    chosen = choose(pieces, room)
-    total = kept(pieces, frozenset(p.name for stage in pieces for p in stage))
-    assert kept(pieces, chosen) <= room
-    assert kept(pieces, chosen) > min(room, total) - 6 * MB - 64, "no other tensor would have fitted"
-    left = [sum(p.nbytes for p in stage if p.name not in chosen) for stage in pieces]
+    placed = Placement(pieces)(room)
+    total = sum(aligned(p.nbytes) for stage in pieces for p in stage)
+    assert placed.kept == sum(aligned(p.nbytes) for stage in pieces for p in stage if p.name in placed.resident)
+    assert placed.kept <= room
+    assert placed.kept > min(room, total) - 6 * MB - 64, "no other tensor would have fitted"
+    left = [sum(p.nbytes for p in stage if p.name not in placed.resident) for stage in pieces]
+    assert list(placed.per_stage) == left
     assert max(left) - min(left) <= 6 * MB + 64
-    assert largest_streamed(pieces, chosen) <= max(left) + 64 * 9
+    assert max(left) <= placed.largest <= max(left) + 64 * 9
+
+
+def test_what_is_stored_narrower_is_read_as_such() -> None:
+    placed = Placement(stages(stored=torch.bfloat16))(100 * MB)
+    assert placed.read_once * 2 == pytest.approx(placed.kept, rel=1e-3)
+    wide, narrow = model(), model(stored=torch.bfloat16)
+    passes = [cost.predict(Policy(1, 1, 0), WORK).decode.disk for cost in (wide, narrow)]
+    assert passes[0] == pytest.approx(2 * passes[1])
 
 
 def test_the_fit_gives_back_what_was_measured() -> None:
-    cost, b, s = model(), 8, 32
-    assert cost.prefill(1, b * s, b * s * s) == pytest.approx(1e-3 + 2e-4 * b * s, rel=0.02)
-    assert cost.decode(1, b, b * s) == pytest.approx(1e-3 + 2e-4 * b, rel=0.02)
-    assert cost.cache(b, s) == pytest.approx(4096 * b * s)
+    cost = model()
+    for batch, prompt in ((1, 64), (2, 64), (16, 4)):
+        probe = measured(batch, prompt)
+        assert cost.prefill(batch, prompt) == pytest.approx(probe.prefill.block, rel=0.02)
+        assert cost.decode(batch, prompt) == pytest.approx(probe.decode.block, rel=0.02)
+    assert cost.prefill(32, 64) == pytest.approx(measured(32, 64).prefill.block, rel=0.05), "beyond what was measured"
+    assert cost.cache(8, 32) == pytest.approx(4096 * 8 * 32)
+    assert cost.shelving == pytest.approx(2e-6, rel=0.05)
+
+
+def test_a_compressed_cache_keeps_its_window_in_full() -> None:
+    cost = model()
+    assert cost.cache(1, 64, 4) == cost.cache(1, 64)
+    assert cost.cache(1, 64 + 640, 4) == pytest.approx(4096 * (64 + 640 * 4.5 / 16))
+
+
+def test_a_curve_goes_through_its_points_and_never_falls() -> None:
+    curve = Curve([(1, 2.0), (4, 1.5), (8, 3.0), (16, 5.0), (1, 1.0)])
+    assert [curve(x) for x in (0, 1, 4, 6, 8, 16)] == pytest.approx([1.0, 1.0, 1.5, 2.25, 3.0, 5.0])
+    assert curve(32) == pytest.approx(5.0 + 16 * 0.25)
+    assert Curve([(0.0, 0.0)])(1000) == 0
 
 
 def test_time_is_the_slowest_resource() -> None:
@@ -67,12 +107,23 @@ def test_time_is_the_slowest_resource() -> None:
     small = cost.predict(Policy(1, 1, 0, depth=2), WORK)
     assert small.decode.bottleneck == "disk"
     assert small.decode.seconds == pytest.approx(0.96, rel=0.02)  # 20 layers of 48 MB at 1 GB/s
+    alone = cost.predict(Policy(1, 1, 0, depth=0), WORK)
+    assert alone.decode.seconds == pytest.approx(small.decode.seconds + 20 * per_row(1), rel=0.05)
     large = cost.predict(Policy(64, 1, 10_000 * MB), WORK)
     assert large.decode.bottleneck in ("compute", "processor")
     assert large.decode.disk == 0
+    assert large.start == pytest.approx(0.96, rel=0.02)
 
 
-@pytest.mark.parametrize("memory", [700 * MB, 900 * MB, 1500 * MB, 4000 * MB])
+def test_the_rest_of_the_prompts_is_a_smaller_block() -> None:
+    cost = model()
+    policy = Policy(8, 4, 0)
+    whole, more = (cost.predict(policy, replace(WORK, prompts=n)).seconds for n in (64, 72))
+    rest = cost.predict(Policy(8, 1, 0), replace(WORK, prompts=8)).seconds
+    assert more == pytest.approx(whole + rest)
+
+
+@pytest.mark.parametrize("memory", [700 * MB, 900 * MB, 4000 * MB])
 def test_the_budget_is_kept_and_no_sweep_finds_better(memory: int) -> None:
     cost = model()
     best = solve(cost, WORK, memory)
@@ -81,7 +132,7 @@ def test_the_budget_is_kept_and_no_sweep_finds_better(memory: int) -> None:
     for batch in (1, 2, 4, 8, 16, 24, 32, 48, 64):
         for batches in range(1, -(-64 // batch) + 1):
             for on_disk in (0, 5, 10, 15, 20):
-                for depth in (1, 2):
+                for depth in (0, 1):
                     policy = Policy(batch, batches, 0, on_disk, 16, depth)
                     room = memory - cost.peak(policy, WORK)
                     if room >= 0:
@@ -127,6 +178,6 @@ def test_the_profile_is_remembered(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     monkeypatch.setattr("hfquant.runtime.offload.hardware.SAMPLE", 8 << 20)
     first = profile(tmp_path)
-    assert min(first.disk_read, first.disk_write, first.cached_read, first.copy, first.matmul) > 1e6
+    assert min(first.disk_read, first.disk_write, first.copy, first.attention, first.matmul_half, first.matmul) > 1e6
     assert profile(tmp_path) == first
     assert profile(tmp_path, fresh=True) != first
