@@ -21,7 +21,7 @@ from ..tensors.activations import bounds
 from ..tensors.encoding import Activations
 from ..tensors.grid import Grid
 
-ROWS = 1024  # of a weight whose steps are followed, spread over all of it
+ROWS = 512  # of a weight whose steps are followed, spread over all of it
 RATE = 0.1  # of Adam (Kingma & Ba, 2014) at the start, in units of u; falls to a hundredth of it
 FIRST, SECOND, EPSILON = 0.9, 0.95, 1e-12
 TINY = 1e-30
@@ -36,6 +36,45 @@ class Reader:
     activations: Activations | None
 
 
+class Steps:
+    """The steps a matrix [n, in] is rounded with, one for every row and run of `width` columns, as its columns grow.
+
+    A symmetric grid has `levels` on one side of zero, an asymmetric one on both together.  pooled: all rows share the
+    largest.
+    """
+
+    def __init__(self, M: Tensor, width: int, levels: int, symmetric: bool, pooled: bool = False) -> None:
+        self.width, self.levels, self.pooled = width, levels, pooled
+        M = torch.nn.functional.pad(M, (0, -M.shape[1] % width))
+        self.sides = [M.abs()] if symmetric else [M.clamp(min=0), M.neg().clamp_(min=0)]
+        self.first = torch.arange(0, M.shape[1], width, device=M.device)  # column of every run
+
+    def at(self, factors: Tensor) -> tuple[Tensor, list[tuple[Tensor, Tensor]]]:
+        """With the columns multiplied by these [in]: the steps [n, groups], and what they come from.
+
+        The latter as pairs of columns [n, groups] and the parts of the step, which add up to it.
+        """
+        factors = torch.nn.functional.pad(factors, (0, -len(factors) % self.width))
+        parts = []
+        for side in self.sides:
+            top, at = (side * factors).unflatten(1, (-1, self.width)).max(-1)
+            parts.append((at + self.first, top / self.levels))
+        step = sum((part for _, part in parts[1:]), parts[0][1])
+        if self.pooled:
+            row = step.argmax(0)[None]
+            step = step.gather(0, row).expand_as(step)
+            parts = [(at.gather(0, row).expand_as(at), part.gather(0, row).expand_as(part)) for at, part in parts]
+        return step, parts
+
+    def sums(self, v: Tensor) -> Tensor:
+        """Of every run of columns.  [in] -> [groups]"""
+        return torch.nn.functional.pad(v, (0, -len(v) % self.width)).unflatten(0, (-1, self.width)).sum(1)
+
+    def spread(self, v: Tensor, n: int) -> Tensor:
+        """[groups] -> [in]"""
+        return v.repeat_interleave(self.width)[:n]
+
+
 class Balance:
     """The error E of all layers with a common input.
 
@@ -44,11 +83,20 @@ class Balance:
     """
 
     def __init__(self, x: Tensor, low: Tensor, high: Tensor, readers: Sequence[Reader]) -> None:
-        self.x, self.readers = torch.cat([x, low[None], high[None]]), readers
-        self.energy = [reader.W.square().sum(0) for reader in readers]  # ‖W_j‖² [in]
-        self.share = [self._share(x, r.W, e) for r, e in zip(readers, self.energy, strict=True)]
-        self.through = [(self.x.square() * p[:, None]).sum(0) for p in self.share]  # Σ_t p_t x_tj² [in]
-        self.rows = [reader.W[:: max(1, -(-len(reader.W) // ROWS))] for reader in readers]
+        self.x = torch.cat([x, low[None], high[None]])
+        self.inputs: dict[Activations, tuple[Steps, list[tuple[Tensor, Tensor]]]] = {}
+        self.weights: list[tuple[Steps, float, Tensor]] = []
+        for reader in readers:
+            energy = reader.W.square().sum(0)  # ‖W_j‖² [in]
+            p = self._share(x, reader.W, energy) / len(readers)
+            if (how := reader.activations) is not None:
+                steps = self.inputs.get(how) or (_of_inputs(self.x, how), [])
+                steps[1].append((p, energy))
+                self.inputs[how] = steps
+            if not reader.grid.is_float:
+                some = reader.W[:: max(1, -(-len(reader.W) // ROWS))]
+                through = (self.x.square() * p[:, None]).sum(0)  # Σ_t p_t x_tj² [in]
+                self.weights.append((_of_weights(some, reader.grid), len(reader.W) / len(some), through))
 
     def _share(self, x: Tensor, W: Tensor, energy: Tensor) -> Tensor:
         """p_t, 0 for a token that comes to nothing.  [tokens + 2]"""
@@ -56,37 +104,40 @@ class Balance:
         y = torch.cat([(x @ W.T).square().sum(1), extremes])
         return torch.where(y > TINY, 1 / y.clamp(min=TINY), 0.0) / len(self.x)
 
-    def error(self, u: Tensor) -> Tensor:
-        """E of factors exp u, u [in]."""
-        squared, total = (2 * u).exp(), u.new_zeros(())
-        scaled = self.x * (-u).exp()
-        for i, (W, p, h) in enumerate(zip(self.rows, self.share, self.through, strict=True)):
-            reader = self.readers[i]
-            if reader.activations is not None:
-                a = _input_steps(scaled, reader.activations)  # [tokens, groups]
-                passed = _sums(self.energy[i] * squared, _width(reader.activations, len(u)))
-                total = total + (p @ a.square()) @ passed
-            if not reader.grid.is_float:
-                b = _weight_steps(W * u.exp(), reader.grid)  # [rows, groups]
-                many = len(reader.W) / len(W)
-                total = total + many * b.square().sum(0) @ _sums(h / squared, reader.grid.columns(len(u)))
-        return total / len(self.readers)
+    def error(self, u: Tensor) -> tuple[float, Tensor]:
+        """E of factors exp u, and its gradient.  u [in] -> [in]"""
+        s, slope, total, n = u.exp(), torch.zeros_like(u), u.new_zeros(()), len(u)
+        squared = s.square()
+        for inputs, readers in self.inputs.values():
+            a, parts = inputs.at(1 / s)
+            push = torch.zeros_like(a)  # dE / d(a²) of every step
+            for p, energy in readers:
+                passed, noise = inputs.sums(energy * squared), p @ a.square()  # [groups]
+                total += noise @ passed
+                slope += 2 * inputs.spread(noise, n) * energy * squared
+                push += p[:, None] * passed
+            _credit(slope, parts, -2 * push * a)
+        for weights, many, through in self.weights:
+            b, parts = weights.at(s)
+            passed, noise = weights.sums(through / squared), many * b.square().sum(0)
+            total += noise @ passed
+            slope -= 2 * weights.spread(noise, n) * through / squared
+            _credit(slope, parts, 2 * many * passed * b)
+        return float(total), slope
 
     def descend(self, u: Tensor, steps: int, source: Tensor | None = None) -> Tensor:
-        """Factors with a smaller E, by so many steps of Adam; u [in] -> [in].
+        """Factors with a smaller E, by so many steps of Adam on log E.  u [in] -> [in]
 
         source int64 [in]: channels with the same source have the same factor.
         """
-        free = u.clone() if source is None else _means(u, source)
+        free = u if source is None else _pooled(u, source, "mean")
         best, least = free, float("inf")
         mean, square = torch.zeros_like(free), torch.zeros_like(free)
         for step in range(steps + 1):
-            with torch.enable_grad():
-                at = free.detach().requires_grad_()
-                E = self.error(at if source is None else at[source]).log()
-                (slope,) = torch.autograd.grad(E, at)
-            if float(E) < least:
-                best, least = free, float(E)
+            E, slope = self.error(free if source is None else free[source])
+            if E < least:
+                best, least = free, E
+            slope = (slope if source is None else _pooled(slope, source, "sum")) / max(E, TINY)
             mean, square = mean.lerp(slope, 1 - FIRST), square.lerp(slope.square(), 1 - SECOND)
             size = (square / (1 - SECOND ** (step + 1))).sqrt() + EPSILON
             rate = RATE * (1 - 0.99 * step / max(1, steps))
@@ -96,37 +147,24 @@ class Balance:
         return torch.where((self.x == 0).all(0), torch.zeros_like(found), found)
 
 
-def _means(u: Tensor, source: Tensor) -> Tensor:
+def _credit(slope: Tensor, parts: list[tuple[Tensor, Tensor]], force: Tensor) -> None:
+    """Add what moving the columns that the steps come from would change.  force [n, groups]: per part of a step"""
+    for at, part in parts:
+        inside = at < len(slope)  # a run of nothing but padding comes from no column
+        slope.index_add_(0, at[inside], (force * part)[inside])
+
+
+def _pooled(v: Tensor, source: Tensor, how: str) -> Tensor:
     """[in] -> [sources]"""
-    return u.new_zeros(int(source.max()) + 1).scatter_reduce(0, source, u, "mean", include_self=False)
+    return v.new_zeros(int(source.max()) + 1).scatter_reduce(0, source, v, how, include_self=False)
 
 
-def _width(activations: Activations, n: int) -> int:
-    return min(activations.group_size, n) if activations.per == "group" else n
+def _of_inputs(x: Tensor, how: Activations) -> Steps:
+    n, (bottom, top) = x.shape[1], bounds(how)
+    width = min(how.group_size, n) if how.per == "group" else n
+    levels = top if how.symmetric else top - bottom
+    return Steps(x, width, levels, how.symmetric, pooled=how.per not in ("token", "group"))
 
 
-def _input_steps(x: Tensor, activations: Activations) -> Tensor:
-    """[tokens, in] -> [tokens, groups]"""
-    bottom, top = bounds(activations)
-    low, high = _extremes(x, _width(activations, x.shape[1]))
-    step = torch.maximum(-low, high) / top if activations.symmetric else (high - low) / (top - bottom)
-    return step if activations.per in ("token", "group") else step.amax(0, keepdim=True).expand_as(step)
-
-
-def _weight_steps(W: Tensor, grid: Grid) -> Tensor:
-    """[rows, in] -> [rows, groups]"""
-    low, high = _extremes(W, grid.columns(W.shape[1]))
-    return torch.maximum(-low, high) / grid.middle if grid.symmetric else (high - low) / grid.top
-
-
-def _extremes(x: Tensor, width: int) -> tuple[Tensor, Tensor]:
-    """Of every run of so many columns, zero included; zeros fill up the last.  [n, in] -> [n, groups] twice"""
-    if width < x.shape[1]:
-        x = torch.nn.functional.pad(x, (0, -x.shape[1] % width))
-    runs = x.unflatten(1, (-1, width))
-    return runs.amin(-1).clamp(max=0), runs.amax(-1).clamp(min=0)
-
-
-def _sums(v: Tensor, width: int) -> Tensor:
-    """[in] -> [groups]"""
-    return torch.nn.functional.pad(v, (0, -len(v) % width)).unflatten(0, (-1, width)).sum(1)
+def _of_weights(W: Tensor, grid: Grid) -> Steps:
+    return Steps(W, grid.columns(W.shape[1]), grid.middle if grid.symmetric else grid.top, grid.symmetric)

@@ -44,7 +44,7 @@ class Method(BaseModel):
         description="how much of the difficulty the weights get, 0.5 in the paper; null: the best factors are searched",
     )
     steps: int = Field(10, ge=1, le=100, description="of a search: α is tried from 0 to 1 in so many steps")
-    descend: int = Field(60, ge=0, le=1000, description="of a search: steps from the best α to better factors")
+    descend: int = Field(40, ge=0, le=1000, description="of a search: steps from the best α to better factors")
     inner: bool = Field(True, description="also the inputs of output and down projections, where that is exact")
     explicit: bool = Field(
         True, description="divide the input at run time where nothing before it can; needs `format: native`"
@@ -77,7 +77,7 @@ class Method(BaseModel):
         balance = Balance(seen.sample, seen.low, seen.high, readers)
         alphas = [i / self.steps for i in range(self.steps + 1)]
         tried = [self._factors(view, site, seen, alpha).log() for alpha in alphas]
-        errors = [float(balance.error(u)) for u in tried]
+        errors = [balance.error(u)[0] for u in tried]
         best = min(range(len(tried)), key=errors.__getitem__)
         source = site.maker.rows.to(seen.low.device) if isinstance(site.maker, Rows) else None
         s = balance.descend(tried[best], self.descend, source).exp()
