@@ -21,7 +21,7 @@ from ..tensors.activations import bounds
 from ..tensors.encoding import Activations
 from ..tensors.grid import Grid
 
-ROWS = 512  # of a weight whose steps are followed, spread over all of it
+ROWS = 256  # of a weight, the largest ones and as many others, whose steps are followed
 RATE = 0.1  # of Adam (Kingma & Ba, 2014) at the start, in units of u; falls to a hundredth of it
 FIRST, SECOND, EPSILON = 0.9, 0.95, 1e-12
 TINY = 1e-30
@@ -85,7 +85,7 @@ class Balance:
     def __init__(self, x: Tensor, low: Tensor, high: Tensor, readers: Sequence[Reader]) -> None:
         self.x = torch.cat([x, low[None], high[None]])
         self.inputs: dict[Activations, tuple[Steps, list[tuple[Tensor, Tensor]]]] = {}
-        self.weights: list[tuple[Steps, float, Tensor]] = []
+        self.weights: list[tuple[Steps, Tensor, Tensor]] = []
         for reader in readers:
             energy = reader.W.square().sum(0)  # ‖W_j‖² [in]
             p = self._share(x, reader.W, energy) / len(readers)
@@ -94,9 +94,9 @@ class Balance:
                 steps[1].append((p, energy))
                 self.inputs[how] = steps
             if not reader.grid.is_float:
-                some = reader.W[:: max(1, -(-len(reader.W) // ROWS))]
+                rows, counts = _some_rows(reader.W)
                 through = (self.x.square() * p[:, None]).sum(0)  # Σ_t p_t x_tj² [in]
-                self.weights.append((_of_weights(some, reader.grid), len(reader.W) / len(some), through))
+                self.weights.append((_of_weights(reader.W[rows], reader.grid), counts, through))
 
     def _share(self, x: Tensor, W: Tensor, energy: Tensor) -> Tensor:
         """p_t, 0 for a token that comes to nothing.  [tokens + 2]"""
@@ -117,12 +117,12 @@ class Balance:
                 slope += 2 * inputs.spread(noise, n) * energy * squared
                 push += p[:, None] * passed
             _credit(slope, parts, -2 * push * a)
-        for weights, many, through in self.weights:
+        for weights, counts, through in self.weights:
             b, parts = weights.at(s)
-            passed, noise = weights.sums(through / squared), many * b.square().sum(0)
+            passed, noise = weights.sums(through / squared), counts @ b.square()
             total += noise @ passed
             slope -= 2 * weights.spread(noise, n) * through / squared
-            _credit(slope, parts, 2 * many * passed * b)
+            _credit(slope, parts, 2 * counts[:, None] * passed * b)
         return float(total), slope
 
     def descend(self, u: Tensor, steps: int, source: Tensor | None = None) -> Tensor:
@@ -145,6 +145,16 @@ class Balance:
         found = best if source is None else best[source]
         found = found - found.median()  # E does not change with a common factor
         return torch.where((self.x == 0).all(0), torch.zeros_like(found), found)
+
+
+def _some_rows(W: Tensor) -> tuple[Tensor, Tensor]:
+    """Rows that stand for all, and for how many each does: the few that are largest decide, and stand for themselves."""
+    order = W.abs().amax(1).argsort(descending=True)
+    rest = order[ROWS:]
+    some = rest[:: max(1, len(rest) // ROWS)]
+    counts = W.new_ones(min(ROWS, len(order)) + len(some))
+    counts[ROWS:] = len(rest) / max(1, len(some))
+    return torch.cat([order[:ROWS], some]), counts
 
 
 def _credit(slope: Tensor, parts: list[tuple[Tensor, Tensor]], force: Tensor) -> None:
