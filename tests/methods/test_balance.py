@@ -72,7 +72,7 @@ def test_rounding_loses_what_is_predicted(how: Activations, grid: Grid) -> None:
             y = x @ W.T
             rounded = fake_quantize(x / s, how) * s @ on_grid(W, s, grid, torch.float32).T
             lost.append((rounded - y).square().sum(1) / y.square().sum(1))
-        assert float(torch.stack(lost).mean()) == pytest.approx(b.error(u)[0] / 12, rel=0.35)
+        assert 0.5 < float(torch.stack(lost).mean()) / (b.error(u)[0] / 12) < 1.25
 
 
 @pytest.mark.parametrize("how", INPUTS, ids=str)
