@@ -77,8 +77,9 @@ class Streamer:
         self._outside = [n for n in self.skeleton.stored if not n.startswith(tuple(blocks))]
 
     def _cut(self) -> None:
+        """The first batch is a single sample: what is proven by running a block is run on that one, many times."""
         samples = self.tokens.shape[0]
-        self.batches = [(at, min(self.batch, samples - at)) for at in range(0, samples, self.batch)]
+        self.batches = [(0, 1)] + [(at, min(self.batch, samples - at)) for at in range(1, samples, self.batch)]
 
     @torch.no_grad()
     def shrink(self, passage: Passage) -> None:

@@ -17,17 +17,42 @@ from .observe import add_gram
 from .rounding import Ranges, Reading, Rounded, measured
 from .streaming import Passage
 
-SEARCHED = 4096  # tokens that a search on the block's output looks at
+SEARCHED = 4096  # tokens that a search looks at
+SAMPLE = 512  # of their inputs at a site that are kept
 
 
 @dataclass
 class Seen:
-    """Sums over all calibration tokens at one site.  absmax, mean [in]: of |x|; H [in, in] = Σ x xᵀ if asked for."""
+    """What calibration tokens bring to one site.
 
-    absmax: Tensor
+    low, high [in]: the extremes; absmax, mean [in]: of |x|; H [in, in] = Σ x xᵀ if asked for; sample [some, in].
+    """
+
+    low: Tensor
+    high: Tensor
     total: Tensor
     tokens: int = 0
     H: Tensor | None = None
+    some: list[Tensor] = field(default_factory=list)
+
+    def add(self, x: Tensor, keep: int) -> None:
+        """x [tokens, in], about so many of which are kept."""
+        torch.minimum(self.low, x.amin(0), out=self.low)
+        torch.maximum(self.high, x.amax(0), out=self.high)
+        self.total += x.abs().sum(0)
+        self.tokens += x.shape[0]
+        # an odd step, so that it does not meet the same places in all sequences
+        self.some.append(x[:: max(1, x.shape[0] // max(1, keep)) | 1].clone())
+        if self.H is not None:
+            add_gram(self.H, x)
+
+    @property
+    def absmax(self) -> Tensor:
+        return torch.maximum(-self.low, self.high)
+
+    @property
+    def sample(self) -> Tensor:
+        return torch.cat(self.some)
 
     @property
     def mean(self) -> Tensor:
@@ -82,26 +107,23 @@ class BlockView:
         """float32 [out, in], as rewritten so far"""
         return weight.get(self.block)
 
-    def seen(self, sites: Sequence[Site], *, hessian: bool = False) -> dict[Site, Seen]:
-        """Run all batches and sum what the sites read."""
+    def seen(self, sites: Sequence[Site], *, hessian: bool = False, whole: bool = True) -> dict[Site, Seen]:
+        """Run the batches, all or those that a search looks at, and sum what the sites read."""
         found: dict[Site, Seen] = {}
+        batches = range(len(self.passage.batches)) if whole else self.searched
+        keep = -(-SAMPLE // len(batches))
 
         def add(site: Site, x: Tensor) -> None:
             x = x.reshape(-1, x.shape[-1])
-            size = x.abs()
             if site not in found:
-                found[site] = Seen(torch.zeros_like(size[0]), torch.zeros_like(size[0]))
+                zero = torch.zeros_like(x[0])
+                found[site] = Seen(zero, zero.clone(), zero.clone())
                 if hessian:
                     found[site].H = x.new_zeros(x.shape[1], x.shape[1])
-            seen = found[site]
-            torch.maximum(seen.absmax, size.amax(0), out=seen.absmax)
-            seen.total += size.sum(0)
-            seen.tokens += x.shape[0]
-            if seen.H is not None:
-                add_gram(seen.H, x)
+            found[site].add(x, keep)
 
         with self._watching(sites, add):
-            for batch in range(len(self.passage.batches)):
+            for batch in batches:
                 self._run(batch)
         for seen in found.values():
             if seen.H is not None:
@@ -122,18 +144,25 @@ class BlockView:
             yield
 
     @property
-    def searched(self) -> range:
-        """The batches that a search looks at."""
-        _, n = self.passage.batches[0]
-        per_batch = n * self.passage.stream.shape[0]
-        return range(min(len(self.passage.batches), max(1, SEARCHED // per_batch)))
+    def searched(self) -> list[int]:
+        """The batches that a search looks at, from all over the text."""
+        batches, long = self.passage.batches, self.passage.stream.shape[0]
+        many = min(len(batches), max(1, SEARCHED // (max(n for _, n in batches) * long)))
+        return [i * len(batches) // many for i in range(many)]
 
-    def rounded(self, site: Site) -> dict[Weight, Rounded]:
-        """How the members' inputs will be rounded, undivided; a static scale is taken from the batch at hand."""
+    def rounded(self, site: Site, x: Tensor | None = None, s: Tensor | None = None) -> dict[Weight, Rounded]:
+        """How the members' inputs will be rounded if they are x, by default the batch at hand, divided by s first.
+
+        A static scale is then one for all of x.
+        """
         ranges = Ranges()
-        with self._watching([site], lambda site, x: ranges.add(x)):
-            self._run(0)
-        return {w: measured(self.readings[w], None, ranges, self.free)[0] for w in site.members if w in self.readings}
+        if x is None:
+            with self._watching([site], lambda site, x: ranges.add(x)):
+                self._run(0)
+        else:
+            ranges.add(x if s is None else x / s)
+        read = {w: measured(self.readings[w], None, ranges, self.free)[0] for w in site.members if w in self.readings}
+        return read if s is None else {w: how.divided(s) for w, how in read.items()}
 
     def error(self, site: Site, weights: Mapping[Weight, Tensor], inputs: Mapping[Weight, Rounded]) -> float:
         """‖y − ŷ‖ / ‖y‖ of the block's output with these weights at a site, and these inputs, in place of its own."""

@@ -48,8 +48,26 @@ def on_grid(W: Tensor, s: Tensor | None, grid: Grid, scale_dtype: torch.dtype) -
     return rounded if s is None else rounded / s
 
 
-def simulated(view: "BlockView", site: Site, s: Tensor | None) -> tuple[dict[Any, Tensor], dict[Any, Any]]:
-    """Weights and inputs of a site as they run, rounded to nearest, with these factors."""
+def simulated(view: "BlockView", site: Site) -> tuple[dict[Any, Tensor], dict[Any, Any]]:
+    """Weights and inputs of a site as they run, rounded to nearest."""
     targets = [weight for weight in site.members if weight in view.grids]
-    weights = {w: on_grid(view.weight(w), s, view.grids[w], view.scale_dtype) for w in targets}
-    return weights, {w: how.divided(s) for w, how in view.rounded(site).items()}
+    weights = {w: on_grid(view.weight(w), None, view.grids[w], view.scale_dtype) for w in targets}
+    return weights, view.rounded(site)
+
+
+def lost(view: "BlockView", site: Site, x: Tensor, s: Tensor | None) -> float:
+    """What rounding with these factors loses of what the members put out for x [tokens, in].
+
+    The root of the mean of ‖ŷ_t − y_t‖² / ‖y_t‖² over tokens and members: a token counts as much as another, however
+    large it is.
+    """
+    read, losses = view.rounded(site, x, s), []
+    for weight in site.members:
+        if weight in view.grids:
+            W = view.weight(weight)
+            y = x @ W.T
+            rounded = (read[weight](x) if weight in read else x) @ on_grid(
+                W, s, view.grids[weight], view.scale_dtype
+            ).T
+            losses.append((rounded - y).square().sum(1) / y.square().sum(1).clamp(min=1e-30))
+    return float(torch.stack(losses).mean()) ** 0.5

@@ -63,7 +63,7 @@ class Method(BaseModel):
     def _error(self, view: "BlockView", site: Site) -> float:
         """Of the block's output, with both weights and what is between them rounded to nearest."""
         assert isinstance(site.maker, Rows)
-        weights, inputs = simulated(view, site, None)
+        weights, inputs = simulated(view, site)
         if (made := site.maker.weight) in view.grids:
             weights[made] = on_grid(view.weight(made), None, view.grids[made], view.scale_dtype)
         return view.error(site, weights, inputs)

@@ -8,9 +8,10 @@ flat.  s moves the difficulty from one to the other,
 over all calibration tokens and all layers that read X.  1/s goes into whatever makes X, so it costs nothing when the
 model runs.
 
-Beside the paper: α may be chosen for every group of layers on the output of its block, "not at all" among the choices;
-beside the norms, values and the up projections of gated MLPs take factors for the layers behind them; where nothing
-can take them, as in models with norms behind their layers, the layers divide their input themselves.
+Beside the paper: without an α, the factors are those with the least error that can be predicted of rounding weights
+and inputs (`_balance.py`), found from the best α on; beside the norms, values and the up projections of gated MLPs take
+factors for the layers behind them; where nothing can take them, as in models with norms behind their layers, the layers
+divide their input themselves.
 """
 
 from typing import TYPE_CHECKING, Any, ClassVar
@@ -19,8 +20,9 @@ import torch
 from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor
 
-from ..model.sites import Site
-from ._scaling import WORTH, rescalable, simulated, tied
+from ..model.sites import Rows, Site
+from ._balance import Balance, Reader
+from ._scaling import WORTH, lost, rescalable, tied
 
 if TYPE_CHECKING:
     from ..compress.view import BlockView, Seen
@@ -39,9 +41,10 @@ class Method(BaseModel):
         None,
         ge=0,
         le=1,
-        description="how much of the difficulty the weights get, 0.5 in the paper; null: searched",
+        description="how much of the difficulty the weights get, 0.5 in the paper; null: the best factors are searched",
     )
     steps: int = Field(10, ge=1, le=100, description="of a search: α is tried from 0 to 1 in so many steps")
+    descend: int = Field(40, ge=0, le=1000, description="of a search: steps from the best α to better factors")
     inner: bool = Field(True, description="also the inputs of output and down projections, where that is exact")
     explicit: bool = Field(
         True, description="divide the input at run time where nothing before it can; needs `format: native`"
@@ -50,7 +53,7 @@ class Method(BaseModel):
     def __call__(self, view: "BlockView") -> None:
         """Rescale the groups of a block, in place."""
         sites = rescalable(view, self.inner, self.explicit)
-        seen = view.seen(sites)
+        seen = view.seen(sites, whole=self.alpha is not None)
         for site in sites:
             if self.alpha is None:
                 s, found = self._searched(view, site, seen[site])
@@ -64,15 +67,23 @@ class Method(BaseModel):
         return tied(site, factors(seen.absmax, W, alpha))
 
     def _searched(self, view: "BlockView", site: Site, seen: "Seen") -> tuple[Tensor | None, dict[str, Any]]:
-        """The factors with the least error of the block's output; None if there are no better ones than 1."""
-        before = view.error(site, *simulated(view, site, None))
-        best: tuple[float, float, Tensor | None] = (before if site.maker else WORTH * before, 0.0, None)
-        for i in range(self.steps + 1):
-            s = self._factors(view, site, seen, i / self.steps)
-            error = view.error(site, *simulated(view, site, s))
-            if error < best[0]:
-                best = (error, i / self.steps, s)
-        return best[2], {"alpha": best[1], "error_before": before, "error": best[0]}
+        """The factors with the least predicted error; None if rounding does not lose less with them than without."""
+        how = view.rounded(site, seen.sample)
+        readers = [
+            Reader(view.weight(w), view.grids[w], how[w].activations if w in how else None)
+            for w in site.members
+            if w in view.grids
+        ]
+        balance = Balance(seen.sample, seen.low, seen.high, readers)
+        alphas = [i / self.steps for i in range(self.steps + 1)]
+        tried = [self._factors(view, site, seen, alpha).log() for alpha in alphas]
+        errors = [balance.error(u)[0] for u in tried]
+        best = min(range(len(tried)), key=errors.__getitem__)
+        source = site.maker.rows.to(seen.low.device) if isinstance(site.maker, Rows) else None
+        s = balance.descend(tried[best], self.descend, source).exp()
+        before, after = lost(view, site, seen.sample, None), lost(view, site, seen.sample, s)
+        better = after < before * (1 if site.maker else WORTH)
+        return s if better else None, {"alpha": alphas[best], "error_before": before, "error": after}
 
 
 def factors(x: Tensor, W: Tensor, alpha: float) -> Tensor:
