@@ -19,7 +19,9 @@ class Service:
 
     def __init__(self, settings: Settings | None = None) -> None: ...
 
-    def preview(self, request: Mapping[str, Any] | Request, *, user: str | None = None, token: str | None = None) -> Preview:
+    def preview(
+        self, request: Mapping[str, Any] | Request, *, user: str | None = None, token: str | None = None
+    ) -> Preview:
         """What a request would cost and give, and what is not allowed and why.  Asks the Hub; changes nothing.
 
         user: adds what their limits say.  token: of the caller; without one only public models can be looked at, and
@@ -57,7 +59,9 @@ class Service:
         """Raises JobError if this user has no such job; so do all calls below."""
         raise NotImplementedError
 
-    def jobs(self, user: str, *, states: Sequence[State] = (), limit: int = 50, before: float | None = None) -> list[Job]:
+    def jobs(
+        self, user: str, *, states: Sequence[State] = (), limit: int = 50, before: float | None = None
+    ) -> list[Job]:
         """This user's jobs, newest first.  before: only those created earlier, for the next page."""
         raise NotImplementedError
 
