@@ -61,7 +61,7 @@ class Request(Strict):
         if isinstance(request, cls):
             return request
         try:
-            return validate(cls, dict(request), "the request")  # type: ignore[arg-type]
+            return validate(cls, dict(request), "the request")
         except RecipeError as error:
             raise RequestError(error.message, error.hint) from None
 
