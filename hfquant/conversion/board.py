@@ -1,6 +1,7 @@
 """What is known of all jobs, and every change of a job's state.  A job belongs to its owner in each query."""
 
 import json
+import math
 import secrets
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -10,8 +11,9 @@ from typing import Any
 import sqlalchemy as sa
 
 from ..errors import JobError, LimitError
-from .database import Database, events, jobs
-from .job import ACTIVE, Event, Failure, Kind, State
+from .database import Database, events, jobs, tokens
+from .facts import Problem
+from .job import ACTIVE, FINAL, Event, Failure, Kind, State
 from .queue import Queue
 from .redact import redact
 from .settings import Limits
@@ -19,6 +21,7 @@ from .vault import Token, Vault
 
 Row = dict[str, Any]
 DAY = 86400.0
+STOPPED_HOURS = 24.0  # that the files of a failed or cancelled job are kept
 MAX_EVENTS = 20_000  # of one job; logs end there, the rest goes on
 MAX_LOG = 2_000  # characters of one line
 
@@ -46,6 +49,11 @@ class Board:
         if found is None:
             raise JobError("there is no such job", "`hfquant jobs list` shows yours")
         return found
+
+    def now(self) -> float:
+        """Seconds since 1970 by the database's clock."""
+        with self.database.read() as connection:
+            return self.database.now(connection)
 
     def of(self, owner: str, states: Sequence[State], limit: int, before: float | None) -> list[Row]:
         wanted = sa.select(jobs).where(jobs.c.owner == owner).order_by(jobs.c.created.desc()).limit(limit)
@@ -90,7 +98,9 @@ class Board:
             if found is not None:
                 if found["state"] in ("failed", "cancelled"):
                     self._check_limits(connection, owner)
-                    self._begin_again(connection, found, token, fresh=False)
+                    changed = dict(content) | {"steps": [[name, "waiting", None] for name in steps]}
+                    connection.execute(jobs.update().where(jobs.c.id == found["id"]).values(**changed))
+                    self._begin_again(connection, found | changed, token, fresh=False)
                 return str(found["id"]), False
             self._check_limits(connection, owner)
             now = self.database.now(connection)
@@ -105,6 +115,15 @@ class Board:
             self._event(connection, made["id"], "state", {"state": "queued"})
             self._promote(connection)
             return str(made["id"]), True
+
+    def hindrances(self, owner: str) -> list[Problem]:
+        """Why this owner could begin no job now, if so."""
+        try:
+            with self.database.read() as connection:
+                self._check_limits(connection, owner)
+        except LimitError as error:
+            return [Problem("limit", error.message, error.hint)]
+        return []
 
     def _check_limits(self, connection: sa.Connection, owner: str) -> None:
         waiting = sa.select(sa.func.count()).select_from(jobs).where(jobs.c.state.in_(ACTIVE))
@@ -166,6 +185,27 @@ class Board:
                 connection.execute(jobs.update().where(jobs.c.id == job).values(dispatched=True))
                 self.queue.put(connection, job, attempt, priority)
 
+    def dispatched(self) -> list[Row]:
+        """The jobs that DBOS should have."""
+        mine = jobs.c.dispatched, jobs.c.state.in_(ACTIVE)
+        with self.database.read() as connection:
+            found = connection.execute(sa.select(jobs.c.id, jobs.c.attempt, jobs.c.state).where(*mine))
+            return [dict(row) for row in found.mappings()]
+
+    def clean(self) -> dict[str, float]:
+        """Forget old jobs and the tokens of ended ones -> how many hours the files of each job may lie untouched."""
+        with self.database.write() as connection:
+            old = self.database.now(connection) - self.limits.keep_days * DAY
+            ended = jobs.c.state.in_(FINAL), jobs.c.finished < old
+            gone = connection.execute(sa.select(jobs.c.id, jobs.c.attempt).where(*ended)).all()
+            connection.execute(jobs.delete().where(*ended))
+            live = sa.select(jobs.c.id).where(jobs.c.state.in_(ACTIVE))
+            connection.execute(tokens.delete().where(tokens.c.job.not_in(live)))
+            known = connection.execute(sa.select(jobs.c.id, jobs.c.state)).all()
+        for job, attempts in gone:
+            self.queue.forget(job, attempts)
+        return {job: STOPPED_HOURS if state in ("failed", "cancelled") else math.inf for job, state in known}
+
     # -- working -----------------------------------------------------------------------------------------------------
 
     def take(self, job: str, attempt: int, worker: str, place: str) -> Row | None:
@@ -188,8 +228,15 @@ class Board:
                 self._event(connection, job, "state", {"state": "running"})
             return row | changes
 
+    def move(self, job: str, attempt: int) -> None:
+        """Queue anew what DBOS cannot go on with."""
+        with self.database.write() as connection:
+            mine = jobs.c.id == job, jobs.c.attempt == attempt, jobs.c.state.in_(ACTIVE)
+            if (row := _first(connection, sa.select(jobs).where(*mine))) is not None:
+                self._move(connection, row)
+
     def _move(self, connection: sa.Connection, row: Row) -> None:
-        """A new attempt for work whose files are out of reach."""
+        """A new attempt for work whose files are out of reach; limits do not count."""
         changes = {"state": "queued", "attempt": row["attempt"] + 1, "dispatched": False, "worker": None, "place": None}
         connection.execute(jobs.update().where(jobs.c.id == row["id"]).values(**changes))
         self._event(connection, row["id"], "state", {"state": "queued", "attempt": row["attempt"] + 1})

@@ -31,6 +31,8 @@ jobs = sa.Table(
     sa.Column("fresh", sa.Boolean, nullable=False),  # whether this attempt starts from nothing
     sa.Column("released", sa.Boolean, nullable=False),  # whether the result was reviewed, or need not be
     sa.Column("own_login", sa.Boolean, nullable=False),  # whether the worker's own login is used
+    sa.Column("with_token", sa.Boolean, nullable=False),  # whether it cannot go on without its owner's token
+    sa.Column("facts", sa.JSON),  # what the original's page says: licence, gate
     sa.Column("priority", sa.Integer, nullable=False),
     sa.Column("created", sa.Float, nullable=False),
     sa.Column("queued", sa.Float, nullable=False),  # when this attempt was asked for

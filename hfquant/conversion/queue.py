@@ -66,6 +66,11 @@ class Queue:
         found = self._client.list_workflows(workflow_ids=list(wanted), load_input=False, load_output=False)
         return {wanted[w.workflow_id]: (w.status, w.executor_id, w.app_version) for w in found}
 
+    def executors(self) -> set[str]:
+        """The workers that are at something, as far as DBOS knows."""
+        found = self._client.list_workflows(status="PENDING", name=WORKFLOW, load_input=False, load_output=False)
+        return {w.executor_id for w in found if w.executor_id}
+
     def forget(self, job: str, attempts: int) -> None:
         """Remove what is written of a job."""
         self._client.delete_workflows([workflow_id(job, attempt) for attempt in range(1, attempts + 1)])

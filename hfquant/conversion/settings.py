@@ -23,7 +23,7 @@ class Limits:
     memory: int | None = None  # of the child process; None: three quarters of the machine's
     seconds: int = 6 * 3600  # of one job's work
     usd: float = 20.0  # of one job on rented hardware
-    keep_days: float = 7.0  # how long results that were not pushed, and histories, are kept
+    keep_days: float = 30.0  # how long histories are kept, and results that were not pushed
 
 
 @dataclass(frozen=True, kw_only=True)

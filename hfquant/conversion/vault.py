@@ -90,6 +90,11 @@ class Sealed:
         connection.execute(tokens.delete().where(tokens.c.job == job))
 
 
+def vault_for(secret: str | None, database: Database) -> Vault:
+    """With a secret: sealed in the database.  Without: in this process alone."""
+    return Sealed(database, secret) if secret else Memory()
+
+
 def new_secret() -> str:
     """A key for HFQUANT_SECRET."""
     from cryptography.fernet import Fernet
