@@ -42,6 +42,16 @@ class Queue:
         quiet()
         self._client = DBOSClient(system_database_url=database.text, serializer=Json(), application_name=APP, lazy=True)
 
+    def configure(self, everybody: int, one: int, poll: float) -> None:
+        """How many jobs may run at once, on all workers and on one; poll: seconds between two looks at the queue."""
+        self._client.register_queue(
+            QUEUE,
+            global_concurrency=everybody,
+            worker_concurrency=min(one, everybody),
+            polling_interval_sec=poll,
+            on_conflict="always_update",
+        )
+
     def put(self, connection: sa.Connection, job: str, attempt: int, priority: int) -> None:
         """Queue one attempt of a job, in the transaction that decided so."""
         options: EnqueueOptions = {

@@ -44,7 +44,7 @@ def convert(task: Mapping[str, Any], token: str, folder: Path) -> dict[str, Any]
     settings = {
         "source": str(room.source), "out": str(room.out), "model": task["model"], "revision": task["revision"],
         "recipe": task["recipe"], "memory": int(memory * 0.8), "facts": facts(seen.info),
-        "text": None if task["text"] is None else str(room.text),
+        "measuring": task["measuring"], "text": None if task["text"] is None else str(room.text),
     }  # fmt: skip
     local = Local(Limits(disk=psutil.disk_usage(str(folder)).total), memory)
     for name in ("compress", "evaluate"):

@@ -27,18 +27,28 @@ class Limits:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Measuring:
+    """How results are measured: windows of the packaged text, tokens in each, tokens of the samples."""
+
+    windows: int = 64
+    window_len: int = 512
+    new_tokens: int = 32
+
+
+@dataclass(frozen=True, kw_only=True)
 class Settings:
     """database: an SQLAlchemy URL, SQLite or PostgreSQL.  folder: where jobs work, on the workers' disk.
 
     secret: a Fernet key that seals tokens on their way from the service to a worker; without one, tokens stay in the
     memory of the process that took them, and only a worker in that process can use them.
-    own_login: whether jobs without a token use the login of the machine; for one's own machine only.
+    measuring: the same for all jobs, so that results can be compared.  own_login: whether jobs without a token use the login of the machine; for one's own machine only.
     """
 
     database: str
     folder: Path
     secret: str | None = field(default=None, repr=False)
     limits: Limits = Limits()
+    measuring: Measuring = Measuring()
     own_login: bool = False
 
     @classmethod

@@ -8,7 +8,7 @@ import math
 import shutil
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from functools import partial
 from typing import Any
 
@@ -148,6 +148,7 @@ class Steps:
             "revision": self.row["revision"],
             "recipe": self.request.recipe,
             "memory": int(self.tools.memory * 0.8),
+            "measuring": asdict(self.tools.settings.measuring),
             "text": str(self.room.text) if self.row["text"] is not None else None,
             "facts": (self.tools.board.find(self.job) or {}).get("facts") or {},
         }
@@ -159,6 +160,7 @@ class Steps:
         _, seconds = price(kinds, self.request.hardware, self._seconds(), most)
         told = {key: getattr(self.request, key) for key in ("model", "recipe", "target", "private", "pull_request")}
         settings = {**told, "revision": self.row["revision"], "text": self.row["text"], "seconds": seconds}
+        settings["measuring"] = asdict(self.tools.settings.measuring)
         pushed = self._attend("run", settings, seconds)
         self.note(pushed=pushed)
         return pushed

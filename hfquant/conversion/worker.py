@@ -17,7 +17,7 @@ from .executors.hf_jobs import HfJobs
 from .executors.local import Local
 from .job import ACTIVE
 from .presence import Presence
-from .queue import APP, QUEUE, VERSION, Json, Queue
+from .queue import APP, VERSION, Json, Queue
 from .sandbox import Start, start
 from .settings import Settings
 from .steps import Tools
@@ -92,7 +92,7 @@ class Worker:
         self.presence.sign_off()
         if self.conversions.running:
             self._leave(0)
-        DBOS.destroy()
+        DBOS.destroy(destroy_registry=True)
 
     def stop(self, *_: object) -> None:
         """End `run` soon; also a handler of signals."""
@@ -115,14 +115,8 @@ class Worker:
         }
         DBOS(config=config)
         register(self.conversions)
+        self.queue.configure(self.settings.limits.running, self._at_once, self._poll)
         DBOS.launch()
-        DBOS.register_queue(
-            QUEUE,
-            global_concurrency=self.settings.limits.running,
-            worker_concurrency=min(self._at_once, self.settings.limits.running),
-            polling_interval_sec=self._poll,
-            on_conflict="always_update",
-        )
 
     def _leave(self, code: int) -> NoReturn:
         """End this process at once; its children end with it."""

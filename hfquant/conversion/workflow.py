@@ -114,5 +114,8 @@ def _is_about_disk(error: Exception) -> bool:
 
 
 def register(conversions: Conversions) -> None:
-    """Tell DBOS what a conversion is.  Once in a process, before it is launched."""
-    DBOS.workflow(name=WORKFLOW, max_recovery_attempts=RECOVERIES)(conversions.convert)
+    """Tell DBOS what a conversion is, before it is launched."""
+
+    @DBOS.workflow(name=WORKFLOW, max_recovery_attempts=RECOVERIES)
+    def convert(job: str, attempt: int) -> str:
+        return conversions.convert(job, attempt)
