@@ -21,7 +21,7 @@ from .queue import WORKFLOW
 from .redact import redact
 from .steps import Review, Steps, Tools
 
-RECOVERIES = 20  # of one attempt; a job that takes its worker down that often is given up
+RECOVERIES = 30  # of one attempt; a job that takes its worker down that often is given up
 LOGGER = logging.getLogger("hfquant.worker")
 
 
