@@ -5,8 +5,8 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from ..errors import HfquantError
-from .executors import Executor, Task, TaskFailed, Unwanted
-from .job import Kind
+from .executors import Executor, Task, TaskFailed
+from .job import Kind, Unwanted
 
 if TYPE_CHECKING:
     from .steps import Steps
@@ -19,9 +19,9 @@ def attend(executor: Executor, task: Task, steps: "Steps") -> dict[str, Any]:
 
     Raises TaskFailed, what the executor raises, and Unwanted.
     """
-    board, job, attempt = steps.tools.board, steps.job, steps.attempt
+    board = steps.tools.board
     handle = executor.start(task)
-    board.note(job, attempt, [], handle=handle)
+    board.note(steps.claim, [], handle=handle)
     try:
         while True:
             seen = executor.poll(task, handle)
@@ -32,7 +32,7 @@ def attend(executor: Executor, task: Task, steps: "Steps") -> dict[str, Any]:
             if seen.handle is not None and seen.handle != handle:
                 changes["handle"] = handle = seen.handle
             if happened or changes:
-                board.note(job, attempt, happened, **changes)
+                board.note(steps.claim, happened, **changes)
             if seen.failure is not None:
                 raise TaskFailed(seen.failure)
             if seen.state == "done":

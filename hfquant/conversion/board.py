@@ -5,7 +5,7 @@ import math
 import secrets
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import sqlalchemy as sa
@@ -24,6 +24,23 @@ DAY = 86400.0
 STOPPED_HOURS = 24.0  # that the files of a failed or cancelled job are kept
 MAX_EVENTS = 20_000  # of one job; logs end there, the rest goes on
 MAX_LOG = 2_000  # characters of one line
+
+
+@dataclass(frozen=True)
+class Claim:
+    """An attempt that a worker works on.  worker: None for what is decided about it from outside."""
+
+    job: str
+    attempt: int
+    worker: str | None
+
+    @property
+    def holds(self) -> tuple[sa.ColumnElement[bool], ...]:
+        """True of the job as long as this is its attempt, and this worker's."""
+        mine = jobs.c.id == self.job, jobs.c.attempt == self.attempt
+        if self.worker is None:
+            return *mine, jobs.c.state.in_(ACTIVE)
+        return *mine, jobs.c.state == "running", jobs.c.worker == self.worker
 
 
 class Board:
@@ -208,13 +225,13 @@ class Board:
 
     # -- working -----------------------------------------------------------------------------------------------------
 
-    def take(self, job: str, attempt: int, worker: str, place: str) -> Row | None:
+    def take(self, claim: Claim, place: str) -> Row | None:
         """Declare that this worker works on an attempt; None if that is not wanted any more.
 
         place: the folder that its files will be in.  Had it begun in another one, a new attempt is queued instead.
         """
+        mine = replace(claim, worker=None).holds
         with self.database.write() as connection:
-            mine = jobs.c.id == job, jobs.c.attempt == attempt, jobs.c.state.in_(ACTIVE)
             row = _first(connection, sa.select(jobs).where(*mine))
             if row is None:
                 return None
@@ -222,17 +239,16 @@ class Board:
                 self._move(connection, row)
                 return None
             now = self.database.now(connection)
-            changes = {"state": "running", "worker": worker, "place": place, "started": row["started"] or now}
+            changes = {"state": "running", "worker": claim.worker, "place": place, "started": row["started"] or now}
             connection.execute(jobs.update().where(*mine).values(**changes))
             if row["state"] == "queued":
-                self._event(connection, job, "state", {"state": "running"})
+                self._event(connection, claim.job, "state", {"state": "running"})
             return row | changes
 
-    def move(self, job: str, attempt: int) -> None:
+    def move(self, claim: Claim) -> None:
         """Queue anew what DBOS cannot go on with."""
         with self.database.write() as connection:
-            mine = jobs.c.id == job, jobs.c.attempt == attempt, jobs.c.state.in_(ACTIVE)
-            if (row := _first(connection, sa.select(jobs).where(*mine))) is not None:
+            if (row := _first(connection, sa.select(jobs).where(*claim.holds))) is not None:
                 self._move(connection, row)
 
     def _move(self, connection: sa.Connection, row: Row) -> None:
@@ -242,37 +258,29 @@ class Board:
         self._event(connection, row["id"], "state", {"state": "queued", "attempt": row["attempt"] + 1})
         self._promote(connection)
 
-    def wanted(self, job: str, attempt: int) -> bool:
-        """Whether an attempt is still to be worked on: it was not cancelled, and is the last one."""
+    def wanted(self, claim: Claim) -> bool:
+        """Whether this is still to be worked on here: it was not cancelled, nor taken over."""
         with self.database.read() as connection:
-            mine = sa.select(jobs.c.id).where(jobs.c.id == job, jobs.c.attempt == attempt, jobs.c.state == "running")
-            return connection.execute(mine).first() is not None
+            return connection.execute(sa.select(jobs.c.id).where(*claim.holds)).first() is not None
 
-    def note(self, job: str, attempt: int, happened: Sequence[tuple[Kind, Mapping[str, Any]]], **changes: Any) -> None:
+    def note(self, claim: Claim, happened: Sequence[tuple[Kind, Mapping[str, Any]]], **changes: Any) -> None:
         """Write down events of an attempt and what else changed; nothing if it is not wanted any more."""
         with self.database.write() as connection:
-            mine = jobs.c.id == job, jobs.c.attempt == attempt, jobs.c.state == "running"
-            if connection.execute(sa.select(jobs.c.id).where(*mine)).first() is None:
+            if connection.execute(sa.select(jobs.c.id).where(*claim.holds)).first() is None:
                 return
             if changes:
-                connection.execute(jobs.update().where(*mine).values(**changes))
+                connection.execute(jobs.update().where(*claim.holds).values(**changes))
             for kind, data in happened:
-                self._event(connection, job, kind, data)
+                self._event(connection, claim.job, kind, data)
 
-    def finish(self, job: str, attempt: int, state: State, failure: Failure | None = None, **changes: Any) -> bool:
-        """The end of an attempt; the token is forgotten, and the owner's next job goes to the queue.
-
-        Returns whether it was this attempt's to decide.
-        """
+    def finish(self, claim: Claim, state: State, failure: Failure | None = None) -> None:
+        """The end of an attempt, if it is still wanted; the owner's next job goes to the queue."""
         with self.database.write() as connection:
-            mine = jobs.c.id == job, jobs.c.attempt == attempt, jobs.c.state.in_(ACTIVE)
-            ended = {"state": state, "finished": self.database.now(connection), "dispatched": False}
-            told = {} if failure is None else {"failure": asdict(failure)}
-            done = connection.execute(jobs.update().where(*mine).values(**ended, **told, **changes))
-            if not done.rowcount:
-                return False
-            self._end(connection, job, state, told.get("failure"))
-            return True
+            ended: Row = {"state": state, "finished": self.database.now(connection), "dispatched": False}
+            told = None if failure is None else asdict(failure)
+            done = connection.execute(jobs.update().where(*claim.holds).values(**ended, failure=told))
+            if done.rowcount:
+                self._end(connection, claim.job, state, told)
 
     def cancel(self, job: str, owner: str) -> None:
         """Raises JobError for a job that has ended."""

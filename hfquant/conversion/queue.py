@@ -72,6 +72,8 @@ class Queue:
 
     def states(self, attempts: list[tuple[str, int]]) -> dict[str, tuple[str, str | None, str | None]]:
         """What DBOS says: job -> (status, executor, version), for those attempts that it knows."""
+        if not attempts:
+            return {}  # DBOS takes an empty list for no condition
         wanted = {workflow_id(*attempt): attempt[0] for attempt in attempts}
         found = self._client.list_workflows(workflow_ids=list(wanted), load_input=False, load_output=False)
         return {wanted[w.workflow_id]: (w.status, w.executor_id, w.app_version) for w in found}

@@ -15,6 +15,15 @@ def redact(text: str) -> str:
     return BEARER.sub(r"\1…", TOKEN.sub(lambda found: f"{found[0][:3]}…", text))
 
 
+def log_to_stderr() -> None:
+    """All logs of this process go to stderr, and no tokens with them."""
+    handler = logging.StreamHandler()
+    handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
+    handler.addFilter(Redact())
+    logging.basicConfig(level=logging.WARNING, handlers=[handler], force=True)
+    logging.getLogger("hfquant").setLevel(logging.INFO)
+
+
 class Redact(logging.Filter):
     """A filter for handlers: what passes has no tokens in it, tracebacks included."""
 

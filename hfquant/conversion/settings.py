@@ -41,7 +41,8 @@ class Settings:
 
     secret: a Fernet key that seals tokens on their way from the service to a worker; without one, tokens stay in the
     memory of the process that took them, and only a worker in that process can use them.
-    measuring: the same for all jobs, so that results can be compared.  own_login: whether jobs without a token use the login of the machine; for one's own machine only.
+    measuring: the same for all jobs, so that results can be compared.
+    own_login: whether jobs without a token use the login of the machine; for one's own machine only.
     """
 
     database: str

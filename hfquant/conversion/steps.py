@@ -20,10 +20,10 @@ from ..model.hub import facts, understood
 from ..model.remote import Look, look
 from . import artefact, checks, hub
 from .attend import attend
-from .board import Board, Row
-from .executors import Executor, Task, Unwanted
+from .board import Board, Claim, Row
+from .executors import Executor, Task
 from .executors.hf_jobs import hardware, price
-from .job import Kind
+from .job import Kind, Unwanted
 from .provenance import FILE as PROVENANCE
 from .pull import pull
 from .request import Request
@@ -56,9 +56,9 @@ class Tools:
 class Steps:
     """The steps of one attempt.  `run(name)` does one; raises HfquantError, Unwanted, Review."""
 
-    def __init__(self, tools: Tools, row: Row) -> None:
-        self.tools, self.row = tools, row
-        self.job, self.attempt = str(row["id"]), int(row["attempt"])
+    def __init__(self, tools: Tools, row: Row, claim: Claim) -> None:
+        self.tools, self.row, self.claim = tools, row, claim
+        self.job, self.attempt = claim.job, claim.attempt
         self.request = Request.model_validate(row["request"])
         self.room: Room = tools.workspace.room(self.job)
         self._asked = 0.0
@@ -73,15 +73,15 @@ class Steps:
         """Raises Unwanted if the job was cancelled; looks no more than four times a second."""
         if now or time.monotonic() - self._asked > 0.25:
             self._asked = time.monotonic()
-            if not self.tools.board.wanted(self.job, self.attempt):
+            if not self.tools.board.wanted(self.claim):
                 raise Unwanted
 
     def tell(self, kind: Kind, **data: Any) -> None:
-        self.tools.board.note(self.job, self.attempt, [(kind, data)])
+        self.tools.board.note(self.claim, [(kind, data)])
 
     def note(self, **changes: Any) -> None:
         """Keep what belongs to the job, not to the attempt."""
-        self.tools.board.note(self.job, self.attempt, [], **changes)
+        self.tools.board.note(self.claim, [], **changes)
 
     def token(self, until: float = 0.0) -> str | bool | None:
         """What the Hub is asked with: the owner's token, the machine's login where that was agreed, or nothing.

@@ -4,7 +4,7 @@ import logging
 
 from dbos import DBOS
 
-from .board import Board
+from .board import Board, Claim
 from .job import Failure
 from .presence import Presence
 from .queue import VERSION, Queue
@@ -47,22 +47,22 @@ class Watch:
                 suspects.add((job, attempt))
                 if (job, attempt) in self._suspects:
                     LOGGER.warning("job %s is %s at DBOS, %s here", job, status, row["state"])
-                    self._settle(job, attempt, status, version)
+                    self._settle(Claim(job, attempt, None), status, version)
         self._suspects = suspects
 
-    def _settle(self, job: str, attempt: int, status: str, version: str | None) -> None:
+    def _settle(self, claim: Claim, status: str, version: str | None) -> None:
         if status == "MAX_RECOVERY_ATTEMPTS_EXCEEDED":
             why = f"this job took its worker down {RECOVERIES} times"
-            self._board.finish(job, attempt, "failed", Failure("ResourceError", why, "take a smaller model"))
+            self._board.finish(claim, "failed", Failure("ResourceError", why, "take a smaller model"))
         elif status == "CANCELLED":
-            self._board.finish(job, attempt, "cancelled")
+            self._board.finish(claim, "cancelled")
         elif status in ("ERROR", "SUCCESS"):
             why = "the work ended and nobody knows how"
-            self._board.finish(job, attempt, "failed", Failure("Bug", why, "resume the job"))
+            self._board.finish(claim, "failed", Failure("Bug", why, "resume the job"))
         elif status == "LOST" or version != VERSION:
-            self._board.move(job, attempt)
+            self._board.move(claim)
         else:
-            self._queue.again(job, attempt)
+            self._queue.again(claim.job, claim.attempt)
 
 
 def sweep(board: Board, workspace: Workspace) -> None:

@@ -13,10 +13,11 @@ from typing import Any, cast
 
 from dbos import DBOS
 
-from ..errors import HfquantError
+from ..errors import HfquantError, ResourceError
+from .board import Claim
 from .child import FULL
-from .executors import TaskFailed, Unwanted
-from .job import LOCAL_STEPS, REMOTE_STEPS, Failure, State
+from .executors import TaskFailed
+from .job import LOCAL_STEPS, REMOTE_STEPS, Failure, State, Unwanted
 from .queue import WORKFLOW
 from .redact import redact
 from .steps import Review, Steps, Tools
@@ -35,31 +36,41 @@ class Conversions:
 
     def convert(self, job: str, attempt: int) -> str:
         """An attempt of a job, from where it is -> the state that it ended in."""
-        row = self.tools.board.take(job, attempt, self.worker, self.tools.workspace.id)
+        claim = Claim(job, attempt, self.worker)
+        row = self.tools.board.take(claim, self.tools.workspace.id)
         if row is None:
             return "unwanted"
         with self._lock:
             self.running[job] = attempt
         try:
-            steps = Steps(self.tools, row)
-            remote = self.tools.executors[steps.request.executor].remote
-            for name in REMOTE_STEPS if remote else LOCAL_STEPS:
-                outcome = DBOS.run_step({"name": name}, self.step, job, attempt, name)
-                if outcome["state"] != "done":
-                    self._end(steps, outcome["state"], outcome.get("failure"))
-                    return str(outcome["state"])
-            self._end(steps, "done", None)
-            return "done"
+            with self.tools.workspace.locked(job, lambda: self.tools.board.wanted(claim)):
+                return self._steps(Steps(self.tools, row, claim))
+        except Unwanted:
+            return "unwanted"
+        except ResourceError as error:
+            self.tools.board.finish(claim, "failed", explain(error, str))
+            return "failed"
         finally:
             with self._lock:
-                self.running.pop(job, None)
+                if self.running.get(job) == attempt:
+                    del self.running[job]
+
+    def _steps(self, steps: Steps) -> str:
+        remote = self.tools.executors[steps.request.executor].remote
+        for name in REMOTE_STEPS if remote else LOCAL_STEPS:
+            outcome = DBOS.run_step({"name": name}, self.step, steps.job, steps.attempt, name)
+            if outcome["state"] != "done":
+                self._end(steps, outcome["state"], outcome.get("failure"))
+                return str(outcome["state"])
+        self._end(steps, "done", None)
+        return "done"
 
     def step(self, job: str, attempt: int, name: str) -> dict[str, Any]:
         """One step -> {state, value or failure}: an error is an outcome like another, and written down too."""
         row = self.tools.board.find(job)
         if row is None or row["attempt"] != attempt:
             return {"state": "unwanted"}
-        steps, began = Steps(self.tools, row), time.monotonic()
+        steps, began = Steps(self.tools, row, Claim(job, attempt, self.worker)), time.monotonic()
         self._show(steps, name, "running", None)
         try:
             value = steps.run(name)
@@ -85,12 +96,12 @@ class Conversions:
         if row is not None:
             shown = [[n, state, seconds] if n == name else [n, s, t] for n, s, t in row["steps"]]
             told = {"name": name, "state": state, "seconds": seconds}
-            self.tools.board.note(steps.job, steps.attempt, [("step", told)], steps=shown)
+            self.tools.board.note(steps.claim, [("step", told)], steps=shown)
 
     def _end(self, steps: Steps, state: str, failure: Mapping[str, Any] | None) -> None:
         if state != "unwanted":
             told = None if failure is None else Failure(**failure)
-            self.tools.board.finish(steps.job, steps.attempt, cast(State, state), told)
+            self.tools.board.finish(steps.claim, cast(State, state), told)
 
 
 def explain(error: Exception, public: Callable[[str], str]) -> Failure:

@@ -4,15 +4,17 @@ import os
 import shutil
 import time
 import uuid
-from collections.abc import Callable
-from contextlib import suppress
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
+from typing import IO
 
 from ..errors import ResourceError
 from ..tensors.shards import write_text
+from .job import Unwanted
 
-DAY = 86400.0
+PATIENCE = 600.0  # seconds that a job waits for another process to leave its folder
 
 
 @dataclass(frozen=True)
@@ -55,6 +57,17 @@ class Room:
         shutil.rmtree(self.path, ignore_errors=True)
 
 
+def _lock(file: IO[str]) -> bool:
+    """Whether the file could be locked; the lock goes with the process, however it ends."""
+    import fcntl  # workers need a POSIX system, the service does not
+
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    return True
+
+
 def _named(file: Path) -> str:
     """What names this disk: written by whoever comes first."""
     mine = file.with_name(f"place.{uuid.uuid4().hex}")
@@ -79,6 +92,8 @@ class Workspace:
     def __init__(self, folder: Path) -> None:
         self.folder = folder / "jobs"
         self.folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+        self.locks = folder / "locks"
+        self.locks.mkdir(exist_ok=True, mode=0o700)
         self.id = _named(folder / "place")
 
     def room(self, job: str) -> Room:
@@ -86,6 +101,22 @@ class Workspace:
         if len(job) != 32 or not set(job) <= set("0123456789abcdef"):
             raise ValueError("not a job's id")
         return Room(self.folder / job)
+
+    @contextmanager
+    def locked(self, job: str, wanted: Callable[[], bool]) -> Iterator[None]:
+        """Within: no other process on this disk works on the job.
+
+        Waits for one that is about to end.  Raises Unwanted when `wanted` says no, ResourceError if it does not end.
+        """
+        with (self.locks / self.room(job).path.name).open("w") as file:
+            until = time.monotonic() + PATIENCE
+            while not _lock(file):
+                if not wanted():
+                    raise Unwanted
+                if time.monotonic() > until:
+                    raise ResourceError("another process works on this job", "resume it later")
+                time.sleep(0.1)
+            yield
 
     def check(self, needed: int) -> None:
         """Raises ResourceError if the disk has not that many bytes left."""
@@ -103,4 +134,7 @@ class Workspace:
             if not keep(path.name, idle):
                 shutil.rmtree(path, ignore_errors=True)
                 gone.append(path.name)
+        for lock in self.locks.iterdir():
+            if not keep(lock.name, 0.0):
+                lock.unlink(missing_ok=True)
         return gone

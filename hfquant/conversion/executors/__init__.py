@@ -69,10 +69,6 @@ class Executor(Protocol):
         ...
 
 
-class Unwanted(Exception):
-    """The job was cancelled, or is another worker's: nothing more is to be done for it here."""
-
-
 class TaskFailed(HfquantError):
     """A task's own report of why it ended."""
 

@@ -16,6 +16,7 @@ from cryptography.fernet import Fernet
 
 from hfquant.compress import compress
 from hfquant.conversion.job import Job
+from hfquant.conversion.redact import log_to_stderr
 from hfquant.conversion.service import Service
 from hfquant.conversion.settings import Limits, Measuring, Settings
 from hfquant.conversion.worker import Worker
@@ -63,6 +64,7 @@ class Desk:
 
         def run() -> None:
             os.environ.pop("HF_TOKEN", None)
+            log_to_stderr()
             worker = Worker(self.settings, **{"begin": start, "beat": 0.1, "poll": 0.05, **settings})
             signal.signal(signal.SIGTERM, worker.stop)
             prepare(worker)

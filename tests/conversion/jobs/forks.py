@@ -1,6 +1,5 @@
 """Processes made by forking this one, which has everything imported: starting Python anew takes seconds each time."""
 
-import io
 import os
 import signal
 import sys
@@ -98,7 +97,9 @@ def start(folder: Path) -> Forked:
     made = Forked(be)
     for end in (in_read, out_write, err_write):
         os.close(end)
-    made.stdin = io.open(in_write, "wb")
-    made.stdout = io.open(out_read, "rb")
-    made.stderr = io.open(err_read, "rb")
+    made.stdin, made.stdout, made.stderr = (
+        os.fdopen(in_write, "wb"),
+        os.fdopen(out_read, "rb"),
+        os.fdopen(err_read, "rb"),
+    )
     return made

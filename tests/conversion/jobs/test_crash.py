@@ -2,18 +2,20 @@
 
 import os
 import signal
+import time
 from collections.abc import Callable
 from typing import Any
 
 import pytest
 import sqlalchemy as sa
 
+from hfquant.conversion.board import Claim
 from hfquant.conversion.database import tokens
 from hfquant.conversion.job import LOCAL_STEPS
 from hfquant.conversion.steps import Steps
 from hfquant.conversion.worker import Worker
 
-from .conftest import CALIBRATED, Desk, log, wait, weights
+from .conftest import CALIBRATED, RECIPE, Desk, log, wait, weights
 
 Calm = Callable[[str], dict[str, str]]
 POINTS = [(name, when) for name in LOCAL_STEPS for when in ("before", "after")]
@@ -60,7 +62,7 @@ def test_killed_at_every_boundary_in_turn(desk: Desk, calm: Calm) -> None:
         assert not desk.job(job).is_final
     desk.work()
     assert_as_in_peace(desk, job, calm("rtn"))
-    assert all(step.state == "done" for step in desk.job(job).steps)
+    assert {step.state for step in desk.job(job).steps} <= {"done", "skipped"}
 
 
 @pytest.mark.slow
@@ -81,30 +83,37 @@ def plans(desk: Desk, job: str) -> list[int]:
     return [event.data["resumed"] for event in desk.service.events(job, "alice") if event.kind == "plan"]
 
 
-def test_killed_while_compressing(desk: Desk, calm: Calm) -> None:
+RECIPES = [pytest.param("rtn", RECIPE), pytest.param("gptq", CALIBRATED, marks=pytest.mark.slow)]
+
+
+@pytest.mark.parametrize(("name", "recipe"), RECIPES)
+def test_killed_while_compressing(desk: Desk, calm: Calm, name: str, recipe: Any) -> None:
     """The child dies with its worker, and the next one goes on behind the last finished block."""
 
     def prepare(worker: Worker) -> None:
         note = worker.board.note
 
-        def patched(job: str, attempt: int, happened: Any, **changes: Any) -> None:
-            note(job, attempt, happened, **changes)
+        def patched(claim: Claim, happened: Any, **changes: Any) -> None:
+            note(claim, happened, **changes)
             if any(kind == "layer" and data["block"] == 1 for kind, data in happened):
                 die()
 
         worker.board.note = patched  # type: ignore[method-assign]
 
-    job = desk.submit(recipe=CALIBRATED)
+    job = desk.submit(recipe=recipe)
     assert desk.work(prepare).wait() == -signal.SIGKILL
     before = len(layers(desk, job))
     assert before >= 8
     desk.work()
-    assert_as_in_peace(desk, job, calm("gptq"))
+    assert_as_in_peace(desk, job, calm(name))
     first, second = plans(desk, job)
     assert (first, second >= 1) == (0, True)
 
 
-def test_a_child_that_is_killed_fails_its_job_and_resuming_goes_on(desk: Desk, calm: Calm) -> None:
+@pytest.mark.parametrize(("name", "recipe"), RECIPES)
+def test_a_child_that_is_killed_fails_its_job_and_resuming_goes_on(
+    desk: Desk, calm: Calm, name: str, recipe: Any
+) -> None:
     def prepare(worker: Worker) -> None:
         local = worker.conversions.tools.executors["local"]
         poll = local.poll
@@ -118,7 +127,7 @@ def test_a_child_that_is_killed_fails_its_job_and_resuming_goes_on(desk: Desk, c
 
         local.poll = patched  # type: ignore[method-assign]
 
-    job = desk.submit(recipe=CALIBRATED)
+    job = desk.submit(recipe=recipe)
     desk.work(prepare)
     failed = desk.ended(job)
     assert failed.failure is not None
@@ -127,11 +136,11 @@ def test_a_child_that_is_killed_fails_its_job_and_resuming_goes_on(desk: Desk, c
     desk.service.resume(job, "alice", "hf_" + "a" * 34)
     done = desk.ended(job)
     assert (done.state, done.attempt) == ("done", 2)
-    assert weights(desk.arrived("alice/small")) == calm("gptq")
+    assert weights(desk.arrived("alice/small")) == calm(name)
     assert plans(desk, job)[1] >= 1
 
 
-@pytest.mark.parametrize("kind", ["lost", "down"])
+@pytest.mark.parametrize("kind", ["lost", pytest.param("down", marks=pytest.mark.slow)])
 def test_killed_while_pushing(desk: Desk, calm: Calm, kind: Any) -> None:
     """At the commit: when the Hub made it and the worker never heard, and when it never arrived."""
     job = desk.submit()
@@ -151,15 +160,24 @@ def test_killed_while_pushing(desk: Desk, calm: Calm, kind: Any) -> None:
 
 
 def test_a_worker_that_was_taken_for_dead_leaves_its_jobs_alone(desk: Desk, calm: Calm) -> None:
-    """It stood still (a laptop that was closed); when it wakes up, others have its job, and it ends."""
+    """It gave no sign for too long while it worked on; others have its job now, and it ends before they begin."""
+
+    def prepare(worker: Worker) -> None:
+        sign = worker.presence.sign
+
+        def late() -> bool:
+            if worker.conversions.running:
+                time.sleep(3)
+            return sign()
+
+        worker.presence.sign = late  # type: ignore[method-assign]
+
     job = desk.submit()
-    sleeper = desk.work(dead=1.0)
-    wait(lambda: desk.job(job).state == "running")
-    sleeper.kill(signal.SIGSTOP)
+    late = desk.work(prepare, dead=1.0)
+    wait(lambda: desk.job(job).step == "compress")
     desk.work(dead=1.0)
+    assert late.wait() == 1
     assert_as_in_peace(desk, job, calm("rtn"))
-    sleeper.kill(signal.SIGCONT)
-    assert sleeper.wait() == 1
     assert "took this worker for dead" in log(desk)
 
 
