@@ -39,10 +39,18 @@ def attend(executor: Executor, task: Task, steps: "Steps") -> dict[str, Any]:
                 return dict(seen.result)
             steps.guard()
             if executor.remote:
-                time.sleep(executor.interval)
+                _pause(executor.interval, steps)
     except (Unwanted, HfquantError):
         executor.cancel(task, handle)
         raise
+
+
+def _pause(seconds: float, steps: "Steps") -> None:
+    """Wait, but not for a job that is not wanted any more."""
+    until = time.monotonic() + seconds
+    while (left := until - time.monotonic()) > 0:
+        time.sleep(min(left, 0.3))
+        steps.guard()
 
 
 def _told(event: Mapping[str, Any]) -> tuple[Kind, Mapping[str, Any]] | None:
