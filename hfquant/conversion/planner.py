@@ -17,7 +17,7 @@ from ..errors import SourceError
 from ..model.remote import Tensors
 from .executors import TaskFailed
 from .job import Failure
-from .sandbox import Bounds, Child, Start, start
+from .sandbox import Bounds, Child, Start
 
 MEMORY = 6_000_000_000  # bytes of data that the child may have
 PATIENCE = 60.0  # seconds for one question, of which the child's start is a part
@@ -28,7 +28,7 @@ KEPT = 200  # answers that are remembered
 class Planner:
     """One child, begun with the first question.  Safe to use from several threads; they wait for each other."""
 
-    def __init__(self, begin: Start = start, patience: float = PATIENCE) -> None:
+    def __init__(self, begin: Start | None = None, patience: float = PATIENCE) -> None:
         self._begin, self._patience = begin, patience
         self._folder = Path(tempfile.mkdtemp(prefix="hfquant-planner-"))
         self._child: Child | None = None

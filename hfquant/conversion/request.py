@@ -64,7 +64,7 @@ class Request(Strict):
         try:
             return validate(cls, dict(request), "the request")
         except RecipeError as error:
-            raise RequestError(error.message, error.hint) from None
+            raise RequestError(error.message, error.hint or "leave one of them out") from None
 
     @field_validator("model", "target")
     @classmethod

@@ -82,9 +82,9 @@ def environment(folder: Path) -> dict[str, str]:
 class Child:
     """A running child.  `events` are what it says; kill it when it is not wanted."""
 
-    def __init__(self, task: Mapping[str, Any], folder: Path, bounds: Bounds, begin: Start = start) -> None:
+    def __init__(self, task: Mapping[str, Any], folder: Path, bounds: Bounds, begin: Start | None = None) -> None:
         folder.mkdir(parents=True, exist_ok=True, mode=0o700)
-        self.process = begin(folder)
+        self.process = (begin or start)(folder)
         self.said: queue.Queue[dict[str, Any]] = queue.Queue(LINES)
         self._readers = [
             threading.Thread(target=self._listen, args=(self.process.stdout, True), daemon=True),

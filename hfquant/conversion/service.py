@@ -25,7 +25,7 @@ from .preview import Previewer
 from .queue import Queue
 from .request import COMMIT, Request
 from .retry import insisting
-from .sandbox import Start, start
+from .sandbox import Start
 from .settings import Settings
 from .vault import EXPIRED, Token, Vault, vault_for
 from .workspace import Workspace
@@ -39,7 +39,9 @@ class Service:
     vault: shared with a worker in this process, where settings have no secret.  begin: how children are begun.
     """
 
-    def __init__(self, settings: Settings | None = None, *, vault: Vault | None = None, begin: Start = start) -> None:
+    def __init__(
+        self, settings: Settings | None = None, *, vault: Vault | None = None, begin: Start | None = None
+    ) -> None:
         self.settings = settings or Settings.read()
         self._database = Database(self.settings.database)
         self._database.create()

@@ -18,7 +18,7 @@ from .executors.local import Local
 from .job import ACTIVE
 from .presence import Presence
 from .queue import APP, VERSION, Json, Queue
-from .sandbox import Start, start
+from .sandbox import Start
 from .settings import Settings
 from .steps import Tools
 from .vault import Vault, vault_for
@@ -43,7 +43,7 @@ class Worker:
         *,
         vault: Vault | None = None,
         at_once: int = 1,
-        begin: Start = start,
+        begin: Start | None = None,
         beat: float = BEAT,
         dead: float = DEAD,
         poll: float = 1.0,

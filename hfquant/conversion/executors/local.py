@@ -5,7 +5,7 @@ import time
 
 from ...errors import ResourceError
 from ..job import Failure
-from ..sandbox import Bounds, Child, Start, start
+from ..sandbox import Bounds, Child, Start
 from ..settings import Limits
 from . import Executor, Poll, Task, too_slow
 
@@ -22,7 +22,7 @@ class Local(Executor):
     remote = False
     interval = 0.2
 
-    def __init__(self, limits: Limits, memory: int, begin: Start = start) -> None:
+    def __init__(self, limits: Limits, memory: int, begin: Start | None = None) -> None:
         self._limits, self._memory, self._begin = limits, memory, begin
         self._running: dict[str, _Run] = {}
 
