@@ -27,7 +27,7 @@ $(GGUF): | $(BIN)/.installed
 	touch $@
 
 test: $(BIN)/.installed
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n logical --dist worksteal
 
 lint: $(BIN)/.installed
 	$(BIN)/ruff check .
