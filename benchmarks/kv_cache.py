@@ -19,7 +19,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from transformers.cache_utils import DynamicCache
 
 from hfquant import CompressedCache
-from hfquant.measure.machine import hardware, versions
+from hfquant.machine import hardware, versions
 from hfquant.measure.text import cut, read_text
 from hfquant.runtime.topk import use_topk
 

@@ -22,7 +22,7 @@ from offload_model import build, evicting
 from offload_ways import Watch
 
 from hfquant.compress.memory import give_back
-from hfquant.measure.machine import hardware, versions
+from hfquant.machine import hardware, versions
 from hfquant.runtime.offload.cost import CostModel, Workload
 from hfquant.runtime.offload.hardware import profile
 from hfquant.runtime.offload.model import OffloadedModel

@@ -16,7 +16,7 @@ from typing import Any
 
 import torch
 
-from hfquant.measure.machine import peak_memory
+from hfquant.machine import peak_memory
 
 
 class Watch:

@@ -9,6 +9,10 @@ HfquantError
 ├── ResourceError      too little memory or disk for the plan
 ├── HubError           a push that the Hub refuses, or that did not arrive whole
 ├── ExportError        a target format that cannot say what a checkpoint holds
+├── RequestError       a conversion that cannot be asked for like this
+├── LimitError         a conversion that has to wait: too many of them, or too large a one
+├── JobError           a job that does not exist (for this user), or is not in the state that this needs
+├── TokenError         a token of the Hub that is missing, has expired or may not do this
 └── QualityError       the result was written, measured, and found to have collapsed
 """
 
@@ -46,6 +50,18 @@ class HubError(HfquantError): ...
 
 
 class ExportError(HfquantError): ...
+
+
+class RequestError(HfquantError): ...
+
+
+class LimitError(HfquantError): ...
+
+
+class JobError(HfquantError): ...
+
+
+class TokenError(HfquantError): ...
 
 
 class QualityError(HfquantError):

@@ -13,7 +13,7 @@ import typer
 from typer.core import TyperGroup
 
 from ..errors import HfquantError
-from . import compress, evaluate, export, generate, inspect, offload, push, recipes
+from . import compress, evaluate, export, generate, inspect, jobs, offload, push, recipes, worker
 from .output import complain
 
 
@@ -46,6 +46,8 @@ app.command("recipes")(recipes.recipes)
 app.command("generate")(generate.generate)
 app.command("push")(push.push)
 app.command("export")(export.export)
+app.command("worker")(worker.worker)
+app.add_typer(jobs.app, name="jobs")
 app.add_typer(offload.app, name="offload")
 
 

@@ -2,14 +2,19 @@
 
 import json
 from collections.abc import Iterator, Mapping
+from dataclasses import replace
+from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ..errors import CheckpointError, RecipeError
+from ..errors import CheckpointError, RecipeError, RequestError
 
 if TYPE_CHECKING:
     from ..compress import LayerResult, Plan
     from ..conversion.hub import Pushed
+    from ..conversion.service import Service
+    from ..conversion.settings import Settings
+    from ..conversion.worker import Worker
     from ..measure.layers import LayerFacts
     from ..measure.trail import StepError
     from ..recipe import Recipe
@@ -217,6 +222,50 @@ def _offload_settings(settings: Mapping[str, Any]) -> tuple[dict[str, Any], dict
     if settings["temperature"] is None:
         return given, {"do_sample": False}
     return given, {"do_sample": True, "temperature": settings["temperature"], "seed": settings["seed"]}
+
+
+def service() -> "Service":
+    """The conversion service of this machine, or the one that HFQUANT_DATABASE names."""
+    settings = _service_settings()
+    from ..conversion.service import Service
+
+    return Service(settings)
+
+
+def worker(at_once: int, windows: int | None, limits: Mapping[str, Any]) -> "Worker":
+    """A worker of that service."""
+    settings = _service_settings()
+    _quiet()
+    from ..conversion.redact import log_to_stderr
+    from ..conversion.settings import Measuring
+    from ..conversion.worker import Worker
+
+    log_to_stderr()
+    given = {name: value for name, value in limits.items() if value is not None}
+    measuring = settings.measuring if windows is None else Measuring(windows=windows)
+    changed = replace(settings, limits=replace(settings.limits, **given), measuring=measuring)
+    return Worker(changed, at_once=at_once)
+
+
+def new_secret() -> str:
+    _service_settings()
+    from ..conversion.vault import new_secret
+
+    return new_secret()
+
+
+def _service_settings() -> "Settings":
+    """From the environment.  Without a secret it is one's own machine, whose login is used.
+
+    Raises RequestError where the packages for it are not installed.
+    """
+    missing = [name for name in ("dbos", "sqlalchemy", "cryptography") if find_spec(name) is None]
+    if missing:
+        raise RequestError(f"the service needs the package `{missing[0]}`", "`pip install 'hfquant[service]'`")
+    from ..conversion.settings import Settings
+
+    settings = Settings.read()
+    return replace(settings, own_login=settings.secret is None)
 
 
 def _quiet() -> None:

@@ -135,7 +135,7 @@ class Balance:
         mean, square = torch.zeros_like(free), torch.zeros_like(free)
         for step in range(steps + 1):
             E, slope = self.error(free if source is None else free[source])
-            if E < least:
+            if least > E:
                 best, least = free, E
             slope = (slope if source is None else _pooled(slope, source, "sum")) / max(E, TINY)
             mean, square = mean.lerp(slope, 1 - FIRST), square.lerp(slope.square(), 1 - SECOND)

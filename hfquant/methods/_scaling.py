@@ -66,8 +66,6 @@ def lost(view: "BlockView", site: Site, x: Tensor, s: Tensor | None) -> float:
         if weight in view.grids:
             W = view.weight(weight)
             y = x @ W.T
-            rounded = (read[weight](x) if weight in read else x) @ on_grid(
-                W, s, view.grids[weight], view.scale_dtype
-            ).T
+            rounded = (read[weight](x) if weight in read else x) @ on_grid(W, s, view.grids[weight], view.scale_dtype).T
             losses.append((rounded - y).square().sum(1) / y.square().sum(1).clamp(min=1e-30))
     return float(torch.stack(losses).mean()) ** 0.5

@@ -3,7 +3,7 @@
 from collections.abc import Callable
 from typing import Any
 
-from . import read, talk, write
+from . import jobs, read, talk, write
 from .server import Answer, Hub, Request
 from .store import Refused
 
@@ -40,6 +40,8 @@ def route(hub: Hub, request: Request) -> Answer:
     if parts[0] == "api":
         if found := PLAIN.get((method, "/".join(parts[1:]))):
             return found(hub, request)
+        if parts[1] == "jobs" and len(parts) >= 3:
+            return jobs.route(hub, request)
         if parts[1] == "models" and len(parts) >= 4:
             action = parts[4] if len(parts) > 4 else ""
             if of_repo := REPO.get((method, action)):

@@ -33,6 +33,7 @@ class Request:
     method: str
     parts: tuple[str, ...]
     query: Mapping[str, str]
+    queries: Mapping[str, list[str]]
     headers: Mapping[str, str]
     body: bytes
     user: str | None
@@ -54,6 +55,26 @@ class Answer:
         return Answer(status, json.dumps(document).encode(), {"Content-Type": "application/json", **named})
 
 
+@dataclass
+class Job:
+    """A Job on a Hub's machines; see `jobs.py`.  spec: as it was posted, secrets and all.  lines: its log."""
+
+    id: str
+    namespace: str
+    spec: dict[str, Any]
+    stage: str = "RUNNING"
+    message: str | None = None
+    lines: Callable[[], list[str]] = list
+
+
+@dataclass
+class Jobs:
+    """All Jobs of a Hub.  begun: what happens when one is posted."""
+
+    all: list[Job] = field(default_factory=list)
+    begun: Callable[[Job], object] = lambda job: None
+
+
 class Hub:
     """The server.  Use it in a `with`; `url` is its endpoint, `store` what it holds."""
 
@@ -61,6 +82,7 @@ class Hub:
         (folder / "blobs").mkdir(parents=True, exist_ok=True)
         self.store, self.faults = Store(folder / "blobs"), Faults()
         self.xet = Xet(folder / "xet")
+        self.jobs = Jobs()
         self.seen_tokens: set[str] = set()
         hub = self
 
@@ -141,6 +163,7 @@ class Handler(BaseHTTPRequestHandler):
             method=self.command,
             parts=tuple(unquote(part) for part in path.strip("/").split("/")),
             query={key: values[0] for key, values in parse_qs(query).items()},
+            queries=parse_qs(query),
             headers={key.lower(): value for key, value in self.headers.items()},
             body=body,
             user=self.owner.store.tokens.get(token or ""),

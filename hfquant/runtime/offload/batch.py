@@ -27,9 +27,7 @@ class Generation:
     encoder_decoder: bool
 
     @staticmethod
-    def of(
-        model: Any, asked: Mapping[str, Any], base: GenerationConfig | None = None, prompt: int = 0
-    ) -> "Generation":
+    def of(model: Any, asked: Mapping[str, Any], base: GenerationConfig | None = None, prompt: int = 0) -> "Generation":
         """The model's own generation config, or `base`, changed by what is asked.
 
         prompt: tokens of the longest prompt, for `max_length`, which counts them.  Raises ResourceError for what the schedule
