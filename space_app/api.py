@@ -9,6 +9,7 @@ from functools import wraps
 from typing import Any
 
 import gradio as gr
+from gradio.events import api
 
 from hfquant.conversion.service import Service
 from hfquant.errors import HfquantError
@@ -25,7 +26,9 @@ def expose(service: Service, login: Login) -> None:
             conversion: {"model": "namespace/name", "recipe": "gptq-w4g64", "target": "namespace/name"}, and more.
         """
         caller = login.caller(http)
-        found = service.preview(conversion, user=caller and caller.user, token=caller and caller.token)
+        found = service.preview(
+            conversion, user=caller.user if caller else None, token=caller.token if caller else None
+        )
         return {**asdict(found), "allowed": found.allowed}
 
     def submit(conversion: dict[str, Any], http: gr.Request) -> dict[str, Any]:
@@ -75,11 +78,12 @@ def expose(service: Service, login: Login) -> None:
         return asdict(service.resume(job, caller.user, caller.token, expires=caller.expires))
 
     for call in (preview, submit, status, jobs, report, cancel, resume):
-        gr.api(_said(call), api_name=call.__name__, queue=False)
+        api(_said(call), api_name=call.__name__, queue=False)
 
 
 def _said(call: Callable[..., Any]) -> Callable[..., Any]:
     """Our errors, in words, to whoever called."""
+
     @wraps(call)
     def wrapped(*args: Any, **kwargs: Any) -> Any:
         try:

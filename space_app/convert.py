@@ -64,8 +64,9 @@ def build(service: Service, login: Login) -> Form:
             goal = gr.Radio([*catalogue.GOALS, catalogue.BY_NAME], value="balanced", label="What matters most",
                             elem_id="goal")  # fmt: skip
             first = catalogue.GOALS["balanced"]
-            recipe = gr.Dropdown(catalogue.names(), value=first, label="Recipe", elem_id="recipe", allow_custom_value=True,
-                                 info="or any combination, such as gptq-w5g32 or sparsegpt-2of4+gptq-w4g128")  # fmt: skip
+            recipe = gr.Dropdown(catalogue.names(), value=first, label="Recipe", elem_id="recipe",
+                                 info="or any combination, such as gptq-w5g32 or sparsegpt-2of4+gptq-w4g128",
+                                 allow_custom_value=True)  # fmt: skip
             described = gr.Markdown(catalogue.describe(first), elem_id="described")
             with gr.Accordion("Options of the recipe", open=False, elem_id="options"):
                 _options_form(recipe, values)
@@ -73,7 +74,9 @@ def build(service: Service, login: Login) -> Form:
             gr.Markdown("### 3. Result")
             owner = gr.Dropdown([], label="Owner", elem_id="owner", info="you, or an organization of yours",
                                 visible=True)  # fmt: skip
-            name = gr.Textbox(label="Name", elem_id="name", max_lines=1, info="empty: the model's name and the recipe's")
+            name = gr.Textbox(
+                label="Name", elem_id="name", max_lines=1, info="empty: the model's name and the recipe's"
+            )
             visibility = gr.Radio(list(VISIBILITY), value="as the original", label="Who sees a new repository",
                                   elem_id="visibility")  # fmt: skip
             pull_request = gr.Checkbox(label="as a pull request", elem_id="pull-request")
@@ -85,14 +88,14 @@ def build(service: Service, login: Login) -> Form:
     gr.Markdown("### 4. What it will cost and give")
     preview = gr.Markdown("Choose a model first.", elem_id="preview", min_height=60)
     start = gr.Button("Start", variant="primary", interactive=False, elem_id="start")
-    return Form(model, suggestions, facts, goal, recipe, described, values, owner, name, visibility, pull_request, review,
-                terms, executor, hardware, max_usd, preview, start)  # fmt: skip
+    return Form(model, suggestions, facts, goal, recipe, described, values, owner, name, visibility, pull_request,
+                review, terms, executor, hardware, max_usd, preview, start)  # fmt: skip
 
 
 def _options_form(recipe: gr.Dropdown, values: gr.State) -> None:
     """One field for each option of the recipe that is chosen; `values` collects them."""
 
-    @gr.render(inputs=recipe, show_progress="hidden")
+    @gr.render(inputs=recipe, show_progress="hidden")  # type: ignore[untyped-decorator]
     def form(name: str) -> None:
         try:
             groups = options.fields(Recipe.parse(name))
@@ -110,7 +113,12 @@ def _options_form(recipe: gr.Dropdown, values: gr.State) -> None:
 
 
 def _widget(field: options.Field) -> Any:
-    common = {"label": field.label, "info": field.info, "elem_id": f"option-{field.key.replace('.', '-')}", "min_width": 220}
+    common: dict[str, Any] = {
+        "label": field.label,
+        "info": field.info,
+        "elem_id": f"option-{field.key.replace('.', '-')}",
+        "min_width": 220,
+    }
     if field.kind == "bool":
         return gr.Checkbox(value=field.value, **common)
     if field.kind == "choice":
@@ -174,7 +182,9 @@ def connect(
         try:
             models = list(HfApi(token=token(http)).list_models(search=text.strip(), limit=SUGGESTED))
         except (HfHubHTTPError, HTTPError):
-            return gr.update(visible=False)  # the name can be typed; what is wrong with the Hub shows when it is looked at
+            return gr.update(
+                visible=False
+            )  # the name can be typed; what is wrong with the Hub shows when it is looked at
         found = [[model.id] for model in models if model.id != text.strip()]
         return gr.update(samples=found, visible=bool(found))
 
@@ -192,7 +202,9 @@ def connect(
             return "Choose a model first.", gr.update(interactive=False)
         try:
             caller = login.caller(http)
-            found = service.preview(request(*given), user=caller and caller.user, token=caller and caller.token)
+            found = service.preview(
+                request(*given), user=caller.user if caller else None, token=caller.token if caller else None
+            )
         except HfquantError as error:
             return views.failure(error), gr.update(interactive=False)
         text = views.preview(found)
@@ -213,12 +225,15 @@ def connect(
     def rented(chosen: str, http: gr.Request) -> tuple[Any, Any]:
         if EXECUTORS[chosen] == "local":
             return gr.update(visible=False), gr.update(visible=False)
-        offers = [(f"{h.label}, {h.memory}, ${h.usd_per_hour:.2f} per hour", h.name) for h in service.hardware(token(http))]
+        offers = [
+            (f"{h.label}, {h.memory}, ${h.usd_per_hour:.2f} per hour", h.name) for h in service.hardware(token(http))
+        ]
         return gr.update(choices=offers, value=offers[0][1] if offers else None, visible=True), gr.update(visible=True)
 
     def asked_with(function: Callable[..., Any]) -> Callable[..., Any]:
         def call(model: Any, recipe: Any, values: Any, owner: Any, name: Any, visibility: Any, pull_request: Any,
-                 review: Any, terms: Any, executor: Any, hardware: Any, max_usd: Any, http: gr.Request) -> Any:  # fmt: skip
+                 review: Any, terms: Any, executor: Any, hardware: Any, max_usd: Any,
+                 http: gr.Request) -> Any:  # fmt: skip
             return function(model, recipe, values, owner, name, visibility, pull_request, review, terms, executor,
                             hardware, max_usd, http)  # fmt: skip
 
@@ -241,4 +256,3 @@ def connect(
           api_visibility="private", show_progress="minimal")  # fmt: skip
     pressed = form.start.click(asked_with(start), form.asked, [job, tabs, form.preview], api_visibility="private")
     refresh(pressed)
-

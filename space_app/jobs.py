@@ -10,6 +10,7 @@ import pandas as pd
 from hfquant.conversion.job import Event, Job
 from hfquant.conversion.service import Service
 from hfquant.errors import HfquantError
+from hfquant.measure.markdown import code
 from space_app import views
 from space_app.convert import Form
 from space_app.login import Caller, Login
@@ -98,7 +99,7 @@ class Jobs:
         place = self.service.result(job.id, caller.user)
         text = views.comparison(report)
         if place is not None and not self.login.hub:
-            text += f"\n\nIt lies in {views.code(str(place))}"
+            text += f"\n\nIt lies in {code(str(place))}"
         prompt = str(sample.get("prompt") or "")
         texts = [prompt + str(sample[name]) if sample.get(name) else "" for name in ("original", "compressed")]
         return [gr.update(visible=True), text, *texts, self.service.card(job.id, caller.user) or ""]
@@ -107,8 +108,8 @@ class Jobs:
         hidden = gr.update(visible=False)
         plot = pd.DataFrame([], columns=["layer", "error", "name"])
         compared = pd.DataFrame([], columns=["megabytes", "perplexity ratio", "recipe"])
-        return [dict(NOTHING), gr.update(active=False), hidden, text, "", plot, "", *[hidden] * 5, hidden, "", "", "", "",
-                gr.update(value=[]), gr.update(value=compared, visible=False)]  # fmt: skip
+        return [dict(NOTHING), gr.update(active=False), hidden, text, "", plot, "", *[hidden] * 5, hidden,
+                "", "", "", "", gr.update(value=[]), gr.update(value=compared, visible=False)]  # fmt: skip
 
     def refresh(self, event: Any) -> None:
         """After an event, show everything anew."""
@@ -171,15 +172,18 @@ def build(service: Service, login: Login, job: gr.BrowserState) -> Jobs:
         with gr.Accordion("The card", open=False):
             parts["card"] = gr.Markdown(elem_id="card")
     empty = pd.DataFrame([], columns=["layer", "error", "name"])
-    parts["errors"] = gr.ScatterPlot(empty, x="layer", y="error", title="Relative output error of each layer", height=240,
-                                     tooltip=["name", "error"], elem_id="errors")  # fmt: skip
+    parts["errors"] = gr.ScatterPlot(empty, x="layer", y="error", title="Relative output error of each layer",
+                                     height=240, tooltip=["name", "error"], elem_id="errors")  # fmt: skip
     with gr.Accordion("Log", open=False):
-        parts["log"] = gr.Textbox(lines=12, max_lines=12, interactive=False, label="Log", elem_id="log", autoscroll=True)
+        parts["log"] = gr.Textbox(
+            lines=12, max_lines=12, interactive=False, label="Log", elem_id="log", autoscroll=True
+        )
     gr.Markdown("### All your jobs")
     parts["history"] = gr.Dataframe([], headers=COLUMNS, interactive=False, elem_id="history", wrap=True)
     compared = pd.DataFrame([], columns=["megabytes", "perplexity ratio", "recipe"])
     parts["compared"] = gr.ScatterPlot(compared, x="megabytes", y="perplexity ratio", color="recipe", height=260,
-                                       title="Size and what it cost", visible=False, tooltip="all", elem_id="compared")  # fmt: skip
+                                       title="Size and what it cost", visible=False, tooltip="all",
+                                       elem_id="compared")  # fmt: skip
     return tab
 
 

@@ -1,7 +1,7 @@
 """Who is asking.
 
-On a Space, or wherever OAuth is set up, people log in with Hugging Face: the page by its session, programs by a token of
-the Hub in a header.  Elsewhere the page is for the machine's own user, and answers on loopback only.
+On a Space, or wherever OAuth is set up, people log in with Hugging Face: the page by its session, programs by a token
+of the Hub in a header.  Elsewhere the page is for the machine's own user, and answers on loopback only.
 """
 
 import hashlib
@@ -18,7 +18,7 @@ from huggingface_hub.errors import HfHubHTTPError
 
 from hfquant.errors import HfquantError
 
-OAUTH = ("SPACE_ID", "OAUTH_CLIENT_ID", "OAUTH_CLIENT_SECRET", "OAUTH_SCOPES", "OPENID_PROVIDER_URL")
+OAUTH = ("SYSTEM", "SPACE_ID", "OAUTH_CLIENT_ID", "OAUTH_CLIENT_SECRET", "OAUTH_SCOPES", "OPENID_PROVIDER_URL")
 REMEMBERED = 300  # seconds that a token's owner is not asked for again
 HEADERS = ("x-hf-authorization", "authorization")
 OWN = "local"  # the user on their own machine
@@ -48,6 +48,8 @@ class Login:
 
     def __init__(self, environment: Mapping[str, str] = os.environ) -> None:
         given = [name for name in OAUTH if environment.get(name)]
+        if given == ["SYSTEM"]:
+            given = []
         if given and len(given) < len(OAUTH):
             missing = ", ".join(name for name in OAUTH if name not in given)
             raise LoginError(
@@ -55,6 +57,9 @@ class Login:
                 "on a Space, put `hf_oauth: true` into README.md",
             )
         self.hub = bool(given)
+        if self.hub and environment["SYSTEM"] != "spaces":
+            # with anything else gradio signs its cookies with a key that everybody knows
+            raise LoginError(f"`SYSTEM` is `{environment['SYSTEM']}`", "set it to `spaces`: the login needs it")
         self._known: dict[str, tuple[float, Caller]] = {}
 
     def may_listen(self, host: str) -> None:

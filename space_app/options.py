@@ -16,8 +16,9 @@ TOP = ("format", "dtype")
 
 @dataclass(frozen=True)
 class Field:
-    """One option.  key: as `hfquant compress --set` takes it.  kind: "bool", "choice", "number", "text", or "maybe": a number or
-    nothing.
+    """One option.  key: as `hfquant compress --set` takes it.
+
+    kind: "bool", "choice", "number", "text", or "maybe": a number or nothing.
     """
 
     key: str

@@ -38,7 +38,7 @@ def facts(model: ModelFacts) -> str:
         "stored as": ", ".join(f"{code(kind)} {count(n)}" for kind, n in model.dtypes.items()),
         "architecture": code(model.architecture or model.model_type or "unknown"),
         "licence": code(model.license) if model.license else "none named",
-        "access": {False: "open to all"}.get(model.gated, "gated: its authors decide who may read it"),  # type: ignore[call-overload]
+        "access": "open to all" if model.gated is False else "gated: its authors decide who may read it",
         "visibility": "private" if model.private else "public",
     }
     return _table(rows)
@@ -54,7 +54,9 @@ def preview(found: Preview) -> str:
             "size": f"{size(found.bytes_before)} → **{size(found.bytes_after)}** ({share:.0%}{bits})",
             "memory needed": _known(found.memory, size),
             "disk needed": _known(found.disk, size),
-            "time": "about " + duration(found.seconds) if found.seconds is not None else "not known before it has begun",
+            "time": "about " + duration(found.seconds)
+            if found.seconds is not None
+            else "not known before it has begun",
             "price": "free" if not found.usd else f"at most ${found.usd:.2f}, billed to you by Hugging Face",
             "format": code(found.format or "–"),
             "goes to": _goes_to(found),
@@ -78,7 +80,9 @@ def problems(found: Sequence[Problem]) -> str:
 
 def headline(job: Job) -> str:
     """A job in two lines."""
-    recipe = code(str(job.request["recipe"].get("name") if isinstance(job.request["recipe"], Mapping) else job.request["recipe"]))
+    recipe = code(
+        str(job.request["recipe"].get("name") if isinstance(job.request["recipe"], Mapping) else job.request["recipe"])
+    )
     text = f"### {code(job.request['model'])} with {recipe}\n\n**{STATES[job.state]}**"
     if job.state == "queued" and job.place:
         text += f", number {job.place} in the queue"
@@ -88,7 +92,9 @@ def headline(job: Job) -> str:
         text += "\n\n" + failure(HfquantError(job.failure.message, job.failure.hint))
     if job.pushed:
         where = f"pull request {job.pushed.pull_request} of " if job.pushed.pull_request else ""
-        text += f"\n\nPushed: [{where}{code(job.pushed.repo)}]({job.pushed.url}) at commit {code(job.pushed.commit[:12])}"
+        text += (
+            f"\n\nPushed: [{where}{code(job.pushed.repo)}]({job.pushed.url}) at commit {code(job.pushed.commit[:12])}"
+        )
     return text
 
 

@@ -13,7 +13,7 @@ import typer
 from typer.core import TyperGroup
 
 from ..errors import HfquantError
-from . import compress, evaluate, export, generate, inspect, offload, push, recipes
+from . import compress, evaluate, export, generate, inspect, offload, push, recipes, space
 from .output import complain
 
 
@@ -46,6 +46,7 @@ app.command("recipes")(recipes.recipes)
 app.command("generate")(generate.generate)
 app.command("push")(push.push)
 app.command("export")(export.export)
+app.command("space")(space.space)
 app.add_typer(offload.app, name="offload")
 
 
