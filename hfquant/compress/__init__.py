@@ -4,8 +4,9 @@ import sys
 from types import ModuleType
 from typing import Any
 
+from .layout import LayerPlan
 from .pipeline import LayerResult, compress
-from .plan import LayerPlan, Plan, plan
+from .plan import Plan, plan
 from .resident import compress_model
 
 __all__ = ["LayerPlan", "LayerResult", "Plan", "compress", "compress_model", "plan"]

@@ -12,7 +12,7 @@ from ..model.skeleton import Skeleton
 from ..recipe import Recipe
 
 if TYPE_CHECKING:
-    from .plan import LayerPlan
+    from .layout import LayerPlan
 
 LIBRARIES = 420_000_000  # bytes that Python, torch and transformers take before anything is loaded
 
@@ -87,6 +87,11 @@ def _seconds(skeleton: Skeleton, recipe: Recipe, layers: "Sequence[LayerPlan]", 
     observe = sum(tokens.numel() * layer.shape[1] ** 2 for layer in layers) * 0.6
     solve = sum(layer.shape[0] * layer.shape[1] ** 2 * 14.0 for layer in layers)
     return fitting + passes * 2 * weights * tokens.numel() / forward + (observe + solve) / exact
+
+
+def forward_seconds(parameters: int, tokens: int, dtype: torch.dtype) -> float:
+    """How long a model of that size takes to read so many tokens on this machine."""
+    return 2.0 * parameters * tokens / _speed(dtype)
 
 
 def _speed(dtype: torch.dtype, size: int = 768) -> float:

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from ..errors import CheckpointError, ResourceError
 from ..model.blocks import weights
 from ..model.calibration import digest
+from ..model.source import Source
 from ..tensors import formats
 from ..tensors.encoding import Encoding
 from ..tensors.formats import Wire
@@ -22,9 +23,10 @@ from .block import Finished, Work, compress_block
 from .blocksteps import is_block_step, prepare, readings
 from .ends import compress_end
 from .finish import finish
+from .layout import LayerPlan
 from .memory import give_back, map_large_pieces
 from .naming import carried_parts, named_parts
-from .plan import LayerPlan, Plan, clear, plan
+from .plan import Plan, clear, plan
 from .rounding import Rounding
 from .selection import stored_bytes
 from .streaming import Passage, Streamer
@@ -54,7 +56,7 @@ class LayerResult:
     encoding: str = ""
 
 
-def compress(model: "str | Path | Plan", *args: Any, **kwargs: Any) -> Iterator[LayerResult]:
+def compress(model: "str | Path | Source | Plan", *args: Any, **kwargs: Any) -> Iterator[LayerResult]:
     """Compress a model, yielding every layer as it is finished; afterwards `out` is a complete checkpoint.
 
     Takes a `Plan`, or the arguments of `plan`.  Stopped at any moment, the same call goes on where it was and ends

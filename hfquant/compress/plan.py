@@ -11,33 +11,19 @@ import transformers
 from torch import Tensor
 
 from .. import __version__
-from ..errors import CalibrationError, CheckpointError, ResourceError, SourceError
-from ..model.blocks import Stack, stacks
+from ..errors import CalibrationError, CheckpointError, ResourceError
+from ..model.blocks import Stack
 from ..model.calibration import digest, self_generated, token_batches
 from ..model.inputs import vocabulary
 from ..model.skeleton import Skeleton
 from ..model.source import Source, open_source
 from ..model.survey import survey
 from ..recipe import Recipe
-from ..tensors import formats
 from ..tensors.formats import Wire
-from ..tensors.grid import Grid
-from .estimate import Estimate, estimate
+from .estimate import Estimate
 from .journal import Journal
-from .selection import Target, select, stored_bytes, wire_for
-
-
-@dataclass(frozen=True)
-class LayerPlan:
-    """One weight that will be compressed.  `shape` is (out, in), of each expert for fused experts."""
-
-    name: str
-    kind: str
-    shape: tuple[int, int]
-    grid: Grid
-    bytes_before: int
-    bytes_after: int
-    block: int
+from .layout import LayerPlan, fit, lay_out
+from .selection import Target
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -74,7 +60,7 @@ class Plan:
 
 
 def plan(
-    model: str | Path,
+    model: str | Path | Source,
     recipe: "str | Path | Mapping[str, Any] | Recipe",
     out: str | Path,
     *,
@@ -88,47 +74,30 @@ def plan(
 ) -> Plan:
     """Check a compression and estimate what it will need; nothing is written but an unpacked GGUF source.
 
-    model: folder, GGUF file or Hub id.  max_memory: bytes; batches are made smaller to stay below it.
+    model: folder, GGUF file or Hub id, or what `open_source` made of one.  max_memory: bytes; batches are made
+    smaller to stay below it.
     Raises an HfquantError for whatever would stop the work later.
     """
     chosen = _with_calibration(Recipe.parse(recipe), source=calibration, samples=samples, seq_len=seq_len, seed=seed)
     out, journal = Path(out).expanduser(), Journal(Path(out).expanduser())
     _check_device(device)
     _check_out(out, journal, fresh)
-    source = open_source(model, staging=journal.folder / "source")
-    dtype = _stored_dtype(chosen, source)
-    skeleton = Skeleton(source, compute_dtype(source, device))
-    if missing := skeleton.missing():
-        raise SourceError(
-            f"{source.id} lacks {len(missing)} of its model's weights, `{missing[0]}` among them",
-            "download the model again, or check `architectures` in config.json",
-        )
-    found = tuple(stacks(skeleton.model))
-    targets = select(skeleton.model, chosen)
-    wire = wire_for(targets, skeleton.model, chosen, dtype)
-    tokens = _tokens(source, chosen, skeleton.model)
-    layers = _layers(targets, wire, found, skeleton)
-    identity = survey(source, dtype)
-    batch, expected = _fit(skeleton, chosen, layers, tokens, dtype, max_memory)
-    fingerprint = _fingerprint(identity, chosen, tokens, wire, dtype, device) | {
+    source = model if isinstance(model, Source) else open_source(model, staging=journal.folder / "source")
+    laid = lay_out(source, chosen, device)
+    tokens = _tokens(source, chosen, laid.skeleton.model)
+    identity = survey(source, laid.dtype)
+    batch, expected = fit(laid, chosen, tokens, max_memory)
+    fingerprint = _fingerprint(identity, chosen, tokens, laid.wire, laid.dtype, device) | {
         "batch": batch,
-        "compute_dtype": str(skeleton.dtype),
+        "compute_dtype": str(laid.skeleton.dtype),
     }
     resumed = 0 if fresh else _resumed(journal, fingerprint, out)
     _check_disk(out, expected)
     return Plan(
-        source=source, recipe=chosen, out=out, skeleton=skeleton, stacks=found, targets=targets, wire=wire,
-        layers=layers, dtype=dtype, tokens=tokens, batch=batch, device=device, journal=journal,
-        fingerprint=fingerprint, estimate=expected, resumed=resumed, fresh=fresh,
+        source=source, recipe=chosen, out=out, skeleton=laid.skeleton, stacks=laid.stacks, targets=laid.targets,
+        wire=laid.wire, layers=laid.layers, dtype=laid.dtype, tokens=tokens, batch=batch, device=device,
+        journal=journal, fingerprint=fingerprint, estimate=expected, resumed=resumed, fresh=fresh,
     )  # fmt: skip
-
-
-def compute_dtype(source: Source, device: str = "cpu") -> torch.dtype:
-    """What the blocks compute in: bfloat16 where the hardware multiplies it faster than float32."""
-    if device != "cpu":
-        return torch.bfloat16 if source.dtype == torch.float32 else source.dtype
-    fast = torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
-    return torch.bfloat16 if fast else torch.float32
 
 
 def _with_calibration(recipe: Recipe, **changes: Any) -> Recipe:
@@ -178,16 +147,6 @@ def clear(out: Path, journal: Journal) -> None:
     journal.forget()
 
 
-def _stored_dtype(recipe: Recipe, source: Source) -> torch.dtype:
-    """What is not quantized is stored as this: 16 bit unless asked otherwise."""
-    if recipe.dtype == "auto":
-        return torch.bfloat16 if source.dtype.itemsize > 2 else source.dtype
-    if recipe.dtype == "keep":
-        return source.dtype
-    named: torch.dtype = getattr(torch, recipe.dtype)
-    return named
-
-
 def _tokens(source: Source, recipe: Recipe, model: Any) -> Tensor | None:
     if not recipe.needs_calibration:
         return None
@@ -211,44 +170,6 @@ def _tokens(source: Source, recipe: Recipe, model: Any) -> Tensor | None:
             "the tokenizer does not belong to this model",
         )
     return tokens
-
-
-def _layers(
-    targets: Mapping[str, Target], wire: Wire, found: tuple[Stack, ...], skeleton: Skeleton
-) -> dict[str, LayerPlan]:
-    blocks = [name for stack in found for name in stack.blocks]
-    fmt = formats.load(wire.format)
-    layers = {}
-    for name, target in targets.items():
-        block = next((i for i, prefix in enumerate(blocks) if name.startswith(prefix + ".")), len(blocks))
-        parameter = skeleton.model.get_parameter(name)
-        copies = parameter.shape[0] if target.kind == "experts" else 1
-        after = stored_bytes(fmt, wire.layers[target.layer], target.shape, wire.scale_dtype, copies)
-        before = parameter.numel() * skeleton.source.dtype.itemsize
-        layers[name] = LayerPlan(name, target.kind, target.shape, target.grid, before, after, block)
-    return layers
-
-
-def _fit(
-    skeleton: Skeleton,
-    recipe: Recipe,
-    layers: Mapping[str, LayerPlan],
-    tokens: Tensor | None,
-    dtype: torch.dtype,
-    max_memory: int | None,
-) -> tuple[int, Estimate]:
-    """The largest batch, of at most 2048 tokens, whose estimated peak stays below `max_memory`."""
-    batch = 1 if tokens is None else max(1, min(tokens.shape[0], 2048 // tokens.shape[1]))
-    while True:
-        expected = estimate(skeleton, recipe, list(layers.values()), tokens, batch, dtype)
-        if max_memory is None or expected.peak_memory <= max_memory:
-            return batch, expected
-        if batch == 1:
-            raise ResourceError(
-                f"about {expected.peak_memory / 1e6:,.0f} MB are needed, {max_memory / 1e6:,.0f} MB are allowed",
-                "allow more with `--max-memory`, use fewer or shorter samples, or a recipe without calibration",
-            )
-        batch //= 2
 
 
 def _fingerprint(

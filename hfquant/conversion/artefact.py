@@ -90,10 +90,10 @@ def read(folder: Path, *, force: bool = False) -> Artefact:
     if not force:
         _check_quality(folder, known)
     shown = report.public(known)
-    files = [*_files(folder, output["files"]), File(report.FILE, _json(shown))]
+    files = [*_files(folder, output["files"]), File(report.FILE, as_json(shown))]
     files.sort(key=lambda file: file.path)
     origin = provenance(shown, {file.path: (file.size, file.sha256) for file in files})
-    files.append(File(PROVENANCE, _json(origin)))
+    files.append(File(PROVENANCE, as_json(origin)))
     for file in files:
         _refuse_secrets(file)
     return Artefact(tuple(files), shown, origin)
@@ -130,5 +130,6 @@ def _refuse_secrets(file: File) -> None:
         )
 
 
-def _json(document: Mapping[str, Any]) -> bytes:
+def as_json(document: Mapping[str, Any]) -> bytes:
+    """A document as it is published."""
     return (json.dumps(report.plain(document), indent=1, ensure_ascii=False, allow_nan=False) + "\n").encode()

@@ -1,7 +1,7 @@
 """What is known of a model and of a request before anything is done."""
 
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, replace
 from typing import Any
 
 
@@ -93,3 +93,6 @@ class Preview:
     def allowed(self) -> bool:
         """Whether `submit` would take it."""
         return not any(problem.blocks for problem in self.problems)
+
+    def with_problems(self, more: Iterable[Problem]) -> "Preview":
+        return replace(self, problems=(*self.problems, *more))

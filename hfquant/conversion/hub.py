@@ -6,7 +6,7 @@ created, a pull request that waits is used, a large file that arrived is not sen
 
 import json
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,6 +17,7 @@ from huggingface_hub.utils._validators import validate_repo_id
 
 from ..errors import HubError
 from ..measure.report import FILE as REPORT
+from ..model.remote import Token
 from ..model.source import WEIGHTS
 from . import artefact
 from .artefact import Artefact
@@ -53,16 +54,24 @@ class Pushed:
 
 
 def check_access(
-    repo: str, *, private: bool | None = None, pr: bool = False, revision: str | None = None, force: bool = False
+    repo: str,
+    *,
+    private: bool | None = None,
+    pr: bool = False,
+    revision: str | None = None,
+    force: bool = False,
+    token: Token = None,
 ) -> Target:
     """Find out whether `push` could succeed, before any work; nothing is changed on the Hub.
+
+    token: whom the Hub is to take this for; None is the login of this machine, False nobody.
 
     Raises HubError if nobody is logged in, the token or the user may not write there, or the repository holds what
     hfquant did not make (and `force` is not set).
     """
     if pr and revision not in (None, MAIN):
         raise HubError("a pull request is made against the main branch", "leave out `--revision` or `--pr`")
-    return patiently(lambda: _access(HfApi(), repo, private, pr, revision or MAIN, force))
+    return patiently(lambda: _access(HfApi(token=token), repo, private, pr, revision or MAIN, force))
 
 
 def push(
@@ -73,18 +82,21 @@ def push(
     pr: bool = False,
     revision: str | None = None,
     force: bool = False,
+    token: Token = None,
+    guard: Callable[[], None] | None = None,
 ) -> Pushed:
     """Publish the checkpoint in `folder` as one commit, then compare every file's size and sha256 with the Hub's.
 
     private: of a repository that does not exist yet; by default only if the original is private or gated.
     pr: as a pull request.  revision: a branch, made if it is not there, or `refs/pr/N`.
     force: also where something else is, and although quality was not measured or not reached.
+    guard: asked between files, and last before the commit; what it raises stops the push, and nothing is published.
 
     Raises what `artefact.read` and `check_access` raise, and HubError for a push that did not arrive whole.
     """
     published = artefact.read(Path(folder), force=force)
-    target = check_access(repo, private=private, pr=pr, revision=revision, force=force)
-    api, where, number = HfApi(), revision or MAIN, None
+    target = check_access(repo, private=private, pr=pr, revision=revision, force=force, token=token)
+    api, where, number = HfApi(token=token), revision or MAIN, None
     if not target.exists:
         patiently(lambda: _create(api, target, published, private))
     head = patiently(lambda: Remote.read(api, target.repo, MAIN if pr else where))
@@ -98,7 +110,7 @@ def push(
         where, head = f"refs/pr/{number}", None
     elif where != MAIN and not where.startswith("refs/"):
         patiently(lambda: api.create_branch(target.repo, branch=where, exist_ok=True))
-    work = _Commit(api, target, published, where, head)
+    work = _Commit(api, target, published, where, head, guard)
     done = patiently(work)
     if problem := patiently(lambda: check(published, done, api=api, repo=target.repo)):
         raise HubError(f"{target.repo} is not what was pushed: {problem}", "run the same command again")
@@ -112,9 +124,17 @@ class _Commit:
     answer was lost, or somebody else's did, which must not be overwritten.
     """
 
-    def __init__(self, api: HfApi, target: Target, published: Artefact, revision: str, before: Remote | None) -> None:
+    def __init__(
+        self,
+        api: HfApi,
+        target: Target,
+        published: Artefact,
+        revision: str,
+        before: Remote | None,
+        guard: Callable[[], None] | None = None,
+    ) -> None:
         self.api, self.target, self.published, self.revision = api, target, published, revision
-        self.before, self.sent = before, False
+        self.before, self.sent, self.guard = before, False, guard
 
     def __call__(self) -> Remote:
         head = Remote.read(self.api, self.target.repo, self.revision)
@@ -128,6 +148,11 @@ class _Commit:
         old = _files_of(self.api, self.target.repo, head)
         gone = [CommitOperationDelete(path) for path in _stale(self.published, head, old)]
         new = [_addition(file) for file in self.published.files if not head.has(file)]
+        if self.guard is not None:
+            for addition in new:
+                self.guard()
+                self.api.preupload_lfs_files(self.target.repo, [addition], revision=self.revision, free_memory=False)
+            self.guard()
         self.sent = True
         try:
             made = self.api.create_commit(
@@ -154,7 +179,7 @@ class _Commit:
 
 def _access(api: HfApi, repo: str, private: bool | None, pr: bool, revision: str, force: bool) -> Target:
     validate_repo_id(repo)
-    user, writable = _who(api)
+    user, writable = namespaces(api)
     repo = repo if "/" in repo else f"{user}/{repo}"
     try:
         info = api.model_info(repo)
@@ -180,9 +205,9 @@ def _access(api: HfApi, repo: str, private: bool | None, pr: bool, revision: str
     return Target(repo, user, True, info.private)
 
 
-def _who(api: HfApi) -> tuple[str, set[str]]:
+def namespaces(api: HfApi) -> tuple[str, set[str]]:
     """The user, and the namespaces that this token may write to as far as the Hub says."""
-    if get_token() is None:
+    if api.token is False or (api.token is None and get_token() is None):
         raise HubError("you are not logged in to the Hub", "`hf auth login`, or set HF_TOKEN")
     me = api.whoami()
     role = ((me.get("auth") or {}).get("accessToken") or {}).get("role")

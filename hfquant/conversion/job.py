@@ -15,6 +15,10 @@ LOCAL_STEPS = (
 REMOTE_STEPS = ("preflight", "resolve", "run", "verify", "cleanup")
 
 
+class Unwanted(Exception):
+    """The job was cancelled, or is another worker's: nothing more is to be done for it here."""
+
+
 @dataclass(frozen=True)
 class Failure:
     """Why a job stopped, in words for its owner.  kind: the error's class, such as `QualityError`; `Bug` for ours."""

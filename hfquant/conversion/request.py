@@ -17,6 +17,7 @@ COMMIT = re.compile(r"[0-9a-f]{40}", re.ASCII)
 REVISION = re.compile(r"[A-Za-z0-9][\w./-]{0,199}", re.ASCII)
 SOURCES = ("default", "self")
 MAX_TEXT = 1_000_000  # characters of calibration text
+MAX_REMOTE_TEXT = 50_000  # of those, where they travel in a Job's environment
 MAX_RECIPE = 100_000  # characters of its JSON
 
 
@@ -61,7 +62,7 @@ class Request(Strict):
         if isinstance(request, cls):
             return request
         try:
-            return validate(cls, dict(request), "the request")  # type: ignore[arg-type]
+            return validate(cls, dict(request), "the request")
         except RecipeError as error:
             raise RequestError(error.message, error.hint) from None
 
@@ -97,6 +98,10 @@ class Request(Strict):
             raise ValueError("`pull_request` needs a `target`")
         if self.executor == "local" and (self.hardware or self.max_usd):
             raise ValueError("`hardware` and `max_usd` are for `executor: hf-jobs`")
+        if self.executor == "hf-jobs" and len(self.calibration_text or "") > MAX_REMOTE_TEXT:
+            raise ValueError(f"`executor: hf-jobs` takes at most {MAX_REMOTE_TEXT:,} characters of calibration text")
+        if self.executor == "hf-jobs" and self.review:
+            raise ValueError("`executor: hf-jobs` pushes by itself: make the target private instead of a review")
         if self.executor == "hf-jobs" and self.target is None:
             raise ValueError("`executor: hf-jobs` needs a `target`: nothing is kept on the machine that did the work")
         return self

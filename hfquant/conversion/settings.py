@@ -23,7 +23,16 @@ class Limits:
     memory: int | None = None  # of the child process; None: three quarters of the machine's
     seconds: int = 6 * 3600  # of one job's work
     usd: float = 20.0  # of one job on rented hardware
-    keep_days: float = 7.0  # how long results that were not pushed, and histories, are kept
+    keep_days: float = 30.0  # how long histories are kept, and results that were not pushed
+
+
+@dataclass(frozen=True, kw_only=True)
+class Measuring:
+    """How results are measured: windows of the packaged text, tokens in each, tokens of the samples."""
+
+    windows: int = 64
+    window_len: int = 512
+    new_tokens: int = 32
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -32,6 +41,7 @@ class Settings:
 
     secret: a Fernet key that seals tokens on their way from the service to a worker; without one, tokens stay in the
     memory of the process that took them, and only a worker in that process can use them.
+    measuring: the same for all jobs, so that results can be compared.
     own_login: whether jobs without a token use the login of the machine; for one's own machine only.
     """
 
@@ -39,6 +49,7 @@ class Settings:
     folder: Path
     secret: str | None = field(default=None, repr=False)
     limits: Limits = Limits()
+    measuring: Measuring = Measuring()
     own_login: bool = False
 
     @classmethod

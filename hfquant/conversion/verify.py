@@ -60,6 +60,14 @@ def check(published: Artefact, remote: Remote, *, api: HfApi | None = None, repo
 
 
 def _sha256(api: HfApi, repo: str, commit: str, path: str) -> str:
+    return hashlib.sha256(_read(api, repo, commit, path)).hexdigest()
+
+
+def read_text(api: HfApi, repo: str, commit: str, path: str) -> str:
+    """A small text of a repository."""
+    return _read(api, repo, commit, path).decode("utf-8")
+
+
+def _read(api: HfApi, repo: str, commit: str, path: str) -> bytes:
     with tempfile.TemporaryDirectory(prefix="hfquant-") as folder:
-        fetched = api.hf_hub_download(repo, path, revision=commit, local_dir=folder)
-        return hashlib.sha256(Path(fetched).read_bytes()).hexdigest()
+        return Path(api.hf_hub_download(repo, path, revision=commit, local_dir=folder)).read_bytes()

@@ -18,13 +18,13 @@ from .machine import available_memory
 
 
 @contextmanager
-def opened(model: str | Path | None, revision: str | None = None) -> Iterator[Source | None]:
+def opened(model: str | Path | Source | None, revision: str | None = None) -> Iterator[Source | None]:
     """A model folder, Hub id or GGUF file, the last unpacked for as long as the `with` block lasts.
 
-    None for None.  Raises SourceError as `open_source` does.
+    None for None, and what is open already as it is.  Raises SourceError as `open_source` does.
     """
-    if model is None:
-        yield None
+    if model is None or isinstance(model, Source):
+        yield model
         return
     with tempfile.TemporaryDirectory(prefix="hfquant-") as staging:
         yield open_source(model, revision, Path(staging))

@@ -32,7 +32,7 @@ NEW_TOKENS = 32
 def verify(
     out: str | Path,
     *,
-    against: str | Path | None = None,
+    against: str | Path | Source | None = None,
     text: str | Path | None = None,
     windows: int | None = 64,
     window_len: int = 512,
@@ -44,8 +44,8 @@ def verify(
 ) -> dict[str, Any]:
     """Measure the checkpoint in `out` -> the whole report, which is also in `out`/report.json.
 
-    against: the original (folder, Hub id, GGUF file); by default the one the report names; where there is
-    none, the model is scored alone and the gate, which compares, is left as it was.
+    against: the original (folder, Hub id, GGUF file, or opened already); by default the one the report names; where
+    there is none, the model is scored alone and the gate, which compares, is left as it was.
     text: a file, by default the packaged text.
     windows, window_len: how many, from the start of the text (None for all), and tokens in each, fewer where
     the model cannot have as many.
@@ -124,7 +124,9 @@ def _tokenizer(folder: Path) -> PreTrainedTokenizerBase:
     return found
 
 
-def _original(known: Mapping[str, Any], against: str | Path | None) -> tuple[str | Path | None, str | None]:
+def _original(
+    known: Mapping[str, Any], against: str | Path | Source | None
+) -> tuple[str | Path | Source | None, str | None]:
     """What to compare with, and its revision."""
     if against is not None:
         return against, None

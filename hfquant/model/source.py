@@ -12,6 +12,7 @@ from torch import Tensor
 from transformers import AutoConfig, AutoTokenizer, PretrainedConfig, PreTrainedTokenizerBase
 
 from ..errors import SourceError
+from .bounds import MAX_CHARACTERS, check_config
 from .headers import TensorInfo, read_header
 
 WEIGHTS = (
@@ -77,7 +78,7 @@ def open_source(
     truncated.
     """
     path, found, facts = _locate(model, revision, staging, quantized)
-    config = _config(path, str(model), quantized)
+    config = open_config(path, str(model), quantized)
     return Source(str(model), found, path, config, _tensors(path, str(model)), _other_files(path), facts)
 
 
@@ -99,17 +100,19 @@ def _locate(
         raise SourceError(f"{path} does not exist", "give a model folder, a .gguf file or a Hub id like `org/name`")
     from .hub import download
 
-    return download(str(model), revision, lambda folder: _config(folder, str(model), quantized))
+    return download(str(model), revision, lambda folder: open_config(folder, str(model), quantized))
 
 
-def _config(path: Path, name: str, allow_quantized: bool) -> PretrainedConfig:
+def open_config(path: Path, name: str, allow_quantized: bool = False) -> PretrainedConfig:
+    """The config in a folder.  Raises SourceError for one that is none, or none of a model that can be read here."""
     file = path / "config.json"
     if not file.is_file():
         raise SourceError(f"{name} has no config.json", "give a folder in the layout of transformers' save_pretrained")
     try:
-        raw: dict[str, Any] = json.loads(file.read_text())
-    except json.JSONDecodeError as error:
+        raw: dict[str, Any] = json.loads(file.read_text()) if file.stat().st_size < MAX_CHARACTERS else {}
+    except (ValueError, RecursionError) as error:
         raise SourceError(f"{file.name} of {name} is not JSON: {error}", "download the model again") from error
+    check_config(raw or None, name)
     quantized = raw.get("quantization_config") or raw.get("compression_config")
     if quantized and not allow_quantized:
         raise SourceError(

@@ -1,0 +1,111 @@
+"""Which weights a recipe compresses in a model, how they will be stored, and what that takes: from headers alone."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from ..errors import ResourceError, SourceError
+from ..model.blocks import Stack, stacks
+from ..model.skeleton import Skeleton
+from ..model.source import Source
+from ..recipe import Recipe
+from ..tensors import formats
+from ..tensors.formats import Wire
+from ..tensors.grid import Grid
+from .estimate import Estimate, estimate
+from .selection import Target, select, stored_bytes, wire_for
+
+
+@dataclass(frozen=True)
+class LayerPlan:
+    """One weight that will be compressed.  `shape` is (out, in), of each expert for fused experts."""
+
+    name: str
+    kind: str
+    shape: tuple[int, int]
+    grid: Grid
+    bytes_before: int
+    bytes_after: int
+    block: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class Layout:
+    """What headers alone tell: which weights a recipe compresses, and how they will be stored.  See `Plan`."""
+
+    skeleton: Skeleton
+    stacks: tuple[Stack, ...]
+    targets: Mapping[str, Target]
+    wire: Wire
+    layers: Mapping[str, LayerPlan]
+    dtype: torch.dtype
+
+
+def lay_out(source: Source, recipe: Recipe, device: str = "cpu") -> Layout:
+    """The layout of a compression; no weight is read.  Raises as `plan` does."""
+    dtype = _stored_dtype(recipe, source)
+    skeleton = Skeleton(source, compute_dtype(source, device))
+    if missing := skeleton.missing():
+        raise SourceError(
+            f"{source.id} lacks {len(missing)} of its model's weights, `{missing[0]}` among them",
+            "download the model again, or check `architectures` in config.json",
+        )
+    found = tuple(stacks(skeleton.model))
+    targets = select(skeleton.model, recipe)
+    wire = wire_for(targets, skeleton.model, recipe, dtype)
+    layers = _layers(targets, wire, found, skeleton)
+    return Layout(skeleton=skeleton, stacks=found, targets=targets, wire=wire, layers=layers, dtype=dtype)
+
+
+def fit(laid: Layout, recipe: Recipe, tokens: Tensor | None, max_memory: int | None = None) -> tuple[int, Estimate]:
+    """The largest batch, of at most 2048 tokens, whose estimated peak stays below `max_memory`, and its estimate.
+
+    Of the tokens only the shape matters.  Raises ResourceError if no batch is small enough.
+    """
+    batch = 1 if tokens is None else max(1, min(tokens.shape[0], 2048 // tokens.shape[1]))
+    while True:
+        expected = estimate(laid.skeleton, recipe, list(laid.layers.values()), tokens, batch, laid.dtype)
+        if max_memory is None or expected.peak_memory <= max_memory:
+            return batch, expected
+        if batch == 1:
+            raise ResourceError(
+                f"about {expected.peak_memory / 1e6:,.0f} MB are needed, {max_memory / 1e6:,.0f} MB are allowed",
+                "allow more with `--max-memory`, use fewer or shorter samples, or a recipe without calibration",
+            )
+        batch //= 2
+
+
+def compute_dtype(source: Source, device: str = "cpu") -> torch.dtype:
+    """What the blocks compute in: bfloat16 where the hardware multiplies it faster than float32."""
+    if device != "cpu":
+        return torch.bfloat16 if source.dtype == torch.float32 else source.dtype
+    fast = torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
+    return torch.bfloat16 if fast else torch.float32
+
+
+def _stored_dtype(recipe: Recipe, source: Source) -> torch.dtype:
+    """What is not quantized is stored as this: 16 bit unless asked otherwise."""
+    if recipe.dtype == "auto":
+        return torch.bfloat16 if source.dtype.itemsize > 2 else source.dtype
+    if recipe.dtype == "keep":
+        return source.dtype
+    named: torch.dtype = getattr(torch, recipe.dtype)
+    return named
+
+
+def _layers(
+    targets: Mapping[str, Target], wire: Wire, found: tuple[Stack, ...], skeleton: Skeleton
+) -> dict[str, LayerPlan]:
+    blocks = [name for stack in found for name in stack.blocks]
+    fmt = formats.load(wire.format)
+    layers = {}
+    for name, target in targets.items():
+        block = next((i for i, prefix in enumerate(blocks) if name.startswith(prefix + ".")), len(blocks))
+        parameter = skeleton.model.get_parameter(name)
+        copies = parameter.shape[0] if target.kind == "experts" else 1
+        after = stored_bytes(fmt, wire.layers[target.layer], target.shape, wire.scale_dtype, copies)
+        before = parameter.numel() * skeleton.source.dtype.itemsize
+        layers[name] = LayerPlan(name, target.kind, target.shape, target.grid, before, after, block)
+    return layers

@@ -1,0 +1,37 @@
+"""No token of the Hub in any text that is kept or shown."""
+
+import logging
+import re
+
+TOKEN = re.compile(r"hf_(?:oauth|jwt)_[\w.-]{8,}|hf_[\w-]{8,}|eyJ[\w-]{10,}\.[\w-]{10,}\.[\w-]{10,}", re.ASCII)
+BEARER = re.compile(r"(?i)(bearer\s+)[\w.~+/=-]{8,}")
+
+
+def redact(text: str) -> str:
+    """The text with every token replaced by its first letters: of the Hub, JSON web tokens, and what follows `Bearer`.
+
+    What only looks like a token is replaced too: `hf_` and eight letters.
+    """
+    return BEARER.sub(r"\1…", TOKEN.sub(lambda found: f"{found[0][:3]}…", text))
+
+
+def log_to_stderr() -> None:
+    """All logs of this process go to stderr, and no tokens with them."""
+    handler = logging.StreamHandler()
+    handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
+    handler.addFilter(Redact())
+    logging.basicConfig(level=logging.WARNING, handlers=[handler], force=True)
+    logging.getLogger("hfquant").setLevel(logging.INFO)
+
+
+class Redact(logging.Filter):
+    """A filter for handlers: what passes has no tokens in it, tracebacks included."""
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        said = record.getMessage()
+        if (clean := redact(said)) != said:
+            record.msg, record.args = clean, ()
+        if record.exc_info:
+            record.exc_text = redact(logging.Formatter().formatException(record.exc_info))
+            record.exc_info = None
+        return True

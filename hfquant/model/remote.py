@@ -1,0 +1,135 @@
+"""A model on the Hub, looked at: what its page says, what the headers of its files promise; no weight is fetched."""
+
+import json
+import struct
+from collections.abc import Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+from ..errors import SourceError
+from .bounds import MAX_CHARACTERS, check_config
+
+if TYPE_CHECKING:
+    from huggingface_hub.hf_api import ModelInfo
+
+Token = str | bool | None  # as huggingface_hub has it: None is the login of this machine, False nobody's
+
+FIRST = 100_000  # bytes of a file that are asked for at once: most headers are shorter
+LONGEST = 50_000_000  # bytes of a header
+MAX_SHARDS = 1_000
+PICKLES = (".bin", ".pt", ".pth", ".ckpt")
+INDEX, WHOLE = "model.safetensors.index.json", "model.safetensors"
+OTHER_COPY = "take another copy, or another revision"
+
+Tensors = Mapping[str, tuple[str, tuple[int, ...]]]  # name -> (type, shape), as the headers have them
+
+
+@dataclass(frozen=True)
+class Look:
+    """A repository at one commit.  files: its files with their sizes; weights: those that hold the model."""
+
+    model: str
+    commit: str
+    info: "ModelInfo" = field(repr=False)
+    files: Mapping[str, int]
+    weights: tuple[str, ...]
+
+    @property
+    def bytes(self) -> int:
+        return sum(self.files[name] for name in self.weights)
+
+
+def look(model: str, revision: str | None, token: Token = None) -> Look:
+    """Raises SourceError for a repository without a model in safetensors, and what huggingface_hub raises."""
+    from huggingface_hub import HfApi
+
+    info = HfApi(token=token).model_info(model, revision=revision, files_metadata=True)
+    if not info.sha:
+        raise SourceError(f"{model} has no commit", "give a repository that has files")
+    files = {file.rfilename: file.size or 0 for file in info.siblings or ()}
+    return Look(model, info.sha, info, files, tuple(_weights(model, files)))
+
+
+def _weights(model: str, names: Mapping[str, int]) -> list[str]:
+    """The safetensors files that hold the model; some repositories hold the weights a second time."""
+    if "config.json" not in names:
+        raise SourceError(f"{model} has no config.json", "give a repository in the layout of transformers")
+    found = sorted(name for name in names if name.endswith(".safetensors") and "/" not in name)
+    if not found:
+        pickled = sorted(name for name in names if name.endswith(PICKLES))
+        if pickled:
+            raise SourceError(
+                f"{model} has only pickled weights ({pickled[0]}), which can run code when they are read",
+                "convert them to safetensors where you trust them: load with transformers and `save_pretrained`",
+            )
+        raise SourceError(f"{model} has no *.safetensors file", "give a repository with a whole model")
+    if INDEX in names:
+        shards = [name for name in found if name.startswith("model-")]
+        found = shards or found
+    elif WHOLE in names:
+        found = [WHOLE]
+    if len(found) > MAX_SHARDS:
+        raise SourceError(f"{model} has {len(found):,} files of weights", f"at most {MAX_SHARDS:,} can be read")
+    return found
+
+
+def read_config(seen: Look, token: Token = None) -> dict[str, Any]:
+    """config.json, its numbers checked.  Raises SourceError."""
+    if seen.files["config.json"] > MAX_CHARACTERS:
+        raise SourceError(f"config.json of {seen.model} has {seen.files['config.json']:,} bytes", OTHER_COPY)
+    try:
+        raw = json.loads(_get(seen, "config.json", token))
+    except (ValueError, RecursionError) as error:
+        raise SourceError(f"config.json of {seen.model} is not JSON: {error}", OTHER_COPY) from error
+    check_config(raw, seen.model)
+    return dict(raw)
+
+
+def read_headers(seen: Look, token: Token = None) -> dict[str, tuple[str, tuple[int, ...]]]:
+    """What every file says it holds, compared with its size on the Hub.  Raises SourceError where it cannot be so."""
+    found: dict[str, tuple[str, tuple[int, ...]]] = {}
+    with ThreadPoolExecutor(8) as pool:
+        for tensors in pool.map(lambda name: dict(_tensors(seen, name, token)), seen.weights):
+            found |= tensors
+    return found
+
+
+def _tensors(seen: Look, name: str, token: Token) -> Iterator[tuple[str, tuple[str, tuple[int, ...]]]]:
+    size, start = seen.files[name], _get(seen, name, token, 0, FIRST)
+    length = struct.unpack("<Q", start[:8])[0] if len(start) >= 8 else size
+    if length > min(size, LONGEST):
+        raise SourceError(f"{name} of {seen.model} is damaged: its header cannot be read", OTHER_COPY)
+    if len(start) < 8 + length:
+        start = _get(seen, name, token, 0, 8 + length)
+    end = 0
+    try:
+        header = json.loads(start[8 : 8 + length])
+        header.pop("__metadata__", None)
+        for tensor, entry in header.items():
+            begin, end_of_it = entry["data_offsets"]
+            shape = tuple(int(n) for n in entry["shape"])
+            if begin < 0 or end_of_it < begin or min(shape, default=0) < 0:
+                raise ValueError(tensor)
+            end = max(end, end_of_it)
+            yield tensor, (str(entry["dtype"]), shape)
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+        raise SourceError(f"{name} of {seen.model} is damaged: its header cannot be read", OTHER_COPY) from error
+    if 8 + length + end != size:
+        raise SourceError(
+            f"{name} of {seen.model} is damaged: {8 + length + end:,} bytes are promised, the file has {size:,}",
+            OTHER_COPY,
+        )
+
+
+def _get(seen: Look, name: str, token: Token, start: int | None = None, count: int = 0) -> bytes:
+    """A small file, or a part of a large one."""
+    from huggingface_hub import hf_hub_url
+    from huggingface_hub.utils._headers import build_hf_headers
+    from huggingface_hub.utils._http import get_session, hf_raise_for_status
+
+    ranged = {} if start is None else {"range": f"bytes={start}-{start + count - 1}"}
+    url = hf_hub_url(seen.model, name, revision=seen.commit)
+    answer = get_session().get(url, headers={**build_hf_headers(token=token), **ranged}, follow_redirects=True)
+    hf_raise_for_status(answer)
+    return bytes(answer.content)
