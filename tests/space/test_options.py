@@ -9,7 +9,12 @@ from hfquant.recipe import Recipe
 from hfquant.recipe_source import presets
 from space_app import catalogue, options
 
-OTHER = {"number": lambda value: value + 1, "bool": lambda value: not value, "text": lambda value: "x", "maybe": lambda value: "1.5"}
+OTHER = {
+    "number": lambda value: value + 1,
+    "bool": lambda value: not value,
+    "text": lambda value: "x",
+    "maybe": lambda value: "1.5",
+}
 
 
 def at(recipe: Recipe, key: str) -> Any:
