@@ -29,7 +29,7 @@ from .facts import ModelFacts, Preview, Problem, Runtime
 from .hub import Target
 from .planner import Planner
 from .request import Request
-from .retry import patiently
+from .retry import insisting
 from .retry import understood as hub_understood
 from .settings import Settings
 
@@ -167,7 +167,7 @@ def see(
 ) -> tuple[Look, dict[str, Any], dict[str, tuple[str, tuple[int, ...]]]]:
     """A model's page, its config and the headers of its files.  Raises SourceError, HubError."""
     with understood(model, revision):
-        seen = patiently(lambda: look(model, revision, token))
+        seen = insisting(lambda: look(model, revision, token))
         return seen, read_config(seen, token), read_headers(seen, token)
 
 

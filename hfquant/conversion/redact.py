@@ -3,16 +3,16 @@
 import logging
 import re
 
-TOKEN = re.compile(r"hf_(?:oauth|jwt)_[\w.-]{8,}|hf_[\w-]{8,}|eyJ[\w-]{10,}\.[\w-]{10,}\.[\w-]{10,}", re.ASCII)
+TOKEN = re.compile(r"hf_(?:oauth|jwt)_[\w.-]{8,}|hf_[A-Za-z0-9]{16,}|eyJ[\w-]{10,}\.[\w-]{10,}\.[\w-]{10,}", re.ASCII)
 BEARER = re.compile(r"(?i)(bearer\s+)[\w.~+/=-]{8,}")
 
 
 def redact(text: str) -> str:
     """The text with every token replaced by its first letters: of the Hub, JSON web tokens, and what follows `Bearer`.
 
-    What only looks like a token is replaced too: `hf_` and eight letters.
+    What only looks like a token is replaced too: `hf_` and sixteen letters.
     """
-    return BEARER.sub(r"\1…", TOKEN.sub(lambda found: f"{found[0][:3]}…", text))
+    return TOKEN.sub(lambda found: f"{found[0][:3]}…", BEARER.sub(r"\1…", text))
 
 
 def log_to_stderr() -> None:

@@ -22,6 +22,7 @@ from huggingface_hub.errors import (
 )
 
 from ..errors import HubError
+from .redact import redact
 
 T = TypeVar("T")
 TRIES = 6
@@ -31,7 +32,6 @@ TRANSIENT = (
 )  # fmt: skip
 FAILURES = (HfHubHTTPError, RuntimeError, *TRANSIENT)
 PASSING = (408, 429, 500, 502, 503, 504)
-TOKEN = re.compile(r"hf_[\w.-]{8,}")
 sleep = time.sleep
 
 
@@ -41,14 +41,19 @@ def patiently(work: Callable[[], T]) -> T:
     Raises HubError for an error that stays.
     """
     with understood():
-        for attempt in range(TRIES - 1):
-            try:
-                return work()
-            except FAILURES as error:
-                if not passing(error):
-                    raise
-                sleep(_wait(error, attempt))
-        return work()
+        return insisting(work)
+
+
+def insisting(work: Callable[[], T]) -> T:
+    """The same; an error that stays is raised as the client had it."""
+    for attempt in range(TRIES - 1):
+        try:
+            return work()
+        except FAILURES as error:
+            if not passing(error):
+                raise
+            sleep(_wait(error, attempt))
+    return work()
 
 
 def passing(error: BaseException) -> bool:
@@ -115,4 +120,4 @@ def said(error: BaseException) -> str:
     if isinstance(error, RuntimeError) and error.__cause__ is not None:
         message = f"{message}: {said(error.__cause__)}"
     lines = [line.strip() for line in str(message).splitlines() if line.strip()]
-    return TOKEN.sub("hf_…", f"the Hub: {lines[0] if lines else type(error).__name__}")
+    return redact(f"the Hub: {lines[0] if lines else type(error).__name__}")

@@ -24,7 +24,7 @@ from .planner import Planner
 from .preview import Previewer
 from .queue import Queue
 from .request import COMMIT, Request
-from .retry import patiently
+from .retry import insisting
 from .sandbox import Start, start
 from .settings import Settings
 from .vault import EXPIRED, Token, Vault, vault_for
@@ -116,7 +116,7 @@ class Service:
         if COMMIT.fullmatch(wish.revision):
             return wish.revision
         with understood(wish.model, wish.revision):
-            return patiently(lambda: look(wish.model, wish.revision, self._as(token))).commit
+            return insisting(lambda: look(wish.model, wish.revision, self._as(token))).commit
 
     def _as(self, token: str | None) -> str | bool | None:
         """Whom the Hub takes this for: the token's owner; nobody without one, unless the machine's login is meant."""

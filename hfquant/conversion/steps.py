@@ -27,7 +27,7 @@ from .job import Kind, Unwanted
 from .provenance import FILE as PROVENANCE
 from .pull import pull
 from .request import Request
-from .retry import patiently
+from .retry import insisting, patiently
 from .settings import Settings
 from .vault import EXPIRED
 from .verify import Remote, check, read_text
@@ -101,7 +101,7 @@ class Steps:
 
     def look(self) -> Look:
         with understood(self.request.model, self.row["revision"]):
-            return patiently(lambda: look(self.request.model, self.row["revision"], self.token()))
+            return insisting(lambda: look(self.request.model, self.row["revision"], self.token()))
 
     @property
     def measured(self) -> bool:
