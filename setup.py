@@ -5,7 +5,7 @@ from setuptools import find_namespace_packages, setup
 
 setup(
     packages=[
-        *find_namespace_packages(include=["hfquant*", "optimum.commands.register"]),
+        *find_namespace_packages(include=["hfquant*", "space_app", "optimum.commands.register"]),
         "hfquant.model_cards",
     ],
     package_dir={"hfquant.model_cards": "model_cards"},

@@ -47,9 +47,10 @@ loaded.save(out)
 print(json.dumps({{"seconds": time.perf_counter() - start, "cpu": time.process_time() - used, "peak": {PEAK}}}))
 """
 SCORE_OURS = "import hfquant, sys, torch; model = hfquant.load(sys.argv[1], dtype=torch.float32)"
+# its kernels take no float32
 SCORE_RIVAL = (
     "import sys, torch; from gptqmodel import GPTQModel, BACKEND\n"
-    "model = GPTQModel.load(sys.argv[1], backend=BACKEND.TORCH, device='cpu', dtype=torch.bfloat16).model  # it has no kernel for float32"
+    "model = GPTQModel.load(sys.argv[1], backend=BACKEND.TORCH, device='cpu', dtype=torch.bfloat16).model"
 )
 PERPLEXITY = """
 import json, numpy as np

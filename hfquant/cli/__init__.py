@@ -13,7 +13,7 @@ import typer
 from typer.core import TyperGroup
 
 from ..errors import HfquantError
-from . import compress, evaluate, export, generate, inspect, jobs, offload, push, recipes, worker
+from . import compress, evaluate, export, generate, inspect, jobs, offload, push, recipes, space, worker
 from .output import complain
 
 
@@ -48,6 +48,7 @@ app.command("push")(push.push)
 app.command("export")(export.export)
 app.command("worker")(worker.worker)
 app.add_typer(jobs.app, name="jobs")
+app.command("space")(space.space)
 app.add_typer(offload.app, name="offload")
 
 

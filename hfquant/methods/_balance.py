@@ -148,7 +148,7 @@ class Balance:
 
 
 def _some_rows(W: Tensor) -> tuple[Tensor, Tensor]:
-    """Rows that stand for all, and for how many each does: the few that are largest decide, and stand for themselves."""
+    """Rows that stand for all, and for how many each does: the few that are largest stand for themselves."""
     order = W.abs().amax(1).argsort(descending=True)
     rest = order[ROWS:]
     some = rest[:: max(1, len(rest) // ROWS)]

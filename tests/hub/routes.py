@@ -3,7 +3,7 @@
 from collections.abc import Callable
 from typing import Any
 
-from . import jobs, read, talk, write
+from . import jobs, oauth, read, talk, write
 from .server import Answer, Hub, Request
 from .store import Refused
 
@@ -32,6 +32,13 @@ PLAIN: dict[tuple[str, str], Callable[[Hub, Request], Answer]] = {
     ("DELETE", "repos/delete"): write.delete,
     ("POST", "validate-yaml"): write.validate_yaml,
 }
+LOGIN: dict[str, Callable[[Hub, Request], Answer]] = {
+    ".well-known/openid-configuration": oauth.configuration,
+    "oauth/authorize": oauth.authorize,
+    "oauth/token": oauth.token,
+    "oauth/userinfo": oauth.userinfo,
+    "oauth/jwks": oauth.jwks,
+}
 
 
 def route(hub: Hub, request: Request) -> Answer:
@@ -46,6 +53,8 @@ def route(hub: Hub, request: Request) -> Answer:
             action = parts[4] if len(parts) > 4 else ""
             if of_repo := REPO.get((method, action)):
                 return of_repo(hub, request, "/".join(parts[2:4]), *_rest(action, parts[5:]))
+    elif found := LOGIN.get("/".join(parts)):
+        return found(hub, request)
     elif parts[0] == "lfs":
         return write.lfs(hub, request)
     elif len(parts) > 4 and parts[2] == "resolve":

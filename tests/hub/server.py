@@ -22,6 +22,7 @@ from typing import Any, Self
 from urllib.parse import parse_qs, unquote, urlsplit
 
 from .faults import Faults
+from .oauth import Provider
 from .store import Refused, Store
 from .xet import Xet
 
@@ -83,6 +84,7 @@ class Hub:
         self.store, self.faults = Store(folder / "blobs"), Faults()
         self.xet = Xet(folder / "xet")
         self.jobs = Jobs()
+        self.oauth = Provider()
         self.seen_tokens: set[str] = set()
         hub = self
 
@@ -156,7 +158,8 @@ class Handler(BaseHTTPRequestHandler):
     def _answer(self, path: str, query: str, body: bytes) -> Answer:
         from .routes import route
 
-        token = self.headers.get("Authorization", "").removeprefix("Bearer ") or None
+        kind, _, given = self.headers.get("Authorization", "").partition(" ")
+        token = given or None if kind == "Bearer" else None
         if token:
             self.owner.seen_tokens.add(token)
         request = Request(

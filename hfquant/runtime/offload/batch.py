@@ -30,8 +30,8 @@ class Generation:
     def of(model: Any, asked: Mapping[str, Any], base: GenerationConfig | None = None, prompt: int = 0) -> "Generation":
         """The model's own generation config, or `base`, changed by what is asked.
 
-        prompt: tokens of the longest prompt, for `max_length`, which counts them.  Raises ResourceError for what the schedule
-        does not do: several sequences per prompt, assistants, anything but a tensor of tokens as output.
+        prompt: tokens of the longest prompt, for `max_length`, which counts them.  Raises ResourceError for what the
+        schedule does not do: several sequences per prompt, assistants, anything but a tensor of tokens as output.
         """
         config: GenerationConfig = copy.deepcopy(model.generation_config if base is None else base)
         unknown = config.update(**asked)

@@ -1,0 +1,113 @@
+"""The page and its server.  `hfquant space` starts it; on the Hub, this file does."""
+
+import os
+
+# before gradio and huggingface_hub are imported: they read these then
+for name, value in {
+    "GRADIO_ANALYTICS_ENABLED": "False",
+    "HF_HUB_DISABLE_TELEMETRY": "1",
+    "DISABLE_SAFETENSORS_CONVERSION": "1",
+}.items():
+    os.environ.setdefault(name, value)
+
+import argparse  # noqa: E402
+from collections.abc import Sequence  # noqa: E402
+from pathlib import Path  # noqa: E402
+from typing import Any  # noqa: E402
+
+import fastapi  # noqa: E402
+import gradio as gr  # noqa: E402
+import uvicorn  # noqa: E402
+from cryptography.fernet import Fernet  # noqa: E402
+
+from hfquant.conversion.service import Service  # noqa: E402
+from hfquant.conversion.settings import Settings  # noqa: E402
+from hfquant.measure.markdown import code  # noqa: E402
+from space_app import api, convert, examples, jobs  # noqa: E402
+from space_app.login import Login  # noqa: E402
+from space_app.worker import Worker  # noqa: E402
+
+INTRODUCTION = """# hfquant
+Pick a model of the Hub and a recipe; see what the result will weigh, need and cost; start, close the page, come back.
+The result is measured against the original and pushed with a card that says what was lost."""
+
+
+def build(service: Service, login: Login) -> gr.Blocks:
+    """The page on a service."""
+    with gr.Blocks(title="hfquant") as page:
+        job = gr.BrowserState(None, storage_key="hfquant-job")
+        with gr.Row():
+            gr.Markdown(INTRODUCTION)
+            with gr.Column(scale=0, min_width=240):
+                if login.hub:
+                    gr.LoginButton(elem_id="login")
+                status = gr.Markdown(elem_id="status")
+        with gr.Tabs(elem_id="tabs") as tabs:
+            with gr.Tab("Convert", id="convert"):
+                form = convert.build(service, login)
+            with gr.Tab("Jobs", id="jobs"):
+                watched = jobs.build(service, login, job)
+            with gr.Tab("Examples", id="examples"):
+                examples.build()
+        convert.connect(form, service, login, job, tabs, watched.refresh)
+        watched.connect(tabs, form)
+        api.expose(service, login)
+
+        def arrive(http: gr.Request) -> tuple[str, Any]:
+            return _status(login, http), convert.owners(login, http)
+
+        page.load(arrive, None, [status, form.owner], queue=False, api_visibility="private")
+        page.load(watched.show, [job, watched.seen], watched.outputs, api_visibility="private")
+    return page
+
+
+def _status(login: Login, http: gr.Request) -> str:
+    caller = login.caller(http)
+    if caller is None:
+        return "Not logged in: you can look at models and costs, and at examples."
+    return f"Logged in as {code(caller.user)}" if login.hub else "For you, on this machine"
+
+
+def create(service: Service, login: Login) -> fastapi.FastAPI:
+    """The server: the page at `/`, its API below it."""
+    app = fastapi.FastAPI(title="hfquant", docs_url=None, redoc_url=None, openapi_url=None)
+    page = build(service, login)
+    page.queue(default_concurrency_limit=16, max_size=200)
+    return gr.mount_gradio_app(
+        app,
+        page,
+        path="/",
+        css_paths=Path(__file__).parent / "style.css",
+        footer_links=["api"],
+        run_history=False,
+        enable_monitoring=False,
+        max_file_size="1mb",
+        ssr_mode=False,
+        mcp_server=os.environ.get("GRADIO_MCP_SERVER") == "True",
+        show_error=False,
+    )
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Serve until interrupted, with a worker beside.  Raises LoginError for an address that is not safe."""
+    on_space = bool(os.environ.get("SPACE_ID"))
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--host", default="0.0.0.0" if on_space else "127.0.0.1")
+    parser.add_argument("--port", type=int, default=int(os.environ.get("PORT", "7860")))
+    given = parser.parse_args(arguments)
+    serve(given.host, given.port)
+
+
+def serve(host: str, port: int) -> None:
+    """The page, its API and a worker, until interrupted."""
+    login = Login()
+    login.may_listen(host)
+    settings = Settings.read(own_login=not login.hub)
+    if settings.secret is None:
+        settings = Settings.read(own_login=not login.hub, secret=Fernet.generate_key().decode())
+    with Service(settings) as service, Worker(settings):
+        uvicorn.run(create(service, login), host=host, port=port, log_level="warning")
+
+
+if __name__ == "__main__":
+    main()
