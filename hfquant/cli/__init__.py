@@ -13,7 +13,7 @@ import typer
 from typer.core import TyperGroup
 
 from ..errors import HfquantError
-from . import compress, evaluate, export, generate, inspect, offload, push, recipes
+from . import compress, evaluate, export, fleet, generate, inspect, offload, push, recipes
 from .output import complain
 
 
@@ -47,6 +47,8 @@ app.command("generate")(generate.generate)
 app.command("push")(push.push)
 app.command("export")(export.export)
 app.add_typer(offload.app, name="offload")
+app.add_typer(fleet.fleet)
+app.add_typer(fleet.webhooks)
 
 
 def _version(wanted: bool) -> None:
