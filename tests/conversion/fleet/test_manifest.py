@@ -11,11 +11,16 @@ from hfquant.errors import FleetError, HfquantError
 
 GOOD: dict[str, Any] = {
     "version": 1,
-    "defaults": {"namespace": "acme", "executor": "hf-jobs", "flavor": "a10g-small", "timeout": "2h", "max_usd": 3, "push": "pr"},
+    "defaults": {
+        "namespace": "acme", "executor": "hf-jobs", "flavor": "a10g-small", "timeout": "2h", "max_usd": 3, "push": "pr",
+    },
     "recipes": {"gptq4": "recipes/mine.yaml", "sq8": "smoothquant-w8a8"},
     "models": [
         {"id": "org/model", "recipes": ["gptq4", "sq8"], "gates": {"max_ppl_ratio": 1.05}},
-        {"search": {"author": "org", "pipeline": "text-generation", "max_params": 8e9}, "recipes": ["gptq4"], "limit": 20},
+        {
+            "search": {"author": "org", "pipeline": "text-generation", "max_params": 8e9},
+            "recipes": ["gptq4"], "limit": 20,
+        },
     ],
 }  # fmt: skip
 
