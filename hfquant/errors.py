@@ -12,6 +12,7 @@ HfquantError
 ├── RequestError       a conversion that cannot be asked for like this
 ├── LimitError         a conversion that has to wait: too many of them, or too large a one
 ├── JobError           a job that does not exist (for this user), or is not in the state that this needs
+├── FleetError         a manifest of conversions that cannot be read, or a webhook that is not safe to open
 ├── TokenError         a token of the Hub that is missing, has expired or may not do this
 └── QualityError       the result was written, measured, and found to have collapsed
 """
@@ -59,6 +60,9 @@ class LimitError(HfquantError): ...
 
 
 class JobError(HfquantError): ...
+
+
+class FleetError(HfquantError): ...
 
 
 class TokenError(HfquantError): ...

@@ -13,7 +13,7 @@ import typer
 from typer.core import TyperGroup
 
 from ..errors import HfquantError
-from . import compress, evaluate, export, generate, inspect, jobs, offload, push, recipes, space, worker
+from . import compress, evaluate, export, fleet, generate, inspect, jobs, offload, push, recipes, space, worker
 from .output import complain
 
 
@@ -50,6 +50,8 @@ app.command("worker")(worker.worker)
 app.add_typer(jobs.app, name="jobs")
 app.command("space")(space.space)
 app.add_typer(offload.app, name="offload")
+app.add_typer(fleet.fleet)
+app.add_typer(fleet.webhooks)
 
 
 def _version(wanted: bool) -> None:

@@ -81,6 +81,16 @@ workers = sa.Table(
     sa.Column("alive", sa.Boolean, nullable=False),
 )
 
+arrivals = sa.Table(
+    "hfquant_arrivals",
+    metadata,
+    sa.Column("repo", sa.String(200), primary_key=True),
+    sa.Column("commit", sa.String(40), primary_key=True),
+    sa.Column("arrived", sa.Float, nullable=False),
+    sa.Column("handled", sa.Float),
+    sa.Column("failures", sa.Integer, nullable=False, default=0),
+)
+
 
 class Database:
     """Connections to one database.  `read` and `write` are transactions; only one `write` happens at a time."""
