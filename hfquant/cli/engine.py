@@ -88,6 +88,14 @@ def steps(folder: Path) -> "list[StepError]":
     return step_errors(report.read(folder))
 
 
+def diagnose(model: str, out: Path | None, **settings: Any) -> dict[str, Any]:
+    """Measure a model and draw figures; the data behind them."""
+    _quiet()
+    from ..measure.diagnose import diagnose
+
+    return diagnose(model, out, **settings)
+
+
 def check_push(repo: str, **settings: Any) -> None:
     """Raises HubError if a push to this repository could not succeed."""
     from ..conversion.hub import check_access

@@ -6,7 +6,7 @@ from typing import Any
 from matplotlib.axes import Axes
 
 from .series import Row, Series, by_role, first_panels
-from .style import DASHES, INKS, MARKERS, Drawing, depth, grid, height, logarithmic, page
+from .style import DASHES, INKS, MARKERS, Drawing, depth, grid, height, legend, logarithmic, page
 
 
 def _inputs(data: Mapping[str, Any]) -> dict[str, Series]:
@@ -28,7 +28,7 @@ def tokens(data: Mapping[str, Any]) -> Drawing | None:
             axis.set_title(f"into {name}")
         figure.supxlabel("block", fontsize=10)
         figure.supylabel("largest |x| of a token", fontsize=10)
-        figure.axes[0].legend(loc="best", framealpha=0.9)
+        legend(figure, figure.axes[0])
     worst = max((row for rows in series.values() for row in rows), key=_token_ratio)
     alt = (
         f"Largest magnitude of every token at the inputs of {len(series)} kinds of layers{left_out}, by block:"
@@ -47,14 +47,13 @@ def _band(axis: Axes, rows: list[Row]) -> None:
     blocks = [row["block"] for row in rows]
     of = {name: [max(row["tokens"][name], 1e-6) for row in rows] for name in rows[0]["tokens"]}
     axis.fill_between(
-        blocks, of["p5"], of["p95"], facecolor="#e4e8ee", edgecolor="#8899aa", hatch="///", linewidth=0, label="90%"
+        blocks, of["p5"], of["p95"], facecolor="#e4e8ee", edgecolor="#8899aa", hatch="///", linewidth=0, label="90% of tokens"
     )
-    for name, marker, dash, ink in (
-        ("max", "^", "-", INKS[1]),
-        ("median", "o", "-", INKS[0]),
-        ("min", "v", "--", INKS[4]),
-    ):
-        axis.plot(blocks, of[name], marker=marker, linestyle=dash, color=ink, label=name, markersize=3.5)
+    lines = (
+        ("max", "^", "-", "largest token"), ("median", "o", "-", "median"), ("min", "v", "--", "smallest token"),
+    )  # fmt: skip
+    for ink, (name, marker, dash, label) in zip((INKS[1], INKS[0], INKS[4]), lines, strict=True):
+        axis.plot(blocks, of[name], marker=marker, linestyle=dash, color=ink, label=label, markersize=3.5)
     logarithmic(axis)
     depth(axis, blocks)
 
@@ -77,7 +76,7 @@ def channels(data: Mapping[str, Any]) -> Drawing | None:
             axis.set_title(f"into {name}")
         figure.supxlabel("block", fontsize=10)
         figure.supylabel("largest channel / median channel", fontsize=10)
-        figure.axes[0].legend(loc="best", framealpha=0.9)
+        legend(figure, figure.axes[0])
     every = [row for rows in series.values() for row in rows]
     worst = max(every, key=lambda row: float(row["channel_ratio"]))
     smoothed = max(float(row["channel_ratio_smoothed"]) for row in every)

@@ -3,11 +3,9 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from matplotlib.ticker import FuncFormatter, NullFormatter, NullLocator
-
 from ..diagnose.result import best
 from .series import Row, by_role
-from .style import DASHES, HATCHES, INKS, MARKERS, Drawing, depth, logarithmic, page
+from .style import DASHES, HATCHES, INKS, MARKERS, Drawing, depth, legend, logarithmic, page
 
 
 def _in_blocks(data: Mapping[str, Any]) -> list[Row]:
@@ -81,8 +79,7 @@ def bits(data: Mapping[str, Any]) -> Drawing | None:
         bottom.set_ylabel("MB")
         bottom.set_xlabel("block")
         depth(bottom, range(len(blocks)))
-        handles, labels = bottom.get_legend_handles_labels()
-        figure.legend(handles, labels, loc="outside lower center", ncols=min(4, len(labels)), frameon=False)
+        legend(figure, bottom)
     stored = data.get("stored") or {}
     layers = sum(row["bytes_after"] for row in data["layers"])
     rest = f" {(stored['after'] - layers) / 1e6:.1f} MB more are not in these layers." if stored.get("after") else ""
@@ -119,12 +116,7 @@ def frontier(data: Mapping[str, Any]) -> Drawing | None:
         axis.set_ylabel("perplexity (lower is better)")
         low, high = min(r["perplexity"] for r in rows), max(r["perplexity"] for r in rows)
         if high > 3 * low:
-            axis.set_yscale("log")
-            ticks = [tick for k in range(7) for tick in (10**k, 2 * 10**k, 5 * 10**k) if 0.7 * low < tick < 1.4 * high]
-            axis.set_yticks(ticks)
-            axis.yaxis.set_minor_locator(NullLocator())
-            axis.yaxis.set_minor_formatter(NullFormatter())
-            axis.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+            logarithmic(axis)
         figure.legend(loc="outside lower center", ncols=2, frameon=False)
     said = "; ".join(f"{row['bytes'] / 1e6:.3g} MB, {row['perplexity']:.4g}" for row in rows)
     alt = (

@@ -11,7 +11,7 @@ import matplotlib as mpl
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
-from matplotlib.ticker import FuncFormatter, MaxNLocator, NullFormatter
+from matplotlib.ticker import FixedLocator, FuncFormatter, MaxNLocator, NullLocator
 
 WIDTH, DPI = 7.0, 160  # inches, and dots in one: 1120 pixels, shown on a card as about 700
 PANEL = 2.0  # inches of height of one of several panels
@@ -32,6 +32,7 @@ STYLE = {
     "axes.spines.top": False,
     "axes.spines.right": False,
     "axes.grid": True,
+    "axes.axisbelow": True,
     "grid.color": "#dddddd",
     "grid.linewidth": 0.6,
     "lines.linewidth": 1.3,
@@ -81,7 +82,7 @@ def grid(figure: Figure, count: int, columns: int = 2, **options: Any) -> list[A
 
 def height(count: int, columns: int = 2, each: float = PANEL) -> float:
     """Inches that a page with so many panels needs."""
-    return 0.9 + each * math.ceil(count / min(columns, count))
+    return 1.2 + each * math.ceil(count / min(columns, count))
 
 
 def depth(axis: Axes, blocks: Sequence[int]) -> None:
@@ -91,19 +92,23 @@ def depth(axis: Axes, blocks: Sequence[int]) -> None:
 
 
 def logarithmic(axis: Axes) -> None:
-    """The y axis is logarithmic, and its ticks are numbers that people read."""
+    """The y axis is logarithmic, with a handful of ticks that are numbers that people read."""
     axis.set_yscale("log")
     low, high = axis.get_ylim()
+    decades = math.log10(high / low)
+    leads = (1, 1.5, 2, 3, 5, 7) if decades < 1.1 else (1, 2, 5) if decades < 2.2 else (1,)
+    step = max(1, round(decades / 5))
+    powers = range(math.floor(math.log10(low)), math.ceil(math.log10(high)) + 1)
+    ticks = [lead * 10.0**power for power in powers if power % step == 0 for lead in leads]
+    axis.yaxis.set_major_locator(FixedLocator([tick for tick in ticks if low <= tick <= high]))
+    axis.yaxis.set_minor_locator(NullLocator())
     axis.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
-    few = high / low < 12  # less than a decade or so: its inner ticks carry the numbers
-    axis.yaxis.set_minor_formatter(FuncFormatter(_inner) if few else NullFormatter())
-    axis.tick_params(axis="y", which="minor", labelsize=8)
 
 
-def _inner(value: float, _: object) -> str:
-    """2 and 5 of every decade."""
-    lead = value / 10 ** math.floor(math.log10(value))
-    return f"{value:g}" if round(lead, 3) in (2, 5) else ""
+def legend(figure: Figure, axis: Axes, columns: int = 4) -> None:
+    """One legend for all panels, below them."""
+    handles, labels = axis.get_legend_handles_labels()
+    figure.legend(handles, labels, loc="outside lower center", ncols=min(columns, len(labels)), frameon=False)
 
 
 def shorten(text: str, most: int = 34) -> str:

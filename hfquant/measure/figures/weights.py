@@ -4,10 +4,11 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from matplotlib.axes import Axes
+from matplotlib.ticker import FuncFormatter
 
 from ..diagnose.statistics import BINS, SIGMAS
 from .series import Row, Series, by_role, first_panels
-from .style import DASHES, INKS, Drawing, depth, grid, height, logarithmic, page
+from .style import DASHES, INKS, Drawing, depth, grid, height, legend, logarithmic, page
 
 FEW = 3 / 16  # of the range of a matrix: with one scale of 4 bit for all of it, such a row keeps three values
 
@@ -24,7 +25,7 @@ def rows(data: Mapping[str, Any]) -> Drawing | None:
             _rows(axis, listed)
             axis.set_title(f"attention output ({name})")
             axis.set_ylabel("range of a row /\nrange of the matrix")
-        figure.axes[0].legend(loc="upper left", bbox_to_anchor=(1.0, 1.0), frameon=False)
+        legend(figure, figure.axes[0])
         figure.supxlabel("block", fontsize=10)
     worst = min((row for listed in series.values() for row in listed), key=_least)
     below = sum(row["rows"]["median"] / row["rows"]["max"] < FEW for row in seen)
@@ -54,7 +55,7 @@ def _rows(axis: Axes, listed: list[Row]) -> None:
     )
     axis.plot(blocks, of["median"], marker="o", color=INKS[0], label="median row")
     axis.plot(blocks, of["min"], marker="v", linestyle="--", color=INKS[4], label="smallest row")
-    axis.axhline(FEW, color=INKS[1], linestyle=":", linewidth=1.6, label="3 values left\nat 4 bit")
+    axis.axhline(FEW, color=INKS[1], linestyle=":", linewidth=1.6, label="3 values left at 4 bit")
     axis.set_ylim(min(0.5 * FEW, 0.8 * min(of["min"])), 1.1)
     logarithmic(axis)
     depth(axis, blocks)
@@ -84,7 +85,7 @@ def distributions(data: Mapping[str, Any]) -> Drawing | None:
                 0.98, 0.95, f"max {largest:.0f} σ\nkurtosis {heavy:.1f}", transform=axis.transAxes, ha="right", va="top",
                 fontsize=9,
             )  # fmt: skip
-        axes[0].legend(loc="upper left", handlelength=1.6, borderpad=0.2)
+        legend(figure, axes[0])
         figure.supxlabel("weight / standard deviation of its matrix", fontsize=10)
         figure.supylabel("share of weights (log)", fontsize=10)
     outlying = max((row for name in series for row in facts[name]), key=lambda row: float(row["largest"]))
@@ -112,6 +113,7 @@ def _histogram(axis: Axes, counts: Sequence[float], style: int, label: str) -> N
     axis.stairs(shares, edges, color=INKS[style], linestyle=DASHES[style], linewidth=1.3, label=label)
     axis.set_yscale("log")
     axis.set_ylim(1e-8, 1)
+    axis.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:.0e}".replace("e-0", "e-") if value < 1 else "1"))
 
 
 def _normal() -> tuple[list[float], list[float]]:
