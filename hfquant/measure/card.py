@@ -81,7 +81,7 @@ def metadata(report: Mapping[str, Any]) -> ModelCardData:
         library_name="transformers" if standard or wire.get("format") == "dense" else "hfquant",
         pipeline_tag=_pipeline(output),
         tags=list(dict.fromkeys(tag for tag in tags if tag and TAG.fullmatch(tag))),
-        model_name=_plain(display_name(report), "a model") if results else None,
+        model_name=plain_name(report) if results else None,
         eval_results=results or None,
         **_licence(report),
     )
@@ -133,6 +133,11 @@ def _papers(report: Mapping[str, Any]) -> Iterator[str]:
     for name in _steps(report):
         if found := PAPER.match(import_module(f"{methods.__name__}.{name}").__doc__ or ""):
             yield f"{found[1]}: {found[2]}, [arXiv:{found[3]}](https://arxiv.org/abs/{found[3]})"
+
+
+def plain_name(report: Mapping[str, Any]) -> str:
+    """`display_name`, if that is nothing but a name: for headers and titles that cannot show foreign text."""
+    return _plain(display_name(report), "a model")
 
 
 def display_name(report: Mapping[str, Any]) -> str:

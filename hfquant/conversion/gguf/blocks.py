@@ -6,7 +6,7 @@ makes K types exact wherever 256 weights share a scale.
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import gguf
 import numpy as np
@@ -56,9 +56,14 @@ class Runs:
 
 def runs(Q: Quantized, name: str) -> Runs:
     """Raises ExportError for groups that are no runs of 32 columns, and scales that half precision cannot hold."""
-    Q, columns = Q.filled, Q.shape[1]
+    Q, columns = _detached(Q.filled), Q.shape[1]
     group = Q.grid.columns(columns)
-    if columns % BLOCK or (group % BLOCK and group != columns):
+    if columns % BLOCK:
+        raise ExportError(
+            f"gguf cannot store {name}: its rows have {columns} columns, no multiple of {BLOCK}",
+            "leave it as it is (`--set 'overrides.*.NAME=null'` when compressing), or use `--to dense`",
+        )
+    if group % BLOCK and group != columns:
         raise ExportError(
             f"gguf cannot store {name}: its types share a scale between {BLOCK} columns, not {group} of {columns}",
             f"use groups of {BLOCK} or a multiple of it, or `--to dense`",
@@ -73,6 +78,11 @@ def runs(Q: Quantized, name: str) -> Runs:
     code = Q.codes.numpy().reshape(Q.shape[0], -1, BLOCK)
     scale, zero = Q.scale.float()[:, at].numpy(), Q.zero_point[:, at].numpy().astype(np.int16)
     return Runs(code, zero, scale, wide=columns % SUPER == 0 and (group % SUPER == 0 or group == columns))
+
+
+def _detached(Q: Quantized) -> Quantized:
+    """The same, of tensors that numpy takes: a loaded scale may be a parameter."""
+    return replace(Q, codes=Q.codes.detach(), scale=Q.scale.detach(), zero_point=Q.zero_point.detach())
 
 
 def pack(Q: Quantized, name: str) -> tuple[Type, Bytes]:
@@ -94,7 +104,7 @@ def pack(Q: Quantized, name: str) -> tuple[Type, Bytes]:
 
 def exact(kind: Type, packed: Bytes, Q: Quantized) -> bool:
     """Whether the library that readers use decodes this to the very same weights."""
-    return bool(np.array_equal(gguf.dequantize(packed, kind), Q.filled.dequantize().numpy()))
+    return bool(np.array_equal(gguf.dequantize(packed, kind), Q.filled.dequantize().detach().numpy()))
 
 
 def _within(low: int, high: int) -> Callable[[Runs], bool]:
