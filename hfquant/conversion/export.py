@@ -29,7 +29,7 @@ from ..tensors.layer import Quantized
 from ..tensors.shards import INDEX, Entry, write_checkpoint, write_text
 
 FORMATS = {"compressed-tensors": "compressed_tensors", "gptq": "gptq", "native": "native"}
-OTHERS = ("gguf",)  # files of other programs
+OTHERS = ("gguf", "onnx")  # files of other programs
 TARGETS = ("dense", *FORMATS, *OTHERS)
 DENSE = "use `--to dense`, which can say everything, or compress again with a recipe for that format"
 
@@ -74,6 +74,12 @@ def _write_weights(folder: Path, out: Path, model: Any, to: str, wire: Wire | No
             folder, out / write.FILE, model, tokenizer, _stored(folder), _packed(model), report.read(folder)
         )
         return {"format": "gguf", "types": types}
+    if to == "onnx":
+        from . import onnx
+
+        _no_experts(model, to)
+        onnx.write(folder, out)
+        return {"format": "onnx"}
     write_checkpoint(out, list(_entries(folder, model, wire)))
     return {"format": "dense" if wire is None else wire.format}
 
