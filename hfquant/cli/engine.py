@@ -11,6 +11,7 @@ if TYPE_CHECKING:
     from ..compress import LayerResult, Plan
     from ..conversion.hub import Pushed
     from ..measure.layers import LayerFacts
+    from ..measure.tasks import Tasks
     from ..measure.trail import StepError
     from ..recipe import Recipe
     from ..runtime.offload.hardware import Hardware
@@ -45,6 +46,14 @@ def verify(folder: Path, **settings: Any) -> dict[str, Any]:
     from ..measure.verify import verify
 
     return verify(folder, enforce=False, **settings)
+
+
+def tasks(names: str, folder: Path | None, limit: int | None) -> "Tasks":
+    """Tasks by name, checked."""
+    _quiet()
+    from ..measure.tasks import find
+
+    return find([name.strip() for name in names.split(",") if name.strip()], folder, limit)
 
 
 def judge(report: dict[str, Any]) -> None:

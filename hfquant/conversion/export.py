@@ -233,7 +233,10 @@ def _write_report(folder: Path, out: Path, told: Mapping[str, Any]) -> dict[str,
     if told["format"] == "dense":
         sections.pop("layers", None)
     exported = next((name for name, fmt in FORMATS.items() if fmt == told["format"]), told["format"])
-    changed = {"wire": stored, "output": {**known.get("output", {}), "bytes": size, "files": files, "exported": exported}}
+    changed = {
+        "wire": stored,
+        "output": {**known.get("output", {}), "bytes": size, "files": files, "exported": exported},
+    }
     done = report.merge(out, **{**sections, **changed})
     card.write(out, done)
     return done

@@ -111,7 +111,9 @@ def _exporter() -> tuple[Any, Any]:
         import onnxscript  # noqa: F401
         from transformers.exporters.exporter_onnx import OnnxConfig, OnnxExporter
     except ImportError as error:
-        raise ExportError(f"the export to onnx needs more packages: {error}", "`pip install 'hfquant[onnx]'`") from error
+        raise ExportError(
+            f"the export to onnx needs more packages: {error}", "`pip install 'hfquant[onnx]'`"
+        ) from error
     import torch.ao.quantization.fx._decomposed  # noqa: F401  (registers quantized_decomposed)
 
     return OnnxExporter(), OnnxConfig(dynamic=True, optimize=False)

@@ -108,7 +108,9 @@ def find(names: Sequence[str], folder: Path | None = None, limit: int | None = N
 
 def _file(name: str, folder: Path) -> Path:
     """NAME.jsonl, or the only file NAME_*.jsonl."""
-    found = [folder / f"{name}.jsonl"] if (folder / f"{name}.jsonl").is_file() else sorted(folder.glob(f"{name}_*.jsonl"))
+    found = (
+        [folder / f"{name}.jsonl"] if (folder / f"{name}.jsonl").is_file() else sorted(folder.glob(f"{name}_*.jsonl"))
+    )
     if len(found) != 1:
         there = ", ".join(sorted(path.stem for path in folder.glob("*.jsonl"))) or "none"
         which = "more than one file" if found else "no file"
@@ -126,7 +128,9 @@ def _read(path: Path) -> tuple[Kind, list[Row]]:
         return kind, [kind.row(row) for row in rows]
     except StopIteration:
         hint = "each line needs `query`, `choices` and `gold`"
-        raise CalibrationError(f"{path.name} is of no known kind: its lines have {', '.join(sorted(keys))}", hint) from None
+        raise CalibrationError(
+            f"{path.name} is of no known kind: its lines have {', '.join(sorted(keys))}", hint
+        ) from None
     except (OSError, ValueError, KeyError, TypeError, IndexError) as error:
         raise CalibrationError(
             f"{path.name} cannot be read as a task: {error!r}", "a JSON object per line, all with the same keys"

@@ -140,5 +140,3 @@ def _values(name: str, x: Tensor) -> Part:
     if kind == Type.BF16:
         return Part(name, kind, x.contiguous().view(torch.uint8).numpy())
     return Part(name, kind, x.contiguous().numpy())
-
-

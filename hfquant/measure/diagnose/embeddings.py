@@ -24,7 +24,7 @@ def compared(tables: Mapping[str, Mapping[str, Tensor]]) -> list[dict[str, Any]]
         origin, directions = plane(first[kind])
         for model, kinds in tables.items():
             E = kinds[kind]
-            if E is not first[kind] and E.shape == first[kind].shape and bool((E == first[kind]).all()):
+            if E is not first[kind] and E.shape == first[kind].shape and bool((first[kind] == E).all()):
                 continue
             points = (E.double() - origin) @ directions
             cosine = mean_cosine(E)

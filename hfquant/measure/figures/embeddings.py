@@ -21,9 +21,7 @@ def embeddings(data: Mapping[str, Any]) -> Drawing | None:
         for axis, entry in zip(axes, ordered, strict=True):
             style = models.index(entry["model"])
             x, y = zip(*entry["points"], strict=True)
-            axis.scatter(
-                x, y, s=11, marker=MARKERS[style], facecolors="none", edgecolors=INKS[style], linewidths=0.7
-            )
+            axis.scatter(x, y, s=11, marker=MARKERS[style], facecolors="none", edgecolors=INKS[style], linewidths=0.7)
             name = "" if len(models) == 1 else f"{entry['model']}: "
             axis.set_title(f"{name}{entry['what']}\nmean cosine of pairs {entry['cosine']:.3f}")
             axis.tick_params(labelbottom=False, labelleft=False, length=0)

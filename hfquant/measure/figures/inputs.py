@@ -6,7 +6,7 @@ from typing import Any
 from matplotlib.axes import Axes
 
 from .series import Row, Series, by_role, first_panels
-from .style import DASHES, INKS, MARKERS, Drawing, depth, grid, height, legend, logarithmic, page
+from .style import DASHES, INKS, MARKERS, Drawing, below, depth, grid, height, legend, logarithmic, page
 
 
 def _inputs(data: Mapping[str, Any]) -> dict[str, Series]:
@@ -26,7 +26,7 @@ def tokens(data: Mapping[str, Any]) -> Drawing | None:
         for axis, (name, rows) in zip(grid(figure, len(series)), series.items(), strict=True):
             _band(axis, rows)
             axis.set_title(f"into {name}")
-        figure.supxlabel("block", fontsize=10)
+        below(figure.axes[: len(series)], "block")
         figure.supylabel("largest |x| of a token", fontsize=10)
         legend(figure, figure.axes[0])
     worst = max((row for rows in series.values() for row in rows), key=_token_ratio)
@@ -47,7 +47,14 @@ def _band(axis: Axes, rows: list[Row]) -> None:
     blocks = [row["block"] for row in rows]
     of = {name: [max(row["tokens"][name], 1e-6) for row in rows] for name in rows[0]["tokens"]}
     axis.fill_between(
-        blocks, of["p5"], of["p95"], facecolor="#e4e8ee", edgecolor="#8899aa", hatch="///", linewidth=0, label="90% of tokens"
+        blocks,
+        of["p5"],
+        of["p95"],
+        facecolor="#e4e8ee",
+        edgecolor="#8899aa",
+        hatch="///",
+        linewidth=0,
+        label="90% of tokens",
     )
     lines = (
         ("max", "^", "-", "largest token"), ("median", "o", "-", "median"), ("min", "v", "--", "smallest token"),
@@ -74,7 +81,7 @@ def channels(data: Mapping[str, Any]) -> Drawing | None:
                 _ratios(axis, compressed[name], 2, "channel_ratio", "compressed")
             logarithmic(axis)
             axis.set_title(f"into {name}")
-        figure.supxlabel("block", fontsize=10)
+        below(figure.axes[: len(series)], "block")
         figure.supylabel("largest channel / median channel", fontsize=10)
         legend(figure, figure.axes[0])
     every = [row for rows in series.values() for row in rows]

@@ -4,6 +4,7 @@ import math
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from io import BytesIO
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.ticker import FixedLocator, FuncFormatter, MaxNLocator, NullLocator
+from PIL import Image
 
 WIDTH, DPI = 7.0, 160  # inches, and dots in one: 1120 pixels, shown on a card as about 700
 PANEL = 2.0  # inches of height of one of several panels
@@ -55,7 +57,10 @@ class Drawing:
         """The same data gives the same bytes."""
         with mpl.rc_context(STYLE):
             FigureCanvasAgg(self.figure)
-            self.figure.savefig(path, dpi=DPI, metadata={"Software": None, "Title": self.title})
+            drawn = BytesIO()
+            self.figure.savefig(drawn, dpi=DPI, format="png")
+        with Image.open(drawn) as image:  # a third of the bytes: few colours are used
+            image.convert("RGB").quantize(64, dither=Image.Dither.NONE).save(path, "png", optimize=True)
 
 
 @contextmanager
@@ -74,9 +79,8 @@ def grid(figure: Figure, count: int, columns: int = 2, **options: Any) -> list[A
     axes = figure.subplots(rows, columns, squeeze=False, **options).flatten().tolist()
     for unused in axes[count:]:
         unused.set_visible(False)
-    if options.get("sharex"):  # the panel above an unused one has its own labels
-        for axis in axes[count - columns : count] if count > columns else ():
-            axis.tick_params(labelbottom=True)
+    for axis in axes[max(0, count - columns) : count]:  # the panel above an unused one has labels of its own
+        axis.tick_params(labelbottom=True)
     return axes[:count]
 
 
@@ -96,6 +100,11 @@ def logarithmic(axis: Axes) -> None:
     axis.set_yscale("log")
     low, high = axis.get_ylim()
     decades = math.log10(high / low)
+    if decades < 0.5:
+        axis.yaxis.set_major_locator(MaxNLocator(5))
+        axis.yaxis.set_minor_locator(NullLocator())
+        axis.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:.3g}"))
+        return
     leads = (1, 1.5, 2, 3, 5, 7) if decades < 1.1 else (1, 2, 5) if decades < 2.2 else (1,)
     step = max(1, round(decades / 5))
     powers = range(math.floor(math.log10(low)), math.ceil(math.log10(high)) + 1)
@@ -103,6 +112,12 @@ def logarithmic(axis: Axes) -> None:
     axis.yaxis.set_major_locator(FixedLocator([tick for tick in ticks if low <= tick <= high]))
     axis.yaxis.set_minor_locator(NullLocator())
     axis.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+
+
+def below(axes: Sequence[Axes], label: str, columns: int = 2) -> None:
+    """What the x axis is, said once below every column of panels."""
+    for axis in axes[-min(columns, len(axes)) :]:
+        axis.set_xlabel(label)
 
 
 def legend(figure: Figure, axis: Axes, columns: int = 4) -> None:

@@ -8,7 +8,7 @@ from matplotlib.ticker import FuncFormatter
 
 from ..diagnose.statistics import BINS, SIGMAS
 from .series import Row, Series, by_role, first_panels
-from .style import DASHES, INKS, Drawing, depth, grid, height, legend, logarithmic, page
+from .style import DASHES, INKS, Drawing, below, depth, grid, height, legend, logarithmic, page
 
 FEW = 3 / 16  # of the range of a matrix: with one scale of 4 bit for all of it, such a row keeps three values
 
@@ -26,13 +26,13 @@ def rows(data: Mapping[str, Any]) -> Drawing | None:
             axis.set_title(f"attention output ({name})")
             axis.set_ylabel("range of a row /\nrange of the matrix")
         legend(figure, figure.axes[0])
-        figure.supxlabel("block", fontsize=10)
+        below(figure.axes, "block", 1)
     worst = min((row for listed in series.values() for row in listed), key=_least)
-    below = sum(row["rows"]["median"] / row["rows"]["max"] < FEW for row in seen)
+    poor = sum(row["rows"]["median"] / row["rows"]["max"] < FEW for row in seen)
     alt = (
         f"Range of the rows of the attention output, relative to the whole matrix, by block{left_out}: smallest, median"
         f" and largest row. In block {worst['block']} the smallest row has {_least(worst):.2g} of the range of the"
-        f" matrix: one 4-bit scale for all of it would leave that row {_values(_least(worst))} of 16 values. In {below}"
+        f" matrix: one 4-bit scale for all of it would leave that row {_values(_least(worst))} of 16 values. In {poor}"
         f" of {len(seen)} blocks half of the rows would be left at most 3 values."
     )
     return Drawing(figure, title, alt)
@@ -51,7 +51,14 @@ def _rows(axis: Axes, listed: list[Row]) -> None:
     blocks = [row["block"] for row in listed]
     of = {name: [row["rows"][name] / max(row["rows"]["max"], 1e-30) for row in listed] for name in listed[0]["rows"]}
     axis.fill_between(
-        blocks, of["p5"], of["p95"], facecolor="#e4e8ee", edgecolor="#8899aa", hatch="///", linewidth=0, label="90% of rows"
+        blocks,
+        of["p5"],
+        of["p95"],
+        facecolor="#e4e8ee",
+        edgecolor="#8899aa",
+        hatch="///",
+        linewidth=0,
+        label="90% of rows",
     )
     axis.plot(blocks, of["median"], marker="o", color=INKS[0], label="median row")
     axis.plot(blocks, of["min"], marker="v", linestyle="--", color=INKS[4], label="smallest row")
@@ -86,7 +93,7 @@ def distributions(data: Mapping[str, Any]) -> Drawing | None:
                 fontsize=9,
             )  # fmt: skip
         legend(figure, axes[0])
-        figure.supxlabel("weight / standard deviation of its matrix", fontsize=10)
+        below(axes, "weight / std of its matrix")
         figure.supylabel("share of weights (log)", fontsize=10)
     outlying = max((row for name in series for row in facts[name]), key=lambda row: float(row["largest"]))
     alt = (
@@ -113,7 +120,9 @@ def _histogram(axis: Axes, counts: Sequence[float], style: int, label: str) -> N
     axis.stairs(shares, edges, color=INKS[style], linestyle=DASHES[style], linewidth=1.3, label=label)
     axis.set_yscale("log")
     axis.set_ylim(1e-8, 1)
-    axis.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:.0e}".replace("e-0", "e-") if value < 1 else "1"))
+    axis.yaxis.set_major_formatter(
+        FuncFormatter(lambda value, _: f"{value:.0e}".replace("e-0", "e-") if value < 1 else "1")
+    )
 
 
 def _normal() -> tuple[list[float], list[float]]:
