@@ -202,7 +202,7 @@ def _q2_k(r: Runs) -> Bytes:
 
 
 def _q3_k(r: Runs) -> Bytes:
-    u, d, zero = _superblocks(r, (r.q + 4).astype(np.uint8))
+    u, d, _ = _superblocks(r, (r.q + 4).astype(np.uint8))
     high = (u >> 2 & 1).reshape(*u.shape[:-1], 8, 32) << np.arange(8, dtype=np.uint8)[:, None]
     mask: Bytes = np.bitwise_or.reduce(high, axis=-2)
     # sixteen factors of 33 − 32 = 1: low four bits 1 in eight bytes, two high bits 2 in four

@@ -53,11 +53,12 @@ def family(config: Any) -> Family:
 def facts(config: Any, chosen: Family) -> dict[str, int | float]:
     """What the architecture's part of the header says, without its prefix."""
     heads, hidden = int(config.num_attention_heads), int(config.hidden_size)
+    inner = getattr(config, "intermediate_size", None) or getattr(config, "n_inner", None) or 4 * hidden
     said: dict[str, int | float] = {
         "block_count": int(config.num_hidden_layers),
         "context_length": int(config.max_position_embeddings),
         "embedding_length": hidden,
-        "feed_forward_length": int(getattr(config, "intermediate_size", None) or getattr(config, "n_inner", 0) or 4 * hidden),
+        "feed_forward_length": int(inner),
         "attention.head_count": heads,
     }  # fmt: skip
     if not chosen.rope:

@@ -100,8 +100,8 @@ def frontier(data: Mapping[str, Any]) -> Drawing | None:
     with page(title, 4.4) as figure:
         axis = figure.subplots()
         axis.step(
-            [row["bytes"] / 1e6 for row in chosen], [row["perplexity"] for row in chosen], where="post", color="#888888",
-            linestyle="--", linewidth=1, label="no other is better in both",
+            [row["bytes"] / 1e6 for row in chosen], [row["perplexity"] for row in chosen], where="post",
+            color="#888888", linestyle="--", linewidth=1, label="no other is better in both",
         )  # fmt: skip
         for i, row in enumerate(rows):
             name = f"{row['name']}: {row['bytes'] / 1e6:.3g} MB, {row['perplexity']:.4g}"

@@ -80,7 +80,7 @@ def distributions(data: Mapping[str, Any]) -> Drawing | None:
     title = "Weights have outliers, and modules differ"
     with page(title, height(len(series), each=1.7)) as figure:
         axes = grid(figure, len(series), sharex=True, sharey=True)
-        for axis, (name, rows_) in zip(axes, series.items(), strict=True):
+        for axis, name in zip(axes, series, strict=True):
             for style, (model, panels) in enumerate(kinds.items()):
                 if name in panels:
                     _histogram(axis, panels[name][0]["counts"], style, model)
@@ -89,8 +89,8 @@ def distributions(data: Mapping[str, Any]) -> Drawing | None:
             heavy = max(float(row["kurtosis"]) for row in facts[name])
             axis.set_title(name)
             axis.text(
-                0.98, 0.95, f"max {largest:.0f} σ\nkurtosis {heavy:.1f}", transform=axis.transAxes, ha="right", va="top",
-                fontsize=9,
+                0.98, 0.95, f"max {largest:.0f} σ\nkurtosis {heavy:.1f}", transform=axis.transAxes, ha="right",
+                va="top", fontsize=9,
             )  # fmt: skip
         legend(figure, axes[0])
         below(axes, "weight / std of its matrix")
