@@ -7,6 +7,7 @@ makes K types exact wherever 256 weights share a scale.
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from typing import Any
 
 import gguf
 import numpy as np
@@ -17,7 +18,8 @@ from gguf import GGMLQuantizationType as Type
 from ...errors import ExportError
 from ...tensors.layer import Quantized
 
-Bytes = npt.NDArray[np.uint8]
+Array = npt.NDArray[Any]
+Bytes = Array  # uint8
 BLOCK, SUPER = 32, 256
 HALF = np.dtype("<f2")
 
@@ -30,18 +32,18 @@ class Runs:
     many, else None.  q: code − zero, int16 [out, in/32, 32].
     """
 
-    code: npt.NDArray[np.uint8]
-    zero: npt.NDArray[np.int16]
-    scale: npt.NDArray[np.float32]
+    code: Array
+    zero: Array
+    scale: Array
     wide: bool
 
     @property
-    def q(self) -> npt.NDArray[np.int16]:
-        found: npt.NDArray[np.int16] = self.code.astype(np.int16) - self.zero[..., None]
+    def q(self) -> Array:
+        found: Array = self.code.astype(np.int16) - self.zero[..., None]
         return found
 
     @property
-    def offset(self) -> npt.NDArray[np.float32]:
+    def offset(self) -> Array:
         """What is added to d · code: −scale · zero, exact in float32."""
         return -self.scale * self.zero.astype(np.float32)
 
@@ -49,7 +51,7 @@ class Runs:
     def d(self) -> Bytes:
         return _half(self.scale)
 
-    def supers(self, per_run: npt.NDArray[np.generic]) -> npt.NDArray[np.generic]:
+    def supers(self, per_run: Array) -> Array:
         """[out, in/32, ...] -> the first of every eight [out, in/256, ...]"""
         return per_run[:, :: SUPER // BLOCK]
 
@@ -115,7 +117,7 @@ def _offset(top: int) -> Callable[[Runs], bool]:
     """Codes that fit, and offsets that are exact in half precision: of 15 bits, 11 may be kept."""
 
     def fits(r: Runs) -> bool:
-        exactly: npt.NDArray[np.float32] = r.offset.astype(HALF).astype(np.float32)
+        exactly: Array = r.offset.astype(HALF).astype(np.float32)
         return int(r.code.max()) <= top and bool(np.array_equal(exactly, r.offset))
 
     return fits
@@ -129,17 +131,17 @@ def _wide_symmetric(low: int, high: int) -> Callable[[Runs], bool]:
     return lambda r: r.wide and _within(low, high)(r)
 
 
-def _half(x: npt.NDArray[np.float32]) -> Bytes:
+def _half(x: Array) -> Bytes:
     """[...] -> bytes [..., 2]"""
     return np.ascontiguousarray(x.astype(HALF))[..., None].view(np.uint8)
 
 
-def _nibbles(u: npt.NDArray[np.uint8]) -> Bytes:
+def _nibbles(u: Array) -> Bytes:
     """[..., 32] -> [..., 16]: element j below element j + 16."""
     return (u[..., :16] & 15) | ((u[..., 16:] & 15) << 4)
 
 
-def _fifth(u: npt.NDArray[np.uint8]) -> Bytes:
+def _fifth(u: Array) -> Bytes:
     """The fifth bits of 32 codes as one little-endian word of 4 bytes."""
     return np.packbits(u >> 4 & 1, axis=-1, bitorder="little")
 
@@ -165,14 +167,14 @@ def _q5_1(r: Runs) -> Bytes:
     return np.concatenate([r.d, _half(r.offset), _fifth(r.code), _nibbles(r.code)], -1)
 
 
-def _superblocks(r: Runs, u: npt.NDArray[np.uint8]) -> tuple[npt.NDArray[np.uint8], Bytes, npt.NDArray[np.uint8]]:
+def _superblocks(r: Runs, u: Array) -> tuple[Array, Bytes, Array]:
     """Codes [out, in/256, 256], d as bytes, and the zero point [out, in/256, 1]."""
     wide = u.reshape(u.shape[0], -1, SUPER)
     zero = r.supers(r.zero).astype(np.uint8)[..., None]
     return wide, np.ascontiguousarray(r.supers(r.d)).astype(np.uint8), zero
 
 
-def _quarters(u: npt.NDArray[np.uint8]) -> Bytes:
+def _quarters(u: Array) -> Bytes:
     """Two bits each [..., 256] -> [..., 64]: in each half, four runs of 32 beside each other in a byte."""
     parts = u.reshape(*u.shape[:-1], 2, 4, 32) & 3
     shifted = parts << (2 * np.arange(4, dtype=np.uint8))[:, None]
@@ -180,14 +182,14 @@ def _quarters(u: npt.NDArray[np.uint8]) -> Bytes:
     return joined.reshape(*u.shape[:-1], 64)
 
 
-def _pairs(u: npt.NDArray[np.uint8]) -> Bytes:
+def _pairs(u: Array) -> Bytes:
     """Four bits each [..., 256] -> [..., 128]: a run of 32 below the next."""
     parts = u.reshape(*u.shape[:-1], 4, 2, 32) & 15
     joined: Bytes = parts[..., 0, :] | (parts[..., 1, :] << 4)
     return joined.reshape(*u.shape[:-1], 128)
 
 
-def _factors(zero: npt.NDArray[np.uint8]) -> Bytes:
+def _factors(zero: Array) -> Bytes:
     """The twelve bytes of eight 6-bit factors of 1 for d, and as many for m that are all the zero point.  [..., 12]"""
     one = np.ones_like(zero)
     high = zero >> 4 << 6

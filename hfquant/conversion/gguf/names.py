@@ -64,14 +64,14 @@ def facts(config: Any, chosen: Family) -> dict[str, int | float]:
     if not chosen.rope:
         return said | {"attention.layer_norm_epsilon": float(config.layer_norm_epsilon)}
     head = int(getattr(config, "head_dim", None) or hidden // heads)
-    theta = (getattr(config, "rope_parameters", None) or {}).get("rope_theta") or getattr(config, "rope_theta", 1e4)
+    theta = (getattr(config, "rope_parameters", None) or {}).get("rope_theta") or getattr(config, "rope_theta", None)
     return said | {
         "attention.head_count_kv": int(config.num_key_value_heads),
         "attention.layer_norm_rms_epsilon": float(config.rms_norm_eps),
         "attention.key_length": head,
         "attention.value_length": head,
         "rope.dimension_count": head,
-        "rope.freq_base": float(theta),
+        "rope.freq_base": float(theta or 1e4),
         "vocab_size": int(config.vocab_size),
     }
 

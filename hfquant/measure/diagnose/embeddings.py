@@ -5,7 +5,6 @@ from typing import Any
 
 from torch import Tensor
 
-from ...model.trace import apart
 from .statistics import mean_cosine, plane
 
 SAME = 0.01  # relative distance: the type that embeddings are stored in may be another

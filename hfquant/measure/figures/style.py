@@ -22,7 +22,7 @@ MARKERS = ("o", "s", "^", "D", "v", "P", "X", "*")
 HATCHES = ("///", "...", "xxx", "\\\\\\", "ooo", "+++", "|||", "---")
 DASHES = ("-", "--", ":", "-.")
 INKS = ("#1b4f8f", "#c2571a", "#2e7d4f", "#8b3a8b", "#555555", "#b8860b", "#0f7f8c", "#a12c3a")
-STYLE = {
+STYLE: Any = {
     "font.size": 10,
     "axes.titlesize": 10,
     "axes.labelsize": 10,
