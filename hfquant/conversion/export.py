@@ -14,7 +14,6 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from transformers import AutoTokenizer
 
 from ..errors import CheckpointError, ExportError, FormatError
 from ..measure import card, report
@@ -69,10 +68,7 @@ def _write_weights(folder: Path, out: Path, model: Any, to: str, wire: Wire | No
         from .gguf import write
 
         _no_experts(model, to)
-        tokenizer = AutoTokenizer.from_pretrained(folder)
-        types = write.write(
-            folder, out / write.FILE, model, tokenizer, _stored(folder), _packed(model), report.read(folder)
-        )
+        types = write.write(folder, out / write.FILE, model, _stored(folder), _packed(model), report.read(folder))
         return {"format": "gguf", "types": types}
     if to == "onnx":
         from . import onnx

@@ -12,6 +12,7 @@ from typing import Any
 
 import gguf
 from gguf import TokenType
+from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
 from ...errors import ExportError
 
@@ -23,12 +24,17 @@ SPLITS = {_WORDS + r"\p{N}" + _REST: "qwen2", _WORDS + r"\p{N}{1,3}" + _REST: "l
 HINT = "use `--to dense` and llama.cpp's own converter, or give llama.cpp the original's vocabulary"
 
 
+def load(folder: Path) -> PreTrainedTokenizerBase:
+    """Raises ExportError where there is none."""
+    if not (folder / "tokenizer.json").is_file():
+        raise ExportError(f"`{folder}` has no tokenizer.json, from which the vocabulary is taken", HINT)
+    found: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(folder)
+    return found
+
+
 def add(writer: gguf.GGUFWriter, folder: Path, tokenizer: Any, rows: int) -> None:
     """Write the vocabulary of a model whose embedding has `rows`.  Raises ExportError if it cannot be said."""
-    path = folder / "tokenizer.json"
-    if not path.is_file():
-        raise ExportError(f"`{folder}` has no tokenizer.json, from which the vocabulary is taken", HINT)
-    found = json.loads(path.read_text("utf-8"))
+    found = json.loads((folder / "tokenizer.json").read_text("utf-8"))
     model = found["model"]
     if model.get("type") != "BPE":
         raise ExportError(f"the export to gguf does not know tokenizers of type {model.get('type')}", HINT)

@@ -36,7 +36,6 @@ def write(
     folder: Path,
     out: Path,
     model: Any,
-    tokenizer: Any,
     stored: Mapping[str, TensorInfo],
     packed: Mapping[str, Packed],
     known: Mapping[str, Any],
@@ -52,7 +51,7 @@ def write(
     kinds: dict[str, str] = {}
     try:
         _add_facts(writer, model.config, chosen, known)
-        tokens.add(writer, folder, tokenizer, int(model.config.vocab_size))
+        tokens.add(writer, folder, tokens.load(folder), int(model.config.vocab_size))
         for part in _parts(Names(model.config, chosen), stored, packed, kinds):
             if part.kind in NUMPY:
                 writer.add_tensor(part.name, part.data)
