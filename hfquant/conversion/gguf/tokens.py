@@ -52,7 +52,7 @@ def add(writer: gguf.GGUFWriter, folder: Path, tokenizer: Any, rows: int) -> Non
     writer.add_token_types(kinds)
     for name in ("bos", "eos", "unk", "pad"):
         number = getattr(tokenizer, f"{name}_token_id", None)
-        if number is not None:
+        if number is not None and number < rows:
             getattr(writer, f"add_{name}_token_id")(int(number))
     start = tokenizer("a")["input_ids"]
     writer.add_add_bos_token(bool(start) and start[0] == tokenizer.bos_token_id)
@@ -62,10 +62,12 @@ def add(writer: gguf.GGUFWriter, folder: Path, tokenizer: Any, rows: int) -> Non
 
 def _tokens(found: Mapping[str, Any], tokenizer: Any, rows: int) -> tuple[list[str], list[int]]:
     """Every row's token, in order, and its kind; rows that no token has are named so."""
-    named: dict[int, str] = {number: token for token, number in tokenizer.get_vocab().items()}
+    listed = found.get("added_tokens") or ()
+    named = {int(number): str(token) for token, number in found["model"]["vocab"].items()}
+    named |= {int(token["id"]): str(token["content"]) for token in listed}
     if max(named) >= rows:
         raise ExportError(f"the tokenizer knows token {max(named)}, the model only {rows}", HINT)
-    added = {int(token["id"]): bool(token["special"]) for token in found.get("added_tokens") or ()}
+    added = {int(token["id"]): bool(token["special"]) for token in listed}
     tokens, kinds = [], []
     for i in range(rows):
         token = named.get(i)

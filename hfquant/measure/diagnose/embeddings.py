@@ -5,10 +5,10 @@ from typing import Any
 
 from torch import Tensor
 
+from ...model.trace import apart
 from .statistics import mean_cosine, plane
 
 SAME = 0.01  # relative distance: the type that embeddings are stored in may be another
-
 TITLES = {"embeddings": "token embeddings", "hidden": "hidden states before the head"}
 
 
@@ -26,7 +26,7 @@ def compared(tables: Mapping[str, Mapping[str, Tensor]]) -> list[dict[str, Any]]
         origin, directions = plane(first[kind])
         for model, kinds in tables.items():
             E = kinds[kind]
-            if E is not first[kind] and E.shape == first[kind].shape and bool((first[kind] == E).all()):
+            if E is not first[kind] and apart(E, first[kind]) < SAME:
                 continue
             points = (E.double() - origin) @ directions
             cosine = mean_cosine(E)

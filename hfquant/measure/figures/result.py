@@ -5,7 +5,7 @@ from typing import Any
 
 from ..diagnose.result import best
 from .series import Row, by_role
-from .style import DASHES, HATCHES, INKS, MARKERS, Drawing, depth, legend, logarithmic, page
+from .style import DASHES, HATCHES, INKS, MARKERS, Drawing, depth, legend, logarithmic, page, shorten
 
 
 def _in_blocks(data: Mapping[str, Any]) -> list[Row]:
@@ -104,7 +104,7 @@ def frontier(data: Mapping[str, Any]) -> Drawing | None:
             color="#888888", linestyle="--", linewidth=1, label="no other is better in both",
         )  # fmt: skip
         for i, row in enumerate(rows):
-            name = f"{row['name']}: {row['bytes'] / 1e6:.3g} MB, {row['perplexity']:.4g}"
+            name = f"{shorten(str(row['name']))}: {row['bytes'] / 1e6:.3g} MB, {row['perplexity']:.4g}"
             style = i % len(MARKERS)
             axis.plot(
                 row["bytes"] / 1e6, row["perplexity"], marker=MARKERS[style], color=INKS[style], linestyle="none",

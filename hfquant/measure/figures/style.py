@@ -127,12 +127,12 @@ def legend(figure: Figure, axis: Axes, columns: int = 4) -> None:
 
 
 def shorten(text: str, most: int = 34) -> str:
-    """A name that fits above a panel."""
-    shown = "".join(c if c.isprintable() else "?" for c in text)
+    """A name that fits above a panel, of characters that the font has."""
+    shown = "".join(c if c.isascii() and c.isprintable() else "?" for c in text)
     return shown if len(shown) <= most else "…" + shown[-most + 1 :]
 
 
 def leaves(roles: Sequence[str]) -> str:
     """The last parts of module names, as few of them as there are: q_proj, k_proj, v_proj."""
     names = list(dict.fromkeys(role.rpartition(".")[2] for role in roles))
-    return ", ".join(names)
+    return shorten(", ".join(names))

@@ -51,6 +51,9 @@ def test_figures_of_a_result_are_in_its_card_and_on_the_hub(hub: Hub, folder: Pa
     data = json.loads((folder / "figures" / "diagnosis.json").read_text())
     assert [row["name"] for row in data["frontier"]] == ["original", "rtn-w2g32", "rtn-w8"]
     assert set(data["weights"]) == {"original", "compressed"}
+    kinds = [(entry["kind"], entry["model"]) for entry in data["embeddings"]]
+    told = [("embeddings", "original"), ("hidden", "original"), ("hidden", "compressed")]
+    assert kinds == told, "the table did not change, and is told of once"
     card = (folder / "README.md").read_text()
     assert all(f"](figures/{name})" in card for name in figures)
     assert "What makes the original hard to compress" in card
@@ -74,13 +77,8 @@ def test_quick_looks_at_the_report_alone(folder: Path) -> None:
     assert [figure["file"] for figure in found["figures"]] == ["layer-error.png", "bits.png"]
     assert len(found["layers"]) == 21
     assert all(2 < row["bits"] < 4 for row in found["layers"])
-
-
-def test_embeddings_that_did_not_change_are_told_of_once(folder: Path, tmp_path: Path) -> None:
-    found = diagnose(folder, tmp_path / "out", **SMALL)
-    kinds = [(entry["kind"], entry["model"]) for entry in found["embeddings"]]
-    assert kinds == [("embeddings", "original"), ("hidden", "original"), ("hidden", "compressed")]
-    assert not (folder / "figures").exists(), "where to was said"
+    diagnose(folder, folder.with_name("elsewhere"), look=False)
+    assert len(list(folder.with_name("elsewhere").iterdir())) == 3, "two pictures and the data"
 
 
 def test_a_dense_model(built: Built, tmp_path: Path) -> None:
