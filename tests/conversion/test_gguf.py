@@ -9,7 +9,7 @@ from typing import Any
 import gguf
 import pytest
 import torch
-from transformers import AutoModelForCausalLM, PreTrainedTokenizerBase
+from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedTokenizerBase
 
 from hfquant import dequantize, load
 from hfquant.compress import compress
@@ -131,7 +131,12 @@ def test_another_reader_finds_the_same_model(
     assert set(done["wire"]["types"].values()) == kinds
     assert len(done["wire"]["types"]) == len(families.linears(family))
     assert done["output"]["bytes"] == (tmp_path / "out" / "model.gguf").stat().st_size
-    theirs = AutoModelForCausalLM.from_pretrained(tmp_path / "out", gguf_file="model.gguf", dtype=torch.float32)
+    theirs = AutoModelForCausalLM.from_pretrained(
+        tmp_path / "out",
+        gguf_file="model.gguf",
+        dtype=torch.float32,
+        config=AutoConfig.from_pretrained(tmp_path / "out"),
+    )  # with its config: of GPT-2's positions the reader knows no other number than 1024
     ours = dequantize(load(tmp_path / "small", dtype=torch.float32))
     torch.testing.assert_close(logits(theirs), logits(ours), rtol=1e-4, atol=1e-4)
     card = (tmp_path / "out" / "README.md").read_text()
