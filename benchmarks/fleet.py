@@ -14,7 +14,7 @@ sys.path.insert(0, str(Path(__file__).parent.parent))
 from hfquant.conversion.fleet import status
 from hfquant.conversion.fleet.reconcile import make_plan
 from hfquant.conversion.fleet.sight import Original
-from hfquant.measure.machine import hardware, peak_memory, versions
+from hfquant.machine import hardware, peak_memory, versions
 from tests.conversion.fleet.recorded import Recorded, made, manifest
 
 

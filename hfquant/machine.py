@@ -3,27 +3,63 @@
 import os
 import platform
 import sys
+from collections.abc import Callable
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 
 from . import __version__
 
+T = TypeVar("T")
+_forgotten = [0]  # the highest peak that was reset: `peak_memory` still knows it
 LIBRARIES = ("torch", "transformers", "safetensors", "huggingface-hub")
 
 
 def peak_memory() -> int:
     """Bytes of physical memory this process had at most, since it started."""
     if (peak := _proc("self/status").get("VmHWM")) is not None:
-        return peak
+        return max(peak, _forgotten[0])
     if sys.platform == "win32":
         return 0  # unknown: Windows tells it only through an API outside Python's library
     import resource
 
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return peak if sys.platform == "darwin" else peak * 1024
+
+
+class Footprint:
+    """The memory that work takes from here on, on top of what the process has now."""
+
+    def __init__(self) -> None:
+        from .compress.memory import give_back  # a compression asks this module what it ran on
+
+        give_back()
+        self.before = _proc("self/status").get("VmRSS")
+
+    def of(self, work: Callable[[], T]) -> tuple[T, int | None]:
+        """Do some work -> (its result, the most bytes in use while it went on); None where the system does not say.
+
+        On a GPU: of its memory, everything that torch holds there.
+        """
+        if torch.cuda.is_available() and torch.cuda.memory_allocated():
+            torch.cuda.reset_peak_memory_stats()
+            return work(), torch.cuda.max_memory_allocated()
+        resettable = _reset_peak()
+        done = work()
+        peak = _proc("self/status").get("VmHWM")
+        return done, peak - self.before if resettable and peak and self.before else None
+
+
+def _reset_peak() -> bool:
+    """Have Linux forget the peak of this process so far."""
+    _forgotten[0] = max(_forgotten[0], _proc("self/status").get("VmHWM", 0))
+    try:
+        Path("/proc/self/clear_refs").write_text("5")
+    except OSError:
+        return False
+    return True
 
 
 def available_memory() -> int | None:

@@ -25,6 +25,7 @@ SECTIONS = (
     "evaluation",
     "sample",
     "gate",
+    "figures",
 )
 
 

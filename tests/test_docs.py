@@ -63,6 +63,12 @@ def desk(trained: Callable[[str], Path], tmp_path: Path, monkeypatch: pytest.Mon
     small = replace(small, kv=small.kv | {"context_length": LENGTH})
     gguf_files.write_gguf(tmp_path / "MODEL.gguf", small, extra=gguf_files.bpe_vocabulary())
     (tmp_path / "notes.txt").write_text(NOTES)
+    words = json.loads((tmp_path / "MODEL" / "tokenizer.json").read_text())
+    words["pre_tokenizer"]["use_regex"] = True  # as GPT-2 cuts words, which llama.cpp knows
+    (tmp_path / "MODEL" / "tokenizer.json").write_text(json.dumps(words))
+    (tmp_path / "tasks").mkdir()
+    for name in ("arc_easy", "mine"):
+        (tmp_path / "tasks" / f"{name}.jsonl").write_text('{"query": "Who?", "choices": ["a lion", "x"], "gold": 0}\n')
     (tmp_path / "prompts.jsonl").write_text('{"prompt": "The lion"}\n{"prompt": "A road"}\n')
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     monkeypatch.chdir(tmp_path)

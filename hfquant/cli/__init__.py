@@ -13,7 +13,21 @@ import typer
 from typer.core import TyperGroup
 
 from ..errors import HfquantError
-from . import compress, evaluate, export, fleet, generate, inspect, jobs, offload, push, recipes, space, worker
+from . import (
+    compress,
+    diagnose,
+    evaluate,
+    export,
+    fleet,
+    generate,
+    inspect,
+    jobs,
+    offload,
+    push,
+    recipes,
+    space,
+    worker,
+)
 from .output import complain
 
 
@@ -41,6 +55,7 @@ app = typer.Typer(
 )
 app.command("compress")(compress.compress)
 app.command("eval")(evaluate.evaluate)
+app.command("diagnose")(diagnose.diagnose)
 app.command("inspect")(inspect.inspect)
 app.command("recipes")(recipes.recipes)
 app.command("generate")(generate.generate)

@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from ..conversion.settings import Settings
     from ..conversion.worker import Worker
     from ..measure.layers import LayerFacts
+    from ..measure.tasks import Tasks
     from ..measure.trail import StepError
     from ..recipe import Recipe
     from ..runtime.offload.hardware import Hardware
@@ -50,6 +51,14 @@ def verify(folder: Path, **settings: Any) -> dict[str, Any]:
     from ..measure.verify import verify
 
     return verify(folder, enforce=False, **settings)
+
+
+def tasks(names: str, folder: Path | None, limit: int | None) -> "Tasks":
+    """Tasks by name, checked."""
+    _quiet()
+    from ..measure.tasks import find
+
+    return find([name.strip() for name in names.split(",") if name.strip()], folder, limit)
 
 
 def judge(report: dict[str, Any]) -> None:
@@ -91,6 +100,14 @@ def steps(folder: Path) -> "list[StepError]":
     from ..measure.trail import step_errors
 
     return step_errors(report.read(folder))
+
+
+def diagnose(model: str, out: Path | None, **settings: Any) -> dict[str, Any]:
+    """Measure a model and draw figures; the data behind them."""
+    _quiet()
+    from ..measure.diagnose import diagnose
+
+    return diagnose(model, out, **settings)
 
 
 def check_push(repo: str, **settings: Any) -> None:

@@ -26,6 +26,21 @@ def evaluate(
     dtype: Annotated[
         str, typer.Option(metavar="DTYPE", help="Arithmetic: `auto`, `float32`, `bfloat16`, `float16`.")
     ] = "auto",
+    tasks: Annotated[
+        str | None,
+        typer.Option(
+            metavar="NAME,...", help="Also ask questions: tasks of lm-eval, or of local files.", show_default=False
+        ),
+    ] = None,
+    task_files: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="DIR", help="Where the tasks lie, a file each: no network is needed.", exists=True, file_okay=False
+        ),
+    ] = None,
+    limit: Annotated[
+        int | None, typer.Option(min=1, metavar="N", help="Questions of each task.", show_default="all")
+    ] = None,
     as_json: Json = False,
 ) -> None:
     """Measure a compressed model: perplexity, and how far it is from the original.
@@ -34,8 +49,13 @@ def evaluate(
     Exit code 3 says that the quality is below the recipe's gate.
     """
     engine.read_config(folder)
+    asked = None if tasks is None else engine.tasks(tasks, task_files, limit)
+    if asked is None and (task_files or limit):
+        raise typer.BadParameter("`--task-files` and `--limit` belong to `--tasks`")
     with busy("measuring"):
-        report = engine.verify(folder, against=against, text=text, windows=windows, window_len=window_len, dtype=dtype)
+        report = engine.verify(
+            folder, against=against, text=text, windows=windows, window_len=window_len, dtype=dtype, tasks=asked
+        )
     if as_json:
         print_json({key: report.get(key) for key in ("evaluation", "sample", "gate")})
     else:

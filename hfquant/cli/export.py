@@ -15,7 +15,7 @@ def export(
     folder: Folder,
     to: Annotated[
         str,
-        typer.Option(metavar="FORMAT", help="`compressed-tensors`, `gptq`, `native` or `dense`.", show_default=False),
+        typer.Option(metavar="FORMAT", help="`compressed-tensors`, `gptq`, `native`, `gguf`, `onnx` or `dense`."),
     ],
     out: Annotated[Path, typer.Option("--out", "-o", metavar="DIR", help="A new folder.", show_default=False)],
     as_json: Json = False,

@@ -50,9 +50,26 @@ def scores(report: Mapping[str, Any]) -> dict[str, str | None]:
         "KL divergence": None if found.get("kl") is None else f"{found['kl']:.4f} nats per token",
         "top-1 agreement": None if found.get("top1_agreement") is None else f"{found['top1_agreement']:.1%}",
         "speed": _speed(found.get("tokens_per_second"), found.get("reference_tokens_per_second")),
+        "memory": _memory(found.get("generation_memory_bytes"), found.get("reference_generation_memory_bytes")),
+        **_tasks(found.get("tasks") or {}),
         "measured on": f"{found['tokens']} tokens" if found.get("tokens") else None,
         "sample": None if sample is None else " ".join(str(sample).split()),
     }
+
+
+def _memory(after: float | None, before: float | None) -> str | None:
+    if after is None:
+        return None
+    return f"{size(after)} while decoding" + ("" if before is None else f" (original: {size(before)})")
+
+
+def _tasks(tasks: Mapping[str, Any]) -> dict[str, str | None]:
+    told: dict[str, str | None] = {}
+    for name, task in tasks.items():
+        for metric, score in task["scores"].items():
+            before = "" if score["original"] is None else f"{score['original']:.1%} -> "
+            told[f"{name}, {metric}"] = f"{before}{score['value']:.1%} of {task['n']}"
+    return told
 
 
 def _speed(after: float | None, before: float | None) -> str | None:

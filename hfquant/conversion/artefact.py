@@ -91,7 +91,7 @@ def read(folder: Path, *, force: bool = False) -> Artefact:
     if not force:
         _check_quality(folder, known)
     shown = report.public(known)
-    files = [*_files(folder, output["files"]), File(report.FILE, as_json(shown))]
+    files = [*_files(folder, {*output["files"], *_pictures(known)}), File(report.FILE, as_json(shown))]
     files.sort(key=lambda file: file.path)
     origin = provenance(shown, {file.path: (file.size, file.sha256) for file in files})
     files.append(File(PROVENANCE, as_json(origin)))
@@ -110,6 +110,12 @@ def _check_quality(folder: Path, known: Mapping[str, Any]) -> None:
         raise QualityError(
             f"`{folder}` did not pass its quality gate:\n{failures}", "compress with more bits, or use `--force`"
         )
+
+
+def _pictures(known: Mapping[str, Any]) -> set[str]:
+    """The figures of a diagnosis, and the data behind them."""
+    figures = known.get("figures") or {}
+    return {str(name) for name in (figures.get("data"), *(f.get("file") for f in figures.get("files") or ())) if name}
 
 
 def _files(folder: Path, names: Iterable[str]) -> list[File]:

@@ -19,6 +19,7 @@ from .. import report
 from ..errors import CheckpointError, ExportError, FormatError
 from ..measure import card
 from ..model.headers import TensorInfo, read_header
+from ..model.source import WEIGHTS
 from ..plugin import load
 from ..runtime.experts import QExperts
 from ..runtime.nn import Packed, QLinear
@@ -28,7 +29,8 @@ from ..tensors.layer import Quantized
 from ..tensors.shards import INDEX, Entry, write_checkpoint, write_text
 
 FORMATS = {"compressed-tensors": "compressed_tensors", "gptq": "gptq", "native": "native"}
-TARGETS = ("dense", *FORMATS)
+OTHERS = ("gguf", "onnx")  # files of other programs
+TARGETS = ("dense", *FORMATS, *OTHERS)
 DENSE = "use `--to dense`, which can say everything, or compress again with a recipe for that format"
 
 
@@ -44,21 +46,44 @@ def export(folder: str | Path, to: str, out: str | Path) -> dict[str, Any]:
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise CheckpointError(f"`{out}` is not empty", "give a new folder")
     model = load(folder)
-    wire = None if to == "dense" else _wire(model, FORMATS[to])
+    wire = _wire(model, FORMATS[to]) if to in FORMATS else None
     aside = out.with_name(out.name + ".tmp")
     shutil.rmtree(aside, ignore_errors=True)
     aside.mkdir(parents=True)
     try:
         _carry(folder, aside)
-        write_checkpoint(aside, list(_entries(folder, model, wire)))
+        told = _write_weights(folder, aside, model, to, wire)
         _write_config(folder, aside, wire)
-        done = _write_report(folder, aside, to, wire)
+        done = _write_report(folder, aside, told)
         if out.exists():
             out.rmdir()
         aside.replace(out)
     finally:
         shutil.rmtree(aside, ignore_errors=True)
     return done
+
+
+def _write_weights(folder: Path, out: Path, model: Any, to: str, wire: Wire | None) -> dict[str, Any]:
+    """The weights themselves; returns what the report says of how they are stored."""
+    if to == "gguf":
+        from .gguf import write
+
+        _no_experts(model, to)
+        types = write.write(folder, out / write.FILE, model, _stored(folder), _packed(model), report.read(folder))
+        return {"format": "gguf", "types": types}
+    if to == "onnx":
+        from . import onnx
+
+        _no_experts(model, to)
+        onnx.write(folder, out)
+        return {"format": "onnx"}
+    write_checkpoint(out, list(_entries(folder, model, wire)))
+    return {"format": "dense" if wire is None else wire.format}
+
+
+def _no_experts(model: nn.Module, name: str) -> None:
+    if any(isinstance(module, QExperts) for module in model.modules()):
+        raise ExportError(f"fused experts cannot be exported to `{name}`", DENSE)
 
 
 def _packed(model: nn.Module) -> dict[str, Packed]:
@@ -68,8 +93,7 @@ def _packed(model: nn.Module) -> dict[str, Packed]:
 
 def _wire(model: nn.Module, name: str) -> Wire:
     """How the target will store these layers.  Raises ExportError where it cannot store one of them exactly."""
-    if any(isinstance(module, QExperts) for module in model.modules()):
-        raise ExportError(f"fused experts cannot be exported to `{name}`", DENSE)
+    _no_experts(model, name)
     packed, fmt = _packed(model), formats.load(name)
     for layer, module in packed.items():
         if not module.encoding.plain:
@@ -104,10 +128,7 @@ def _kind(module: Packed) -> str:
 
 def _entries(folder: Path, model: nn.Module, wire: Wire | None) -> Iterator[Entry]:
     """The tensors of the new checkpoint: the old ones in their order, those of packed layers replaced."""
-    stored: dict[str, TensorInfo] = {}
-    for file in sorted(folder.glob("*.safetensors")):
-        stored |= read_header(file)
-    packed = _packed(model)
+    stored, packed = _stored(folder), _packed(model)
     owners = {f"{name}.{part}": name for name, module in packed.items() for part in module.components}
     written: set[str] = set()
     for name, info in stored.items():
@@ -119,6 +140,14 @@ def _entries(folder: Path, model: nn.Module, wire: Wire | None) -> Iterator[Entr
     shared = {id(packed[name].parts[0]) for name in written}
     if lost := [name for name, module in packed.items() if id(module.parts[0]) not in shared]:
         raise ExportError(f"{lost[0]} is stored under another name than it has in the model", DENSE)
+
+
+def _stored(folder: Path) -> dict[str, TensorInfo]:
+    """The tensors of a checkpoint by name, in its order."""
+    found: dict[str, TensorInfo] = {}
+    for file in sorted(folder.glob("*.safetensors")):
+        found |= read_header(file)
+    return found
 
 
 def _read(info: TensorInfo) -> Tensor:
@@ -171,11 +200,11 @@ def _equal(a: Quantized, b: Quantized) -> bool:
 
 
 def _carry(folder: Path, out: Path) -> None:
-    """Tokenizer and all else that is neither weights nor ours to write."""
+    """Tokenizer and all else that is neither weights nor ours to write.  Figures show the bytes of what they are of."""
     written = {"config.json", report.FILE, card.FILE, INDEX, "hfquant.json"}
     for file in folder.rglob("*"):
         inside = file.relative_to(folder)
-        hidden = any(part.startswith(".") for part in inside.parts)
+        hidden = any(part.startswith(".") for part in inside.parts) or inside.parts[0] == "figures"
         if file.is_file() and not hidden and file.suffix != ".safetensors" and file.name not in written:
             (out / inside).parent.mkdir(parents=True, exist_ok=True)
             shutil.copyfile(file, out / inside)
@@ -189,20 +218,22 @@ def _write_config(folder: Path, out: Path, wire: Wire | None) -> None:
     write_text(out / "config.json", json.dumps(config, indent=2, sort_keys=True) + "\n")
 
 
-def _write_report(folder: Path, out: Path, to: str, wire: Wire | None) -> dict[str, Any]:
+def _write_report(folder: Path, out: Path, told: Mapping[str, Any]) -> dict[str, Any]:
     """The report, with what changed.  What was measured stays: it is the same model."""
     known: Mapping[str, Any] = report.read(folder)
-    sections = {name: known[name] for name in report.SECTIONS if name in known}
+    sections = {name: known[name] for name in report.SECTIONS if name in known and name != "figures"}
     files = sorted(str(file.relative_to(out)) for file in out.rglob("*") if file.is_file())
-    size = sum(file.stat().st_size for file in out.glob("*.safetensors"))
-    stored = {"format": "dense"} if wire is None else {"format": wire.format, "config": _config_of(out)}
-    if wire is None:
+    size = sum((out / file).stat().st_size for file in files if file.endswith(WEIGHTS) and not file.endswith(".json"))
+    stored = dict(told)
+    if told["format"] in FORMATS.values():
+        stored["config"] = json.loads((out / "config.json").read_text("utf-8"))["quantization_config"]
+    if told["format"] == "dense":
         sections.pop("layers", None)
-    changed = {"wire": stored, "output": {**known.get("output", {}), "bytes": size, "files": files, "exported": to}}
+    exported = next((name for name, fmt in FORMATS.items() if fmt == told["format"]), told["format"])
+    changed = {
+        "wire": stored,
+        "output": {**known.get("output", {}), "bytes": size, "files": files, "exported": exported},
+    }
     done = report.merge(out, **{**sections, **changed})
     card.write(out, done)
     return done
-
-
-def _config_of(out: Path) -> Any:
-    return json.loads((out / "config.json").read_text("utf-8"))["quantization_config"]

@@ -13,7 +13,7 @@ from jinja2 import ChainableUndefined, Environment, FileSystemLoader
 from .. import methods
 from ..report import SECTIONS, public
 from ..tensors.shards import write_text
-from .markdown import Safe, code, fence, finalize, number, size
+from .markdown import Safe, code, fence, finalize, number, size, visible
 from .trail import step_errors
 
 PACKAGED = Path(__file__).parent.parent / "model_cards"  # in a checkout they are at its top
@@ -24,12 +24,15 @@ LICENCE = re.compile(r"[a-z0-9][a-z0-9.-]{0,62}")
 TAG = re.compile(r"[a-z0-9][a-z0-9.+_-]{0,62}")
 NAME = re.compile(r"[\w][\w .,()+-]{0,95}", re.ASCII)
 LINK = re.compile(r"https://[\w./~%+-]{1,200}|LICENSE[\w.-]{0,40}", re.ASCII)
+PICTURE = re.compile(r"figures/[a-z][a-z0-9-]{0,40}\.png", re.ASCII)
+NO_WORDS = re.compile(r"[^\w .,;:()%+/=-]")
 PAPER = re.compile(r"(.+?) \((.+?, \d{4}); arXiv:(\d{4}\.\d{4,5})\)")
 METRICS = {
     "perplexity": "Perplexity",
     "kl": "KL divergence from the original, nats per token",
     "top1_agreement": "Same most likely token as the original",
 }
+LIBRARIES = {"dense": "transformers", "gguf": "gguf", "onnx": "onnx"}
 STANDARD = {"compressed_tensors": "compressed-tensors", "gptq": "gptq"}
 
 
@@ -65,23 +68,26 @@ def render(report: Mapping[str, Any]) -> str:
         format=(report.get("wire") or {}).get("format"),
         noted=[layer for layer in layers if layer["notes"]],
         papers=[Safe(paper) for paper in _papers(report)],
+        pictures={about: [Safe(p) for p in _pictures(report, about)] for about in ("result", "model")},
+        tasks=list(_tasks(report)),
     )
 
 
 def metadata(report: Mapping[str, Any]) -> ModelCardData:
     """The card's YAML block.  Only what has the shape of an id, a licence or a tag gets into it."""
     wire, output, recipe = (report.get(name) or {} for name in ("wire", "output", "recipe"))
-    standard = STANDARD.get(str(wire.get("format")))
+    form = str(wire.get("format"))
+    standard = STANDARD.get(form)
     base = _hub_id(report)
     tags = ["hfquant", standard, str(recipe.get("name")), *_steps(report)]
     results = list(_results(report))
     return ModelCardData(
         base_model=base,
         base_model_relation="quantized" if base else None,
-        library_name="transformers" if standard or wire.get("format") == "dense" else "hfquant",
+        library_name="transformers" if standard else LIBRARIES.get(form, "hfquant"),
         pipeline_tag=_pipeline(output),
         tags=list(dict.fromkeys(tag for tag in tags if tag and TAG.fullmatch(tag))),
-        model_name=_plain(display_name(report), "a model") if results else None,
+        model_name=plain_name(report) if results else None,
         eval_results=results or None,
         **_licence(report),
     )
@@ -102,18 +108,16 @@ def _licence(report: Mapping[str, Any]) -> dict[str, Any]:
 def _results(report: Mapping[str, Any]) -> Iterator[EvalResult]:
     """What was measured, as the Hub's index of models has it."""
     evaluation = report.get("evaluation") or {}
-    settings = evaluation.get("settings") or {}
+    text = _plain((evaluation.get("settings") or {}).get("text"), "a text")
+    task = _pipeline(report.get("output") or {}) or "text-generation"
     for metric, label in METRICS.items():
         value = evaluation.get(metric)
         if isinstance(value, int | float) and not isinstance(value, bool):
-            yield EvalResult(
-                task_type=_pipeline(report.get("output") or {}) or "text-generation",
-                dataset_type="text",
-                dataset_name=_plain(settings.get("text"), "a text"),
-                metric_type=metric,
-                metric_name=label,
-                metric_value=value,
-            )
+            yield EvalResult(task, "text", text, metric, value, metric_name=label)
+    for row in _tasks(report):
+        name = _plain(row["name"], "a task")
+        if isinstance(row.get("value"), int | float):
+            yield EvalResult(task, "task", name, _plain(row["metric"], "score"), row["value"])
 
 
 def _plain(text: object, otherwise: str) -> str:
@@ -133,6 +137,27 @@ def _papers(report: Mapping[str, Any]) -> Iterator[str]:
     for name in _steps(report):
         if found := PAPER.match(import_module(f"{methods.__name__}.{name}").__doc__ or ""):
             yield f"{found[1]}: {found[2]}, [arXiv:{found[3]}](https://arxiv.org/abs/{found[3]})"
+
+
+def _pictures(report: Mapping[str, Any], about: str) -> Iterator[str]:
+    """The figures of a diagnosis, as Markdown: only files where figures lie, only words as their text."""
+    for figure in (report.get("figures") or {}).get("files") or ():
+        if figure.get("about") == about and PICTURE.fullmatch(str(figure.get("file"))):
+            text = " ".join(NO_WORDS.sub(" ", visible(str(figure.get("alt")))).split())[:1000]
+            yield f"![{text}]({figure['file']})"
+
+
+def _tasks(report: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
+    """One row for every score of every task."""
+    tasks = (report.get("evaluation") or {}).get("tasks")
+    for name, task in tasks.items() if isinstance(tasks, Mapping) else ():
+        for metric, score in task["scores"].items():
+            yield {"name": name, "metric": metric, "n": task.get("n"), "source": task.get("source"), **score}
+
+
+def plain_name(report: Mapping[str, Any]) -> str:
+    """`display_name`, if that is nothing but a name: for headers and titles that cannot show foreign text."""
+    return _plain(display_name(report), "a model")
 
 
 def display_name(report: Mapping[str, Any]) -> str:

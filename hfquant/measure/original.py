@@ -1,4 +1,4 @@
-"""The model a compressed one was made from: opened, made to speak, its licence read."""
+"""The model a compressed one was made from: opened, loaded, its licence read."""
 
 import tempfile
 from collections.abc import Iterator
@@ -8,13 +8,12 @@ from typing import Any
 
 import torch
 import yaml
-from transformers import PreTrainedModel, PreTrainedTokenizerBase
+from transformers import PreTrainedModel
 
 from ..machine import available_memory
 from ..model.hub import terms
 from ..model.skeleton import Skeleton
 from ..model.source import Source, open_source
-from .generate import Sample, sample
 
 
 @contextmanager
@@ -30,16 +29,14 @@ def opened(model: str | Path | Source | None, revision: str | None = None) -> It
         yield open_source(model, revision, Path(staging))
 
 
-def speak(
-    source: Source, tokenizer: PreTrainedTokenizerBase, prompt: str, new_tokens: int, dtype: torch.dtype
-) -> Sample | None:
-    """The original's continuation of a prompt; None where the whole original would not fit into memory."""
+def loaded(source: Source, dtype: torch.dtype) -> PreTrainedModel | None:
+    """The whole original; None where it would not fit into memory."""
     free = available_memory()
     if free is not None and source.parameters * dtype.itemsize * 1.5 > free:
         return None
     cls: type[PreTrainedModel] = type(Skeleton(source, dtype).model)
     model: PreTrainedModel = cls.from_pretrained(source.path, dtype=dtype)
-    return sample(model, tokenizer, prompt, new_tokens)
+    return model
 
 
 def facts(source: Source) -> dict[str, Any]:

@@ -2,6 +2,7 @@
 
 import time
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -10,8 +11,9 @@ from torch import Tensor
 from transformers import AutoConfig, AutoTokenizer, PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 from .. import report
+from ..compress.memory import give_back
 from ..errors import CheckpointError
-from ..machine import hardware, peak_memory, versions
+from ..machine import Footprint, hardware, peak_memory, versions
 from ..model.source import Source
 from ..model.stream import stream_logits
 from ..plugin import load
@@ -22,8 +24,9 @@ from .evaluate import Scores, compare
 from .feed import longest
 from .gate import gate, verdict
 from .generate import Sample, sample
-from .original import facts, opened, speak
+from .original import facts, loaded, opened
 from .scan import scan
+from .tasks import Tasks, compared, run
 from .text import PACKAGED, Text, cut, read_text
 
 PROMPT_TOKENS = 16
@@ -40,6 +43,7 @@ def verify(
     dtype: str | torch.dtype = "auto",
     prompt: str | None = None,
     new_tokens: int = NEW_TOKENS,
+    tasks: Tasks | None = None,
     enforce: bool = True,
     loader: Callable[..., PreTrainedModel] = load,
 ) -> dict[str, Any]:
@@ -52,6 +56,7 @@ def verify(
     the model cannot have as many.
     dtype: in which both models compute; "auto" is the checkpoint's own.
     prompt: by default the first words of the text.
+    tasks: asked of both models, of the original only if it fits into memory.
     enforce: raise if the report does not reach the recipe's gate.
     loader: called as `loader(out, dtype=...)`.
 
@@ -68,12 +73,13 @@ def verify(
     ids = cut(wanted, tokenizer, min(window_len, limit or window_len), windows)
     start = prompt or _words(str(tokenizer.decode(ids[0, :PROMPT_TOKENS], skip_special_tokens=True)))
     with opened(*_original(known, against)) as source:
+        before = Footprint()
         model = loader(folder, dtype=dtype)
-        scores = _scores(model, source, ids)
-        said, kind = sample(model, tokenizer, start, new_tokens), model.dtype
+        scores, kind = _scores(model, source, ids), model.dtype
+        asked = _ask(model, tokenizer, start, new_tokens, tasks, before)
         output = _output(folder, model)
         del model  # before the original is loaded
-        original = None if source is None else speak(source, tokenizer, start, new_tokens, kind)
+        original = None if source is None else _original_asked(source, kind, tokenizer, start, new_tokens, tasks)
         wire = known.get("wire") or _wire(config)
         sections = {
             "source": _source(known, source),
@@ -82,14 +88,14 @@ def verify(
         }
     evaluation = {
         **_settled(scores, wanted, windows),
-        **_speeds(said, original),
+        **_told(asked, original),
         "scan": whole,
         "seconds": round(time.perf_counter() - began, 1),
         "peak_memory_bytes": peak_memory(),
         "hardware": hardware(),
         "versions": versions(),
     }
-    texts = {"prompt": start, "original": original and original.text, "compressed": said.text}
+    texts = {"prompt": start, "original": original and original.said.text, "compressed": asked.said.text}
     done = report.merge(folder, **sections, evaluation=evaluation, sample=texts)
     limits = Gate(**(done.get("recipe") or {}).get("gate") or {})
     if scores.reference_perplexity is not None:
@@ -148,11 +154,51 @@ def _settled(scores: Scores, text: Text, windows: int | None) -> dict[str, Any]:
     return {**scores.to_dict(), "settings": settings}
 
 
-def _speeds(said: Sample, original: Sample | None) -> dict[str, float | None]:
-    return {
-        "tokens_per_second": said.tokens_per_second,
-        "reference_tokens_per_second": original.tokens_per_second if original else None,
+@dataclass(frozen=True)
+class _Asked:
+    """What a loaded model said, the memory that took with its weights, and its scores at tasks."""
+
+    said: Sample
+    memory: int | None
+    tasks: dict[str, dict[str, Any]] | None
+
+
+def _ask(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    prompt: str,
+    new_tokens: int,
+    tasks: Tasks | None,
+    before: Footprint,
+) -> _Asked:
+    give_back()  # what scoring took
+    said, memory = before.of(lambda: sample(model, tokenizer, prompt, new_tokens))
+    return _Asked(said, memory, None if tasks is None else run(tasks, model, tokenizer))
+
+
+def _original_asked(
+    source: Source,
+    dtype: torch.dtype,
+    tokenizer: PreTrainedTokenizerBase,
+    prompt: str,
+    new_tokens: int,
+    tasks: Tasks | None,
+) -> _Asked | None:
+    before = Footprint()
+    model = loaded(source, dtype)
+    return None if model is None else _ask(model, tokenizer, prompt, new_tokens, tasks, before)
+
+
+def _told(asked: _Asked, original: _Asked | None) -> dict[str, Any]:
+    told: dict[str, Any] = {
+        "tokens_per_second": asked.said.tokens_per_second,
+        "reference_tokens_per_second": original.said.tokens_per_second if original else None,
+        "generation_memory_bytes": asked.memory,
+        "reference_generation_memory_bytes": original.memory if original else None,
     }
+    if asked.tasks is not None:
+        told["tasks"] = compared(asked.tasks, original.tasks if original else None)
+    return told
 
 
 def _source(known: Mapping[str, Any], source: Source | None) -> dict[str, Any]:

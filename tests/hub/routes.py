@@ -43,7 +43,7 @@ LOGIN: dict[str, Callable[[Hub, Request], Answer]] = {
 
 def route(hub: Hub, request: Request) -> Answer:
     """Answer a request, or refuse it."""
-    method, parts = request.method, request.parts
+    method, parts = "GET" if request.method == "HEAD" else request.method, request.parts  # the same, without a body
     if parts[0] == "api":
         if found := PLAIN.get((method, "/".join(parts[1:]))):
             return found(hub, request)

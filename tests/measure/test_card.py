@@ -279,3 +279,37 @@ def test_code_spans_and_fences_outlast_their_content() -> None:
 def test_the_card_is_written_beside_the_report(tmp_path: Path) -> None:
     assert card.write(tmp_path, full()) == tmp_path / "README.md"
     assert (tmp_path / "README.md").read_text("utf-8") == card.render(full())
+
+
+def pictured(**changes: Any) -> dict[str, Any]:
+    files = [
+        {"file": "figures/bits.png", "title": "Bits", "alt": "Bits per weight, 4.5 (all).", "about": "result"}
+        | changes,
+        {"file": "figures/rows.png", "title": "Rows", "alt": "Rows.", "about": "model"},
+    ]
+    return full(figures={"data": "figures/diagnosis.json", "files": files})
+
+
+def test_figures_are_shown_with_words_for_those_who_cannot_see_them() -> None:
+    text = card.render(pictured())
+    assert "![Bits per weight, 4.5 (all).](figures/bits.png)" in text
+    folded = text.index("What makes the original hard to compress")
+    assert text.index("figures/bits.png") < folded < text.index("figures/rows.png")
+
+
+@pytest.mark.parametrize(
+    "evil", [*HOSTILE, "x](https://evil.example) ![y", "figures/../x.png", "https://evil.example/x.png"]
+)
+def test_a_hostile_figure_gets_nowhere(evil: str) -> None:
+    usual = outline(card.render(pictured()))
+    assert outline(card.render(pictured(alt=evil, title=evil))) == usual
+    without = outline(card.render(pictured(file=evil)))
+    assert without[2] == [target for target in usual[2] if target != "figures/bits.png"]
+    assert without[:2] == usual[:2]
+
+
+def test_memory_while_decoding_is_in_the_table() -> None:
+    used = {"generation_memory_bytes": 120_000_000, "reference_generation_memory_bytes": 540_000_000}
+    text = card.render(full(evaluation=full()["evaluation"] | used))
+    assert "| memory while decoding | 540.0 MB | 120.0 MB |" in text
+    assert "| memory while decoding | – | – |" in card.render(full())

@@ -12,6 +12,7 @@ from optimum.commands.base import BaseOptimumCLICommand, CommandInfo
 NAMES = {
     "compress": "Compress a model into a folder that loads in transformers, and measure what it cost.",
     "eval": "Measure a compressed model, and how far it is from the original.",
+    "diagnose": "Draw why a model is hard to compress, and what compressing did to it.",
     "inspect": "Show every compressed layer.",
     "recipes": "List the recipes that hfquant brings.",
     "export": "Write a compressed model in another format, with the same codes.",
