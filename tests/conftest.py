@@ -6,10 +6,17 @@ os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ["HF_HUB_DISABLE_PROGRESS_BARS"] = "1"
 os.environ["OPENBLAS_NUM_THREADS"] = "1"  # scipy's own threads spin: four times the work for matrices this small
 
+import atexit
+import shutil
+import tempfile
 from collections.abc import Callable
 from functools import cache
 from pathlib import Path
 from typing import Any
+
+if "HFQUANT_TESTS_CACHE" not in os.environ:  # one for all processes of a run, away from what other versions left
+    os.environ["HFQUANT_TESTS_CACHE"] = os.environ["XDG_CACHE_HOME"] = tempfile.mkdtemp(prefix="hfquant-tests-")
+    atexit.register(shutil.rmtree, os.environ["XDG_CACHE_HOME"], ignore_errors=True)
 
 import pytest
 import torch
