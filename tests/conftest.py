@@ -1,11 +1,13 @@
 """What every test runs under: no network, no progress bars, one thread, no memory that happens to be zero."""
 
+import atexit
 import gc
 import hashlib
 import inspect
 import os
 import shutil
 import sys
+import tempfile
 
 os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ["HF_HUB_DISABLE_PROGRESS_BARS"] = "1"
@@ -15,6 +17,10 @@ from collections.abc import Callable, Iterator
 from functools import cache, partial
 from pathlib import Path
 from typing import Any
+
+if "HFQUANT_TESTS_CACHE" not in os.environ:  # one for all processes of a run, away from what other versions left
+    os.environ["HFQUANT_TESTS_CACHE"] = os.environ["XDG_CACHE_HOME"] = tempfile.mkdtemp(prefix="hfquant-tests-")
+    atexit.register(shutil.rmtree, os.environ["XDG_CACHE_HOME"], ignore_errors=True)
 
 import pytest
 import torch

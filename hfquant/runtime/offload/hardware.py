@@ -7,6 +7,7 @@ import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
+from typing import Any
 
 import psutil
 import torch
@@ -159,10 +160,9 @@ def profile(folder: Path, fresh: bool = False) -> Hardware:
     """What was measured within the last week for this machine and this disk, or is now."""
     cache = _cache_file()
     key = f"{platform.node()} {_processor()} {cores()} {torch.get_num_threads()} {os.stat(folder).st_dev}"
-    known = json.loads(cache.read_text()) if cache.is_file() else {}
+    known = _remembered(cache)
     entry = known.get(key)
-    known_fields = {field.name for field in fields(Hardware)}
-    if entry and not fresh and time.time() - entry["at"] < WEEK and entry["measured"].keys() == known_fields:
+    if entry and not fresh and time.time() - entry["at"] < WEEK:
         return Hardware(**entry["measured"])
     found = measure(folder)
     known[key] = {"at": time.time(), "measured": asdict(found)}
@@ -171,6 +171,16 @@ def profile(folder: Path, fresh: bool = False) -> Hardware:
     part.write_text(json.dumps(known, indent=2))
     part.replace(cache)
     return found
+
+
+def _remembered(cache: Path) -> dict[str, Any]:
+    """What the file holds of measurements as this version makes them: another version's, or a torn file, count not."""
+    try:
+        known = json.loads(cache.read_text())
+        names = {field.name for field in fields(Hardware)}
+        return {key: entry for key, entry in known.items() if entry["measured"].keys() == names and entry["at"] >= 0}
+    except (OSError, ValueError, LookupError, TypeError, AttributeError):
+        return {}
 
 
 def _cache_file() -> Path:

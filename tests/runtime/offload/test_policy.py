@@ -1,5 +1,6 @@
 """The cost model and the search, on made-up measurements whose best answer is known."""
 
+import json
 from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
@@ -181,3 +182,16 @@ def test_the_profile_is_remembered(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     assert min(first.disk_read, first.disk_write, first.copy, first.attention, first.matmul_half, first.matmul) > 1e6
     assert profile(tmp_path) == first
     assert profile(tmp_path, fresh=True) != first
+
+
+@pytest.mark.parametrize("left", ["{", "[1]", '{"key": {"at": 9e9, "measured": {"matmul": 1.0, "unheard_of": 2.0}}}'])
+def test_what_another_version_remembered_is_measured_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, left: str
+) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    monkeypatch.setattr("hfquant.runtime.offload.hardware.SAMPLE", 8 << 20)
+    first = profile(tmp_path)
+    file = tmp_path / "hfquant" / "hardware.json"
+    file.write_text(left.replace("key", next(iter(json.loads(file.read_text())))))
+    assert profile(tmp_path).cores == first.cores
+    assert profile(tmp_path) == profile(tmp_path)
