@@ -18,8 +18,10 @@ import yaml
 from typer.testing import CliRunner
 
 from hfquant import methods
+from hfquant.conversion import sandbox
 from hfquant.recipe import ActivationSpec, Recipe
 from hfquant.recipe_source import presets, read_file
+from tests.conversion.jobs import forks
 from tests.hub.server import Hub
 from tests.model import gguf_files
 
@@ -55,10 +57,14 @@ def run(words: list[str]) -> None:
 def desk(trained: Callable[[str], Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, hub: Hub) -> Path:
     """A folder to work in, with what the documentation mentions: a model, a GGUF file, a text, a Hub."""
     hub.store.create("bob/model")
+    monkeypatch.setenv("HFQUANT_FOLDER", str(tmp_path / "service"))
+    monkeypatch.setenv("HFQUANT_USER", "alice")
+    monkeypatch.setattr(sandbox, "start", forks.start)  # Python need not be begun anew for every child
     shutil.copytree(trained("llama"), tmp_path / "MODEL")
     config = json.loads((tmp_path / "MODEL" / "config.json").read_text())
     config["max_position_embeddings"] = LENGTH  # of rotary embeddings, which have no parameters
     (tmp_path / "MODEL" / "config.json").write_text(json.dumps(config))
+    hub.store.upload("org/model", tmp_path / "MODEL")
     small = gguf_files.FAMILIES["llama"]
     small = replace(small, kv=small.kv | {"context_length": LENGTH})
     gguf_files.write_gguf(tmp_path / "MODEL.gguf", small, extra=gguf_files.bpe_vocabulary())

@@ -24,7 +24,9 @@ if TYPE_CHECKING:
     from ..conversion.service import Service
 
 app = typer.Typer(no_args_is_help=True, help="Conversions from the Hub to the Hub, done by `hfquant worker`.")
-Id = Annotated[str, typer.Argument(metavar="JOB", help="As `hfquant jobs list` shows it.", show_default=False)]
+Id = Annotated[
+    str, typer.Argument(metavar="JOB", help="Its id, the beginning of it, or its target.", show_default=False)
+]
 User = Annotated[
     str | None,
     typer.Option("--user", envvar="HFQUANT_USER", metavar="NAME", help="Whose jobs.", show_default="you"),
@@ -52,8 +54,9 @@ def _token() -> str | None:
 
 
 def _found(service: "Service", job: str, user: str) -> str:
-    """The id that begins like this."""
-    fitting = [found.id for found in service.jobs(user, limit=1000) if found.id.startswith(job)] if job else []
+    """The id that begins like this, or whose target this is."""
+    mine = service.jobs(user, limit=1000) if job else []
+    fitting = [found.id for found in mine if found.id.startswith(job) or found.request["target"] == job]
     return fitting[0] if len(fitting) == 1 else job
 
 

@@ -25,7 +25,7 @@ def attend(executor: Executor, task: Task, steps: "Steps") -> dict[str, Any]:
     try:
         while True:
             seen = executor.poll(task, handle)
-            happened = [told for event in seen.events if (told := _told(event)) is not None]
+            happened = [told for event in seen.events if (told := _told(event, str(task.room.path))) is not None]
             changes: dict[str, Any] = {}
             if shares := [data for kind, data in happened if kind == "layer"]:
                 changes["progress"] = {key: shares[-1].get(key) for key in LAYERS}
@@ -53,9 +53,11 @@ def _pause(seconds: float, steps: "Steps") -> None:
         steps.guard()
 
 
-def _told(event: Mapping[str, Any]) -> tuple[Kind, Mapping[str, Any]] | None:
-    """An event of a task as one of the job."""
+def _told(event: Mapping[str, Any], folder: str) -> tuple[Kind, Mapping[str, Any]] | None:
+    """An event of a task as one of the job, without where the job's folder lies."""
     data = {key: value for key, value in event.items() if key != "event"}
+    if isinstance(data.get("text"), str):
+        data["text"] = data["text"].replace(folder, "the job's folder")
     kinds: dict[str, Kind] = {"plan": "plan", "layer": "layer", "log": "log", "progress": "progress"}
     if event["event"] == "started":
         return "log", {"text": f"the work has begun in a process of its own, network: {event['network']}"}

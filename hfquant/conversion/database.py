@@ -1,6 +1,7 @@
 """The service's own tables, beside those of DBOS in one database: SQLite, or the same on PostgreSQL."""
 
 import logging
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import cached_property
@@ -9,10 +10,11 @@ from typing import Any
 
 import sqlalchemy as sa
 from sqlalchemy import event
-from sqlalchemy.exc import ArgumentError
+from sqlalchemy.exc import ArgumentError, OperationalError
 
 from ..errors import RequestError
 
+PATIENCE = 20.0  # seconds that a server which does not answer is waited for
 LOCK = 0x68667175616E74  # of PostgreSQL: whoever plans holds it until its transaction ends
 
 metadata = sa.MetaData()
@@ -124,19 +126,30 @@ class Database:
 
     @contextmanager
     def read(self) -> Iterator[sa.Connection]:
-        with self.engine.connect() as connection:
+        with self._connection() as connection:
             yield connection
 
     @contextmanager
     def write(self) -> Iterator[sa.Connection]:
         """A transaction in which what is read stays true until it ends: limits are checked, then changed."""
-        with self.engine.connect() as connection:
+        with self._connection() as connection:
             if self.is_sqlite:
                 connection.exec_driver_sql("BEGIN IMMEDIATE")
             else:
                 connection.execute(sa.text("SELECT pg_advisory_xact_lock(:lock)"), {"lock": LOCK})
             yield connection
             connection.commit()
+
+    def _connection(self) -> sa.Connection:
+        """A connection; a server that is about to be there again is waited for."""
+        until = time.monotonic() + PATIENCE
+        while True:
+            try:
+                return self.engine.connect()
+            except OperationalError:
+                if time.monotonic() > until:
+                    raise
+                time.sleep(1.0)
 
     def now(self, connection: sa.Connection) -> float:
         """Seconds since 1970 by the database's clock, which is the same for all workers."""

@@ -55,7 +55,7 @@ class Worker:
         kept = vault or vault_for(settings.secret, self.database)
         self.board = Board(self.database, self.queue, kept, settings.limits)
         self.workspace = Workspace(settings.folder)
-        memory = settings.limits.memory or psutil.virtual_memory().total * 3 // 4
+        memory = settings.limits.memory or psutil.virtual_memory().total * 3 // 4 // at_once
         executors = {"local": Local(settings.limits, memory, begin), "hf-jobs": HfJobs()}
         self.presence = Presence(self.database, dead)
         tools = Tools(self.board, self.workspace, settings, memory, executors)

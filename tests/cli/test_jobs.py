@@ -46,7 +46,7 @@ def test_from_asking_to_the_hub(run: Run, hub: Hub) -> None:
     assert "state  cancelled" in run("jobs", "cancel", job[:8]).stdout
     assert "state  queued (1)" in run("jobs", "resume", job[:8]).stdout
     assert run("worker", "--until-idle", "--windows", "2", "--max-memory", "4GB").exit_code == 0
-    shown = run("jobs", "show", job[:8], "--log")
+    shown = run("jobs", "show", "alice/small", "--log")
     assert f"{hub.url}/alice/small" in shown.stdout
     assert "attempt  2" in shown.stdout
     assert "layer name=model.layers.0.self_attn.q_proj.weight" in shown.stderr

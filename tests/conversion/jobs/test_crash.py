@@ -55,10 +55,10 @@ def assert_as_in_peace(desk: Desk, job: str, calm: dict[str, str]) -> None:
 
 
 def test_killed_at_every_boundary_in_turn(desk: Desk, calm: Calm) -> None:
-    """One job, and a worker for every point before and behind each of its steps; the last one lives."""
+    """One job, and a worker for every step, killed when it is done and nobody knows; the last one lives."""
     job = desk.submit()
-    for point in POINTS:
-        assert desk.work(dying(*point)).wait() == -signal.SIGKILL, point
+    for name in LOCAL_STEPS:
+        assert desk.work(dying(name, "after")).wait() == -signal.SIGKILL, name
         assert not desk.job(job).is_final
     desk.work()
     assert_as_in_peace(desk, job, calm("rtn"))
@@ -144,7 +144,7 @@ def test_a_child_that_is_killed_fails_its_job_and_resuming_goes_on(
 def test_killed_while_pushing(desk: Desk, calm: Calm, kind: Any) -> None:
     """At the commit: when the Hub made it and the worker never heard, and when it never arrived."""
     job = desk.submit()
-    worker = desk.work()
+    worker = desk.work(real=False)
 
     def commit(method: str, path: str) -> bool:
         if method == "POST" and "/commit/" in path:
@@ -155,7 +155,7 @@ def test_killed_while_pushing(desk: Desk, calm: Calm, kind: Any) -> None:
     desk.hub.faults.add(kind, matches=commit)
     assert worker.wait() == -signal.SIGKILL
     desk.hub.faults.clear()
-    desk.work()
+    desk.work(real=False)
     assert_as_in_peace(desk, job, calm("rtn"))
 
 
@@ -175,12 +175,13 @@ def test_a_worker_that_was_taken_for_dead_leaves_its_jobs_alone(desk: Desk, calm
     job = desk.submit()
     late = desk.work(prepare, dead=1.0)
     wait(lambda: desk.job(job).step == "compress")
-    desk.work(dead=1.0)
+    desk.work(dead=1.0, real=False)
     assert late.wait() == 1
     assert_as_in_peace(desk, job, calm("rtn"))
     assert "took this worker for dead" in log(desk)
 
 
+@pytest.mark.slow
 def test_asked_to_stop_it_leaves_the_job_for_the_next_one(desk: Desk, calm: Calm) -> None:
     job = desk.submit()
     worker = desk.work()

@@ -66,7 +66,7 @@ REFUSED: list[tuple[Callable[[Path], None], str, str]] = [
 def test_refused_from_headers(desk: Desk, model: Path) -> None:
     """One worker, and one bad model after the other: none costs it more than a look, the last one is good."""
     whole = Path(shutil.copytree(model, desk.folder / "whole"))
-    desk.work()
+    desk.work(real=False)
     for spoil, kind, words in REFUSED:
         shutil.rmtree(model)
         shutil.copytree(whole, model)
@@ -130,7 +130,7 @@ def test_work_that_hangs_is_stopped(desk: Desk) -> None:
         worker.conversions.tools.settings.limits.__dict__["seconds"] = 5
 
     job = desk.submit()
-    desk.work(prepare)
+    desk.work(prepare, real=False)
     failed = desk.ended(job)
     assert failed.failure is not None
     assert failed.failure.kind == "ResourceError"

@@ -24,7 +24,10 @@ from .test_hostile import change, hundred_thousand_layers, remote_code
 FAMILIES = ("llama", "gpt2", "t5", "mixtral")
 
 
-@pytest.mark.parametrize("recipe", ["rtn-w4g32", "rtn-w3g32", "sparsegpt-2of4-w4g32"])
+@pytest.mark.parametrize(
+    "recipe",
+    ["rtn-w4g32", *(pytest.param(name, marks=pytest.mark.slow) for name in ("rtn-w3g32", "sparsegpt-2of4-w4g32"))],
+)
 def test_the_size_comes_true(desk: Desk, model: Path, tmp_path: Path, recipe: str) -> None:
     """What is announced is what a compression writes, but for the files' headers."""
     changes = ["calibration.samples=2", "calibration.seq_len=16"] if "sparse" in recipe else []
@@ -113,7 +116,7 @@ def test_a_config_that_takes_too_long(hub: Hub, desk: Desk, model: Path) -> None
 
 
 def test_it_does_not_fit(desk: Desk) -> None:
-    limits = Limits(memory=1_000_000, disk=1_000, seconds=1, parameters=10**9)
+    limits = Limits(memory=1_000_000, disk=1_000)
     with Service(replace(desk.settings, limits=limits), begin=start) as service:
         found = service.preview(desk.request())
     assert kinds(found) == {"memory": True, "disk": True}

@@ -24,26 +24,25 @@ USERS = [f"user{n}" for n in range(10)]
 @pytest.fixture(params=["sqlite", "postgres"])
 def busy(
     request: pytest.FixtureRequest, hub: Hub, settings: Settings, model: Path, tmp_path: Path,
-    calm: Callable[[str], dict[str, str]],
+    made: Callable[[str], Path],
 ) -> Iterator[Desk]:  # fmt: skip
     """A desk for ten users, on either database."""
-    calm("rtn")
     hub.store.upload("alice/model", model)
     hub.store.tokens |= {f"hf_{user}{'u' * 30}": user for user in USERS}
     settings = replace(settings, limits=Limits(memory=4_000_000_000, running=4))
     if request.param == "sqlite":
-        yield from _desk(hub, settings, tmp_path)
+        yield from _desk(hub, settings, tmp_path, made("rtn"))
     elif programs() is None:
         pytest.skip("the server programs of PostgreSQL are not installed")
     else:
         with postgres() as url:
-            yield from _desk(hub, replace(settings, database=url), tmp_path)
+            yield from _desk(hub, replace(settings, database=url), tmp_path, made("rtn"))
 
 
-def _desk(hub: Hub, settings: Settings, folder: Path) -> Iterator[Desk]:
-    made = Desk(hub, settings, Service(settings, begin=start), folder)
-    yield made
-    made.close()
+def _desk(hub: Hub, settings: Settings, folder: Path, made: Path) -> Iterator[Desk]:
+    found = Desk(hub, settings, Service(settings, begin=start), folder, made)
+    yield found
+    found.close()
 
 
 @pytest.mark.slow
