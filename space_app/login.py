@@ -120,8 +120,9 @@ def _bearer(request: gr.Request) -> str | None:
 
 
 def _from_session(request: gr.Request) -> Caller | None:
-    session: Mapping[str, Any] = getattr(request, "session", None) or {}
-    info = session.get("oauth_info") or {}
+    # not `request.session`: gradio makes attributes of its keys
+    scope: Mapping[str, Any] = getattr(request.request, "scope", None) or {}
+    info = scope.get("session", {}).get("oauth_info") or {}
     expires = info.get("expires_at")
     if not info.get("access_token") or (expires is not None and expires < time.time()):
         return None

@@ -12,7 +12,8 @@ SPACE = {name: "x" for name in OAUTH} | {"SYSTEM": "spaces"}
 
 
 def http(session: dict[str, Any] | None = None, **headers: str) -> Any:
-    return SimpleNamespace(session=session or {}, headers={k.replace("_", "-"): v for k, v in headers.items()})
+    asked = SimpleNamespace(scope={"session": session or {}})
+    return SimpleNamespace(request=asked, headers={k.replace("_", "-"): v for k, v in headers.items()})
 
 
 def session(**changes: Any) -> dict[str, Any]:
