@@ -15,13 +15,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ... import __version__
+from ... import __version__, report
 from ...errors import CheckpointError
 from ...model.calibration import digest, token_batches
 from ...model.skeleton import Skeleton
 from ...runtime.offload.opening import open_model
 from ...tensors.shards import write_text
-from .. import report
 from ..figures import Figure, draw
 from ..original import opened
 from . import result

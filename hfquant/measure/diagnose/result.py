@@ -6,8 +6,8 @@ from typing import Any
 
 import torch
 
+from ... import report
 from ...errors import CheckpointError
-from .. import report
 
 COMPARABLE = ("sha256", "feed", "selection")
 
