@@ -10,6 +10,7 @@ from pathlib import Path
 
 import torch
 
+from ... import storage
 from .pieces import room
 from .scratch import Scratch, read_into, write_all
 
@@ -131,7 +132,7 @@ def _total_memory() -> int:
 
 def profile(folder: Path, fresh: bool = False) -> Hardware:
     """What was measured within the last week for this machine and this disk, or is now."""
-    cache = _cache_file()
+    cache = storage.cache_folder() / "hardware.json"
     key = f"{platform.node()} {_processor()} {cores()} {torch.get_num_threads()} {os.stat(folder).st_dev}"
     known = json.loads(cache.read_text()) if cache.is_file() else {}
     entry = known.get(key)
@@ -144,8 +145,3 @@ def profile(folder: Path, fresh: bool = False) -> Hardware:
     part.write_text(json.dumps(known, indent=2))
     part.replace(cache)
     return found
-
-
-def _cache_file() -> Path:
-    base = os.environ.get("XDG_CACHE_HOME")
-    return (Path(base) if base else Path.home() / ".cache") / "hfquant" / "hardware.json"

@@ -1,0 +1,86 @@
+"""What the kernels of generated machine code have in common."""
+
+import torch
+from torch import Tensor
+
+from ...tensors.activations import dynamic_scale, fake_quantize
+from ...tensors.encoding import Activations
+from ...tensors.formats import Extras
+from ..extras import before, rounding
+from ..reference import Matrix
+from . import Unavailable
+
+TYPES = (torch.float32, torch.bfloat16, torch.float16)
+
+
+def refuses(x: Tensor, matrix: Matrix, activations: Activations | None, real: bool) -> str | None:
+    """Why generated code does not take this."""
+    if x.device.type != "cpu" or matrix.device.type != "cpu":
+        return f"for CPUs, not {x.device.type}"
+    grid = matrix.encoding.grid
+    if not 2 <= grid.bits <= 8:
+        return f"for weights of 2 to 8 bit, not {grid.bits}"
+    if x.dtype not in TYPES:
+        return f"for inputs of 32 or 16 bits, not {x.dtype}"
+    if not matrix.trackable:
+        return "weights made under torch.inference_mode: a change of them could not be noticed"
+    try:
+        from ..llvm import layout, machine
+
+        if machine.level() is None:
+            return "this processor has no AVX2"
+    except ImportError as error:
+        return f"needs llvmlite: `pip install 'hfquant[cpu]'` ({error})"
+    runs = layout.preparation(grid, matrix.shape[1], activations, real).runs
+    if runs.padded > max(layout.WASTE * matrix.shape[1], 64):
+        return f"groups this small would be padded to {runs.padded} columns"
+    return None
+
+
+def linear(x: Tensor, matrix: Matrix, bias: Tensor | None, activations: Activations | None, real: bool) -> Tensor:
+    """[rows, out]"""
+    from ..llvm.call import multiply
+
+    weight = tiled(matrix, activations, real)
+    inner = static = None
+    if activations is not None and activations.per == "tensor":
+        static = _whole(x, matrix, activations)
+    if weight.inner is not None:
+        v, s = weight.inner
+        inner = torch.nn.functional.linear(_seen(x, matrix, activations), v).mul_(s)
+    if bias is not None and bias.dtype not in TYPES:
+        bias = bias.float()
+    return multiply(x, [weight], [bias], [inner], static)[0]
+
+
+def tiled(matrix: Matrix, activations: Activations | None, real: bool) -> "Tiled":
+    """The weight in tiles; made when first asked for.  Raises Unavailable if that fails."""
+    from ..llvm import layout, machine
+
+    def make() -> layout.Tiled:
+        level = machine.level()
+        assert level is not None
+        how = layout.preparation(matrix.encoding.grid, matrix.shape[1], activations, real)
+        try:
+            return layout.Tiled(matrix.quantized().filled, level, how)
+        except (RuntimeError, OSError) as error:
+            raise Unavailable(f"its code could not be made: {str(error).splitlines()[0]}") from error
+
+    found: layout.Tiled = matrix.derive(("tiles", real), make)
+    return found
+
+
+def _whole(x: Tensor, matrix: Matrix, activations: Activations) -> tuple[Tensor, Tensor]:
+    """Scale and zero point of all rows."""
+    extras = matrix.extras
+    rows = x.float() if extras.input_scale is None else x.float() / extras.input_scale
+    return dynamic_scale(rows, activations)
+
+
+def _seen(x: Tensor, matrix: Matrix, activations: Activations | None) -> Tensor:
+    """What the low-rank factors multiply, float32."""
+    if activations is None:
+        return before(x.float(), matrix)
+    extras: Extras = matrix.extras
+    rows = x.float() if extras.input_scale is None else x.float() / extras.input_scale
+    return fake_quantize(rows, activations, *rounding(rows, extras))
