@@ -1,9 +1,10 @@
-"""What every test runs under: no network, no progress bars, one thread, no memory that happens to be zero, and exact
-kernels unless it says otherwise."""
+"""What every test runs under: no network, no progress bars, one thread, no memory that happens to be zero, and the
+reference instead of kernels unless it says otherwise."""
 
 import os
 
 os.environ["HF_HUB_OFFLINE"] = "1"
+os.environ["HFQUANT_KERNELS"] = "reference"  # layers compute what their weights say; kernels are tested as such
 os.environ["HF_HUB_DISABLE_PROGRESS_BARS"] = "1"
 os.environ["OPENBLAS_NUM_THREADS"] = "1"  # scipy's own threads spin: four times the work for matrices this small
 
@@ -32,12 +33,6 @@ def poison(monkeypatch: pytest.MonkeyPatch) -> None:
     for name in ("empty", "empty_like"):
         monkeypatch.setattr(torch, name, _poisoned(getattr(torch, name)))
     monkeypatch.setattr(torch.Tensor, "new_empty", _poisoned(torch.Tensor.new_empty))
-
-
-@pytest.fixture(autouse=True)
-def exact(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Layers compute what their weights say, so that results can be compared; kernels that round are tested as such."""
-    monkeypatch.setenv("HFQUANT_KERNELS", "exact")
 
 
 def _poisoned(make: Callable[..., Tensor]) -> Callable[..., Tensor]:

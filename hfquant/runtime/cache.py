@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-Stamp = tuple[tuple[int, int], ...]
+Stamp = list[int]  # address and version of every component
 
 
 class Entry:
@@ -45,11 +45,16 @@ def trackable(parts: Sequence[Tensor]) -> bool:
 
 def entry(parts: Sequence[Tensor]) -> Entry:
     """What is known of these components.  Nothing is remembered of those whose changes could not be noticed."""
-    if not trackable(parts):
-        return Entry(weakref.ref(parts[0]), parts, ())
-    stamp = tuple((part.data_ptr(), part._version) for part in parts)
+    stamp: Stamp = []
+    try:
+        for part in parts:
+            stamp += (part.data_ptr(), part._version)
+    except RuntimeError:  # made under torch.inference_mode: no version
+        if trackable(parts):
+            raise
+        return Entry(weakref.ref(parts[0]), parts, stamp)
     found = _ENTRIES.get(id(parts[0]))
-    if found is None or found.owner() is not parts[0] or found.stamp != stamp:
+    if found is None or found.stamp != stamp or found.owner() is not parts[0]:
         found = _remember(parts, stamp)
     return found
 

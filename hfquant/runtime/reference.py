@@ -32,7 +32,7 @@ def component_names(fmt: str, encoding: Encoding, in_features: int) -> tuple[str
     return tuple(spec(fmt, encoding, (1, in_features)))
 
 
-@dataclass(frozen=True)
+@dataclass(eq=False)  # made for every call: a frozen one takes three times as long to make
 class Matrix:
     """A packed weight [out, in] as the operators are given it; `index` chooses an expert of stacked parts.
 
@@ -71,7 +71,7 @@ class Matrix:
 
     def derive(self, key: Hashable, make: Callable[[], Any]) -> Any:
         """`make()`, or what it returned for this key and weight before.  It must not refer to the parts."""
-        return self.entry.derive((key, self.index), make)
+        return self.entry.derive(key if self.index is None else (key, self.index), make)
 
     def check(self) -> None:
         """Raises ShapeError if the parts are not those of such a weight."""

@@ -1,6 +1,6 @@
 """Which kernel runs a layer.  One file per kernel; those that do not begin with `_` are asked by rank.
 
-HFQUANT_KERNELS, or `with mode(...)`, says which may run:
+HFQUANT_KERNELS, which is read once, or `with mode(...)`, says which may run:
 
     auto        all: x may be rounded to 8 bit on the way in (the default)
     exact       those that take x and the weights as they are
@@ -17,7 +17,7 @@ import importlib
 import os
 import sys
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass
@@ -71,22 +71,27 @@ class Unavailable(Exception):
     """A kernel does not work here: it did not compile, or a library is not what it should be."""
 
 
+Run = Callable[[Tensor, Matrix, Tensor | None], Tensor]
+
+
 @dataclass(frozen=True)
 class Choice:
-    """The kernel that runs a layer, and why those before it do not."""
+    """The kernel that runs a layer, and why those before it do not.
+
+    run: as `Kernel.linear`, but for x [..., in]: the kernel's own where it has such a method.
+    """
 
     kernel: Kernel
+    run: Run
     refused: tuple[tuple[str, str], ...] = ()
 
 
-_MODE: ContextVar[str | None] = ContextVar("hfquant kernels", default=None)
+_MODE = ContextVar("hfquant kernels", default=os.environ.get("HFQUANT_KERNELS") or "auto")
 _BROKEN: dict[str, str] = {}  # kernels that failed -> why
 _EXPLAINED: set[str] = set()
 
 
-def current() -> str:
-    """The mode that holds here and now."""
-    return _MODE.get() or os.environ.get("HFQUANT_KERNELS") or "auto"
+current: Callable[[], str] = _MODE.get  # the mode that holds here and now
 
 
 @contextmanager
@@ -133,7 +138,7 @@ def choose(x: Tensor, matrix: Matrix) -> Choice:
     for kernel in allowed(current()):
         reason = _BROKEN.get(kernel.name) or kernel.refuses(x, matrix)
         if reason is None:
-            choice = Choice(kernel, tuple(refused))
+            choice = Choice(kernel, getattr(kernel, "run", None) or _in_rows(kernel), tuple(refused))
             _explain(x, matrix, choice)
             return choice
         refused.append((kernel.name, reason))
@@ -148,20 +153,27 @@ def linear(x: Tensor, matrix: Matrix, bias: Tensor | None) -> Tensor:
             f"a layer [{out_features}, {in_features}] was given {x.dtype} {list(x.shape)}",
             f"give it floats of shape [..., {in_features}]",
         )
-    rows = x.reshape(-1, in_features).contiguous()
-    count = rows.shape[0]
+    count = x.numel() // in_features
     if not count:
         return x.new_zeros(*x.shape[:-1], out_features)
     bucket = count if count <= FEW else -count.bit_length()
+    if not x.is_contiguous():
+        x = x.contiguous()
     while True:
         key = (current(), x.dtype, x.device, bucket, len(_BROKEN))
-        choice: Choice = matrix.derive(key, lambda: choose(rows, matrix))
+        choice: Choice = matrix.derive(key, lambda: choose(x.reshape(-1, in_features), matrix))
         try:
-            y = choice.kernel.linear(rows, matrix, bias)
+            return choice.run(x, matrix, bias)
         except Unavailable as error:
             _disable(choice.kernel, error)
-            continue
-        return y.view(*x.shape[:-1], out_features)
+
+
+def _in_rows(kernel: Kernel) -> Run:
+    def run(x: Tensor, matrix: Matrix, bias: Tensor | None) -> Tensor:
+        y = kernel.linear(x.reshape(-1, x.shape[-1]), matrix, bias)
+        return y.view(*x.shape[:-1], y.shape[-1])
+
+    return run
 
 
 def _disable(kernel: Kernel, error: Exception) -> None:

@@ -1,5 +1,9 @@
 """What the kernels of generated machine code have in common."""
 
+from collections.abc import Callable
+from functools import cache
+from typing import TYPE_CHECKING
+
 import torch
 from torch import Tensor
 
@@ -9,6 +13,9 @@ from ...tensors.formats import Extras
 from ..extras import before, rounding
 from ..reference import Matrix
 from . import Unavailable
+
+if TYPE_CHECKING:
+    from ..llvm.layout import Tiled
 
 TYPES = (torch.float32, torch.bfloat16, torch.float16)
 
@@ -31,43 +38,57 @@ def refuses(x: Tensor, matrix: Matrix, activations: Activations | None, real: bo
             return "this processor has no AVX2"
     except ImportError as error:
         return f"needs llvmlite: `pip install 'hfquant[cpu]'` ({error})"
-    runs = layout.preparation(grid, matrix.shape[1], activations, real).runs
+    runs = layout.Preparation.of(grid, matrix.shape[1], activations, real).runs
     if runs.padded > max(layout.WASTE * matrix.shape[1], 64):
         return f"groups this small would be padded to {runs.padded} columns"
     return None
 
 
-def linear(x: Tensor, matrix: Matrix, bias: Tensor | None, activations: Activations | None, real: bool) -> Tensor:
-    """[rows, out]"""
-    from ..llvm.call import multiply
-
+def run(x: Tensor, matrix: Matrix, bias: Tensor | None, activations: Activations | None, real: bool) -> Tensor:
+    """x contiguous [..., in] -> [..., out]"""
     weight = tiled(matrix, activations, real)
-    inner = static = None
-    if activations is not None and activations.per == "tensor":
-        static = _whole(x, matrix, activations)
-    if weight.inner is not None:
-        v, s = weight.inner
-        inner = torch.nn.functional.linear(_seen(x, matrix, activations), v).mul_(s)
     if bias is not None and bias.dtype not in TYPES:
         bias = bias.float()
-    return multiply(x, [weight], [bias], [inner], static)[0]
+    whole = activations is not None and activations.per == "tensor"
+    if weight.inner is None and not whole:
+        return multiply()(x, (weight,), (bias,))[0]
+    rows = x.reshape(-1, x.shape[-1])
+    static = _whole(rows, matrix, activations) if whole and activations is not None else None
+    inner = None
+    if weight.inner is not None:
+        v, s = weight.inner
+        inner = torch.nn.functional.linear(_seen(rows, matrix, activations), v).mul_(s)
+    return multiply()(x, (weight,), (bias,), (inner,), static)[0]
+
+
+@cache
+def multiply() -> "Callable[..., list[Tensor]]":
+    """`llvm.call.multiply`, imported when there is something to multiply."""
+    from ..llvm.call import multiply
+
+    return multiply
 
 
 def tiled(matrix: Matrix, activations: Activations | None, real: bool) -> "Tiled":
     """The weight in tiles; made when first asked for.  Raises Unavailable if that fails."""
+    found: Tiled = matrix.derive(REAL if real else INTEGER, lambda: _made(matrix, activations, real))
+    return found
+
+
+REAL, INTEGER = "tiles as x is", "tiles for integers"
+
+
+def _made(matrix: Matrix, activations: Activations | None, real: bool) -> "Tiled":
     from ..llvm import layout, machine
 
-    def make() -> layout.Tiled:
-        level = machine.level()
-        assert level is not None
-        how = layout.preparation(matrix.encoding.grid, matrix.shape[1], activations, real)
-        try:
-            return layout.Tiled(matrix.quantized().filled, level, how)
-        except (RuntimeError, OSError) as error:
-            raise Unavailable(f"its code could not be made: {str(error).splitlines()[0]}") from error
-
-    found: layout.Tiled = matrix.derive(("tiles", real), make)
-    return found
+    level = machine.level()
+    assert level is not None
+    how = layout.Preparation.of(matrix.encoding.grid, matrix.shape[1], activations, real)
+    try:
+        held = matrix.derive("tiles", lambda: layout.Tiles(matrix.quantized().filled, level, how))
+        return layout.Tiled(held, how)
+    except (RuntimeError, OSError) as error:
+        raise Unavailable(f"its code could not be made: {str(error).splitlines()[0]}") from error
 
 
 def _whole(x: Tensor, matrix: Matrix, activations: Activations) -> tuple[Tensor, Tensor]:

@@ -20,8 +20,10 @@ class CpuExact:
             return f"{x.shape[0]} rows: decoding the weight once is faster"
         return _tiles.refuses(x, matrix, None, real=True)
 
-    def linear(self, x: Tensor, matrix: Matrix, bias: Tensor | None) -> Tensor:
-        return _tiles.linear(x, matrix, bias, None, real=True)
+    def run(self, x: Tensor, matrix: Matrix, bias: Tensor | None) -> Tensor:
+        return _tiles.run(x, matrix, bias, None, real=True)
+
+    linear = run
 
 
 KERNEL = CpuExact()

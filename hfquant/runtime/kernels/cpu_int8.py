@@ -21,8 +21,10 @@ class CpuInt8:
             return "the layer says itself how its input is rounded"
         return _tiles.refuses(x, matrix, None, real=False)
 
-    def linear(self, x: Tensor, matrix: Matrix, bias: Tensor | None) -> Tensor:
-        return _tiles.linear(x, matrix, bias, None, real=False)
+    def run(self, x: Tensor, matrix: Matrix, bias: Tensor | None) -> Tensor:
+        return _tiles.run(x, matrix, bias, None, real=False)
+
+    linear = run
 
 
 KERNEL = CpuInt8()

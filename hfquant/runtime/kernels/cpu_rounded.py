@@ -16,8 +16,10 @@ class CpuRounded:
             return "inputs are not rounded"
         return _tiles.refuses(x, matrix, matrix.encoding.activations, real=False)
 
-    def linear(self, x: Tensor, matrix: Matrix, bias: Tensor | None) -> Tensor:
-        return _tiles.linear(x, matrix, bias, matrix.encoding.activations, real=False)
+    def run(self, x: Tensor, matrix: Matrix, bias: Tensor | None) -> Tensor:
+        return _tiles.run(x, matrix, bias, matrix.encoding.activations, real=False)
+
+    linear = run
 
 
 KERNEL = CpuRounded()

@@ -58,7 +58,9 @@ def _lay_out(code: Code, call: Value, inputs: Value, row: Value, to: Value) -> N
 
             def move(i: Value, n: int) -> None:
                 at = code.plus(first, i)
-                value = code.variable(vector(F32, n), floats(code, TYPES[kind], code.plus(source, (at, SIZES[kind])), n))
+                value = code.variable(
+                    vector(F32, n), floats(code, TYPES[kind], code.plus(source, (at, SIZES[kind])), n)
+                )
                 with code.if_then(code.nonzero(divisors), likely=False):
                     by = code.read(vector(F32, n), code.plus(divisors, (at, 4)), 4)
                     code.set(value, code.fdiv(code.get(value), by))
@@ -100,7 +102,8 @@ def _scale(code: Code, inputs: Value, x: Value, start: Value, end: Value) -> tup
     most = _fold(code, code.get(largest), lambda a, b: _larger(code, a, b))
     magnitude = code.bitcast(most, F32)
     least, greatest = (
-        _fold(code, code.get(room), lambda a, b, s=sign: _choose(code, s, a, b)) for room, sign in ((low, "<"), (high, ">"))
+        _fold(code, code.get(room), lambda a, b, s=sign: _choose(code, s, a, b))
+        for room, sign in ((low, "<"), (high, ">"))
     )
     shifted = code.nonzero(code.field(inputs, Inputs.SHIFTED))
     bottom, top = (code.sitofp(code.field(inputs, place), F32) for place in (Inputs.BOTTOM, Inputs.TOP))
@@ -108,7 +111,9 @@ def _scale(code: Code, inputs: Value, x: Value, start: Value, end: Value) -> tup
     found = code.fdiv(width, code.select(shifted, code.fsub(top, bottom), top))
     smallest = F32(LEAST)
     scale = code.variable(F32, code.select(code.fcmp_ordered("<", found, smallest), smallest, found))
-    steps = code.sub(code.field(inputs, Inputs.BOTTOM), code.sext(_nearest(code, code.fdiv(least, code.get(scale))), I64))
+    steps = code.sub(
+        code.field(inputs, Inputs.BOTTOM), code.sext(_nearest(code, code.fdiv(least, code.get(scale))), I64)
+    )
     zero = code.variable(I64, code.select(shifted, _within(code, steps, inputs), code.number(0)))
     static = code.field(inputs, Inputs.STATIC)
     with code.if_then(code.nonzero(static)):
@@ -126,9 +131,7 @@ def _round(
     """A run's codes in the tiles' order, its scale, −Σ (q − u) and −u."""
     length, ints = code.field(inputs, Inputs.LENGTH), vector(I32, N)
     start = code.mul(run, length)
-    bottom, top = (
-        code.spread(code.trunc(code.field(inputs, place), I32), N) for place in (Inputs.BOTTOM, Inputs.TOP)
-    )
+    bottom, top = (code.spread(code.trunc(code.field(inputs, place), I32), N) for place in (Inputs.BOTTOM, Inputs.TOP))
     by, shift = code.spread(scale, N), code.spread(zero, N)
     sums = code.variable(ints, splat(I32, N, 0))
     room = code.plus(code.field(call, Call.PREPARED), start, (row, code.mul(code.field(inputs, Inputs.RUNS), length)))

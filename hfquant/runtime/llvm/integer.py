@@ -95,7 +95,9 @@ class Integer:
         """Codes that fit into 7 bits: a whole byte as two."""
         return nibbles(self.code, lines[c]) if self.tile.bits == 8 else [chunk(self.code, self.tile, lines, c)]
 
-    def _add(self, shorts: dict[tuple[int, int, int], Value], key: tuple[int, int, int], codes: Value, x: Value) -> None:
+    def _add(
+        self, shorts: dict[tuple[int, int, int], Value], key: tuple[int, int, int], codes: Value, x: Value
+    ) -> None:
         kind = vector(I16, 2 * self.n)
         pairs = self.code.intrinsic("llvm.x86.avx2.pmadd.ub.sw", kind, self.code.bitcast(codes, self._bytes), x)
         shorts[key] = self.code.add(shorts[key], pairs) if key in shorts else pairs

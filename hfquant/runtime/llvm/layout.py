@@ -4,6 +4,7 @@ from array import array
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import groupby
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -64,116 +65,134 @@ def input_group(in_features: int, weight_columns: int) -> int:
 
 @dataclass(frozen=True)
 class Preparation:
-    """How x becomes what tiles are multiplied by.  Weights with equal ones can share what is prepared."""
+    """How x becomes what tiles are multiplied by; activations: None where x stays as it is.
+
+    Weights whose preparations are equal can share what is prepared.
+    """
 
     runs: Runs
-    order: int
-    activations: Activations | None  # None: x as it is
-    columns: int
+    order: int  # of columns
+    activations: Activations | None
 
-    @property
-    def real(self) -> bool:
-        return self.activations is None
-
-    def record(self, table: array, first: array, divisors: int, static: tuple[int, int]) -> array:  # type: ignore[type-arg]
-        """The numbers that `inputs` reads; the others are addresses of what must outlive it."""
-        bottom, top = (0, 0) if self.activations is None else bounds(self.activations)
-        shifted = self.activations is not None and not self.activations.symmetric
-        found = {
-            Inputs.COLUMNS: self.columns,
-            Inputs.RUNS: len(self.runs.spans),
-            Inputs.LENGTH: self.runs.length,
-            Inputs.TABLE: address(table),
-            Inputs.GROUPS: len(self.runs.first) - 1,
-            Inputs.FIRST: address(first),
-            Inputs.DIVISORS: divisors,
-            Inputs.STATIC: static[0],
-            Inputs.STATIC_ZERO: static[1],
-            Inputs.SHIFTED: int(shifted),
-            Inputs.BOTTOM: bottom,
-            Inputs.TOP: top,
-        }
-        return array("q", [found[place] for place in Inputs])
+    @classmethod
+    def of(cls, grid: Grid, in_features: int, activations: Activations | None, real: bool) -> "Preparation":
+        """activations: as the layer says, or None; real: x as it is, in the same runs as if it were rounded."""
+        columns = grid.columns(in_features)
+        if activations is None:
+            activations = Activations(8, "group", input_group(in_features, columns))
+        theirs = min(activations.group_size, in_features) if activations.per == "group" else in_features
+        runs = Runs.of(in_features, columns, theirs)
+        return cls(runs, Tile(grid.bits, "").order, None if real else activations)
 
 
 def address(numbers: "array[int]") -> int:
     return numbers.buffer_info()[0]
 
 
-class Tiled:
-    """A weight [out, in] as the code wants it."""
+class Tiles:
+    """A weight [out, in] in memory as the code wants it, whatever x becomes."""
 
-    def __init__(self, Q: Quantized, level: Level, preparation: Preparation) -> None:
+    def __init__(self, Q: Quantized, level: Level, how: Preparation) -> None:
         """Q without a mask."""
-        self.level, self.preparation, runs = level, preparation, preparation.runs
-        activations = preparation.activations
+        self.level, self.runs, self.grid = level, how.runs, Q.grid
         self.out_features, self.in_features = Q.shape
-        self.tile = Tile(
-            bits=Q.grid.bits,
-            scale=str(Q.scale.dtype).removeprefix("torch."),
-            zeros=not Q.grid.symmetric,
-            sums=activations is not None and not activations.symmetric,
-            real=activations is None,
-        )
-        self._table = array("q", [n for a, b in runs.spans for n in (a, b - a)])
-        self._first = array("q", runs.first)
-        # the tensors are kept for their addresses
-        self._divisors = None if Q.input_scale is None else Q.input_scale.float().contiguous()
-        self._static = [t.float().contiguous() for t in (Q.activation_scale, Q.activation_zero) if t is not None]
-        self.inputs = preparation.record(self._table, self._first, _pointer(self._divisors), self._stored())
-        self._codes = self._pack(Q.codes)
-        chosen = torch.tensor(runs.scale_of)
-        self._scales = tiles(Q.scale[:, chosen])
-        self._zeros = tiles(Q.zero_point[:, chosen]) if self.tile.zeros else None
-        self._sums = tiles(run_sums(Q.codes, runs)) if self.tile.sums else None
-        self._factors = None if Q.low_rank is None else tiles(Q.low_rank.u)
+        self.scale_type = str(Q.scale.dtype).removeprefix("torch.")
+        self.table = array("q", [n for a, b in how.runs.spans for n in (a, b - a)])
+        self.first = array("q", how.runs.first)
+        chosen = torch.tensor(how.runs.scale_of, device=Q.codes.device)
+        activations = how.activations
+        self.codes = self._pack(Q.codes.contiguous())
+        self.scales = tiles(Q.scale[:, chosen])
+        self.zeros = None if Q.grid.symmetric else tiles(Q.zero_point[:, chosen])
+        shifted = activations is not None and not activations.symmetric
+        self.sums = tiles(run_sums(Q.codes, how.runs)) if shifted else None
+        self.divisors = None if Q.input_scale is None else Q.input_scale.float().contiguous()
+        self.static = [t.float().contiguous() for t in (Q.activation_scale, Q.activation_zero) if t is not None]
+        self.factors = None if Q.low_rank is None else tiles(Q.low_rank.u)
         self.inner = None if Q.low_rank is None else (Q.low_rank.v.float(), Q.low_rank.scale.float())
-        self.work = engine.work(level, preparation.order, preparation.real)
-        self.record = self._weight(runs)
-
-    def _stored(self) -> tuple[int, int]:
-        """Addresses of a stored scale and its zero point."""
-        scale, zero = (*self._static, None, None)[:2]
-        return _pointer(scale), _pointer(zero)
 
     def _pack(self, codes: Tensor) -> Tensor:
-        runs, codes = self.preparation.runs, codes.contiguous()
         count = -(-self.out_features // ROWS)
-        made = torch.empty(count, runs.padded // BLOCK, self.tile.bits, 4 * ROWS, dtype=torch.uint8)
+        made = torch.empty(
+            count, self.runs.padded // BLOCK, self.grid.bits, 4 * ROWS, dtype=torch.uint8, device=codes.device
+        )
+        inputs = array("q", [0] * len(Inputs))
+        inputs[Inputs.COLUMNS], inputs[Inputs.RUNS], inputs[Inputs.LENGTH] = (
+            self.in_features, len(self.runs.spans), self.runs.length,
+        )  # fmt: skip
+        inputs[Inputs.TABLE] = address(self.table)
         record = array("q", [0] * len(Pack))
         record[Pack.CODES], record[Pack.OUT] = codes.data_ptr(), self.out_features
-        record[Pack.INPUTS], record[Pack.TILES] = address(self.inputs), made.data_ptr()
+        record[Pack.INPUTS], record[Pack.TILES] = address(inputs), made.data_ptr()
         record[Pack.FIRST], record[Pack.LAST] = 0, count
-        engine.call(engine.pack(self.level, self.tile), record)
+        engine.call(engine.pack(self.level, Tile(self.grid.bits, "")), record)
         return made
-
-    def _weight(self, runs: Runs) -> "array[int]":
-        found = {
-            Weight.TILE: engine.tile(self.level, self.tile),
-            Weight.CODES: self._codes.data_ptr(),
-            Weight.SCALES: self._scales.data_ptr(),
-            Weight.ZEROS: _pointer(self._zeros),
-            Weight.SUMS: _pointer(self._sums),
-            Weight.OUT: self.out_features,
-            Weight.BLOCKS: runs.length // BLOCK,
-            Weight.SCALES_COUNT: len(runs.scale_of),
-            Weight.PER_SCALE: runs.per_scale,
-            Weight.RANK: 0 if self._factors is None else self._factors.shape[1],
-            Weight.FACTORS: _pointer(self._factors),
-        }
-        return array("q", [found[place] for place in Weight])
-
-    @property
-    def tiles(self) -> int:
-        return self._codes.shape[0]
 
     @property
     def nbytes(self) -> int:
         """Bytes that it takes beside the components it was made from."""
         held: Sequence[Tensor | None] = (
-            self._codes, self._scales, self._zeros, self._sums, self._factors, self._divisors, *(self.inner or ()),
+            self.codes, self.scales, self.zeros, self.sums, self.factors, self.divisors, *(self.inner or ()),
         )  # fmt: skip
         return sum(t.nbytes for t in held if t is not None)
+
+
+class Tiled:
+    """Tiles, and the code that multiplies x by them when it is prepared in one way."""
+
+    def __init__(self, held: Tiles, how: Preparation) -> None:
+        self.held, self.how = held, how
+        self.out_features, self.in_features, self.tiles = held.out_features, held.in_features, held.codes.shape[0]
+        self.inner = held.inner
+        self.tile = Tile(
+            bits=held.grid.bits,
+            scale=held.scale_type,
+            zeros=held.zeros is not None,
+            sums=held.sums is not None,
+            real=how.activations is None,
+        )
+        self.inputs = self._inputs()
+        self.work = engine.work(held.level, self.tile.order, self.tile.real)
+        self.record = self._weight()
+        self.plans: dict[object, Any] = {}  # of `call`
+
+    def _inputs(self) -> "array[int]":
+        """The numbers that `inputs` reads."""
+        held, activations = self.held, self.how.activations
+        bottom, top = (0, 0) if activations is None else bounds(activations)
+        scale, zero = (*held.static, None, None)[:2]
+        found = {
+            Inputs.COLUMNS: self.in_features,
+            Inputs.RUNS: len(held.runs.spans),
+            Inputs.LENGTH: held.runs.length,
+            Inputs.TABLE: address(held.table),
+            Inputs.GROUPS: len(held.runs.first) - 1,
+            Inputs.FIRST: address(held.first),
+            Inputs.DIVISORS: _pointer(held.divisors),
+            Inputs.STATIC: _pointer(scale),
+            Inputs.STATIC_ZERO: _pointer(zero),
+            Inputs.SHIFTED: int(activations is not None and not activations.symmetric),
+            Inputs.BOTTOM: bottom,
+            Inputs.TOP: top,
+        }
+        return array("q", [found[place] for place in Inputs])
+
+    def _weight(self) -> "array[int]":
+        held = self.held
+        found = {
+            Weight.TILE: engine.tile(held.level, self.tile),
+            Weight.CODES: held.codes.data_ptr(),
+            Weight.SCALES: held.scales.data_ptr(),
+            Weight.ZEROS: _pointer(held.zeros),
+            Weight.SUMS: _pointer(held.sums),
+            Weight.OUT: self.out_features,
+            Weight.BLOCKS: held.runs.length // BLOCK,
+            Weight.SCALES_COUNT: len(held.runs.scale_of),
+            Weight.PER_SCALE: held.runs.per_scale,
+            Weight.RANK: 0 if held.factors is None else held.factors.shape[1],
+            Weight.FACTORS: _pointer(held.factors),
+        }
+        return array("q", [found[place] for place in Weight])
 
 
 def tiles(per_row: Tensor) -> Tensor:
@@ -189,16 +208,3 @@ def run_sums(codes: Tensor, runs: Runs) -> Tensor:
 
 def _pointer(tensor: Tensor | None) -> int:
     return 0 if tensor is None else tensor.data_ptr()
-
-
-def preparation(grid: Grid, in_features: int, activations: Activations | None, real: bool) -> Preparation:
-    """How x is prepared for a weight on this grid.  activations: as the layer says, or None; real: x as it is"""
-    order = Tile(grid.bits, "").order
-    columns = grid.columns(in_features)
-    if real:
-        # one run for each group, but no longer than rounding in float32 should go without a rest
-        return Preparation(Runs.of(in_features, columns, in_features), order, None, in_features)
-    if activations is None:
-        activations = Activations(8, "group", input_group(in_features, columns))
-    theirs = min(activations.group_size, in_features) if activations.per == "group" else in_features
-    return Preparation(Runs.of(in_features, columns, theirs), order, activations, in_features)

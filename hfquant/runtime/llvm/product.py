@@ -122,7 +122,10 @@ class _Product:
                     code.set(total[k][h], self.how.run(code.get(sums[k][h]), scale, code.get(total[k][h])))
             for h in range(self.parts):
                 s = floats(
-                    code, self.tile.scale, code.plus(self.scales, (code.plus(self._lane(h), (g, ROWS)), self.scale_width)), n
+                    code,
+                    self.tile.scale,
+                    code.plus(self.scales, (code.plus(self._lane(h), (g, ROWS)), self.scale_width)),
+                    n,
                 )
                 for k in range(count):
                     code.set(y[k][h], code.fma(code.get(total[k][h]), s, code.get(y[k][h])))
