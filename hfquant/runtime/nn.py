@@ -77,8 +77,10 @@ class Packed(nn.Module):
 
 
 def direct(x: Tensor, bias: Tensor | None) -> bool:
-    """Whether nobody watches: no gradient, no trace, no transform.  The operator, which they all need, costs more than a
-    small layer."""
+    """Whether nobody watches: no gradient, no trace, no transform.
+
+    They need the operator, which costs more than a small layer.
+    """
     needed = torch.is_grad_enabled() and (x.requires_grad or (bias is not None and bias.requires_grad))
     return (
         type(x) is Tensor

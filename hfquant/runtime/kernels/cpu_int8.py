@@ -1,8 +1,8 @@
 """Generated code, with x rounded to 8 bit: the fastest there is on a CPU, for any number of rows.
 
-x is rounded as if the layer said `a8g64`: symmetric int8 with one scale for each row and group of 64 columns, or a part of
-the weight's own group near it.  That costs a relative error of about 5.5e-3 in y, which does not depend on the width of
-the weights; everything after it is exact in integers, and in float32 between groups.
+x is rounded as if the layer said `a8g64`: symmetric int8 with one scale for each row and group of 64 columns, or a
+part of the weight's own group near it.  That costs a relative error of about 5.5e-3 in y, which does not depend on
+the width of the weights; everything after it is exact in integers, and in float32 between groups.
 """
 
 from torch import Tensor

@@ -13,11 +13,11 @@
     layout    a weight in tiles, and the records that the code reads
     threads   OpenMP as torch has loaded it
 
-**Tiles.**  16 rows of W and 32 columns are a block: `bits` lines of 64 bytes, plane after plane (5 = 4 + 1), 4-byte lane
-r of a line belonging to row r.  A plane of width w holds 8/w chunks of 4 columns in every line, in the bit fields of its
-bytes; all widths see the same columns in chunk c, lane byte k: `codes.column`.  So a line is unpacked with a shift and a
-mask, multiplied by 4 columns of x at once, and a weight that was stored in planes of 2, 4 or 8 bits in 32-bit words needs
-only a transposition of those words to get there.
+**Tiles.**  16 rows of W and 32 columns are a block: `bits` lines of 64 bytes, plane after plane (5 = 4 + 1), 4-byte
+lane r of a line belonging to row r.  A plane of width w holds 8/w chunks of 4 columns in every line, in the bit
+fields of its bytes; all widths see the same columns in chunk c, lane byte k: `codes.column`.  So a line is unpacked
+with a shift and a mask, multiplied by 4 columns of x at once, and a weight that was stored in planes of 2, 4 or 8
+bits in 32-bit words needs only a transposition of those words to get there.
 
 **Runs** are columns that share a scale of the weight and one of x; each is padded to whole blocks.  Within a run all is
 integer and exact.

@@ -1,6 +1,5 @@
 """x times weights in tiles."""
 
-import ctypes
 import threading
 from array import array
 from collections.abc import Sequence

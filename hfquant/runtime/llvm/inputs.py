@@ -1,8 +1,8 @@
 """What a row of x becomes before it is multiplied.
 
-It is divided by the stored factors, if there are any, and laid out in runs of whole blocks, padded with zeros.  For real
-products that is all.  For integers every group of runs is rounded as `tensors.activations` defines it: scale from the
-extremes, or stored; codes to nearest, ties to even; and written in the order in which the tiles want it.
+It is divided by the stored factors, if there are any, and laid out in runs of whole blocks, padded with zeros.  For
+real products that is all.  For integers every group of runs is rounded as `tensors.activations` defines it: scale
+from the extremes, or stored; codes to nearest, ties to even; and written in the order in which the tiles want it.
 
 NaN is carried into the scale, so that it comes out again.
 """

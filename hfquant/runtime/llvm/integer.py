@@ -20,7 +20,7 @@ class Integer:
 
     def __init__(self, code: Code, tile: Tile) -> None:
         self.code, self.tile, self.level = code, tile, code.level
-        self.together = TOGETHER[self.level.dot]
+        self.together: tuple[int, ...] = TOGETHER[self.level.dot]
         self.n, self.size_of_vector = self.level.lanes, self.level.vector
 
     def run(self, sum: Value, scale: Value, total: Value) -> Value:

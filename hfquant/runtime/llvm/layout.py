@@ -28,8 +28,9 @@ WASTE = 2.0  # times as many columns as there are, at most, after padding
 class Runs:
     """The columns of a weight in runs that share one scale of the weight and one of x.
 
-    spans: first column and the one after the last, of every run.  length: of each in tiles.  scale_of: the weight's group
-    of every scale that is stored, one for `per_scale` runs.  first: the first run of every group of x, and the end.
+    spans: first column and the one after the last, of every run.  length: of each in tiles.  scale_of: the weight's
+    group of every scale that is stored, one for `per_scale` runs.  first: the first run of every group of x, and the
+    end.
     """
 
     spans: tuple[tuple[int, int], ...]
@@ -56,7 +57,7 @@ class Runs:
 
 
 def input_group(in_features: int, weight_columns: int) -> int:
-    """Columns of x that should share a scale, if the layer leaves it open: about `GROUP`, and a part of the weight's."""
+    """Columns of x that share a scale, if the layer leaves it open: about `GROUP`, and a part of the weight's group."""
     if weight_columns >= in_features:
         return min(GROUP, in_features)
     parts = [n for n in range(GROUP // 2, 2 * GROUP + 1) if weight_columns % n == 0]

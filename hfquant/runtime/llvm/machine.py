@@ -9,9 +9,9 @@ from functools import cache
 class Level:
     """A set of instructions.
 
-    vector: bytes in a register.  dot: how 4 bytes by 4 bytes are summed into an int32: `vnni` in one instruction, `madd`
-    in 16-bit steps, `emulated` in plain arithmetic (the code of `vnni` on a machine without it).  needs: LLVM's names of
-    the features without which it cannot run.
+    vector: bytes in a register.  dot: how 4 bytes by 4 bytes are summed into an int32: `vnni` in one instruction,
+    `madd` in 16-bit steps, `emulated` in plain arithmetic (the code of `vnni` on a machine without it).  needs:
+    LLVM's names of the features without which it cannot run.
     """
 
     name: str

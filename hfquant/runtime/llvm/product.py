@@ -2,10 +2,10 @@
 
     y[m, n] = Σ_g s[n, g] Σ_{r in g} t[m, r] · (Σ_k c·q − z[n, g] Σ_k (q − u) − u Σ_k c)
 
-c are the codes of the weight, with scale s and zero point z for each group g; q those of x, with scale t and zero point u
-for each run r.  The bracket is an integer and exact (`integer.py`).  Where x comes as it is, q is x, t = 1 and u = 0
-(`real.py`).  The order of additions does not depend on how many rows are computed together: a row of y is the same
-number for number, whatever stands beside it.
+c are the codes of the weight, with scale s and zero point z for each group g; q those of x, with scale t and zero
+point u for each run r.  The bracket is an integer and exact (`integer.py`).  Where x comes as it is, q is x, t = 1
+and u = 0 (`real.py`).  The order of additions does not depend on how many rows are computed together: a row of y is
+the same number for number, whatever stands beside it.
 """
 
 from collections.abc import Iterator

@@ -9,7 +9,7 @@ class Real:
 
     kind = F32
     size = 4
-    together = (4, 2, 1)
+    together: tuple[int, ...] = (4, 1)
 
     def __init__(self, code: Code, tile: Tile) -> None:
         self.code, self.tile, self.n, self.width = code, tile, code.level.lanes, code.level.vector
@@ -35,5 +35,5 @@ class Real:
                         value = code.spread(code.read(F32, code.plus(x, place), 4), n)
                         found[row] = code.fma(one, value, found[row])
                 found = code.fence(found)
-            for row, value in zip(sums, found, strict=True):
-                code.set(row[h], value)
+            for rooms, value in zip(sums, found, strict=True):
+                code.set(rooms[h], value)
