@@ -1,5 +1,5 @@
-"""Code for processors that this one may not be: it compiles, has the instructions it is for, and, with those instructions
-spelled out, computes the same numbers."""
+"""Code for processors that this one may not be: it compiles, has the instructions it is for, and, with those
+instructions spelled out, computes the same numbers."""
 
 import re
 from dataclasses import replace
