@@ -141,11 +141,14 @@ class QLinear(Packed, nn.Linear):
     def forward(self, x: Tensor) -> Tensor:
         if torch.is_autocast_enabled(x.device.type):
             x = x.to(torch.get_autocast_dtype(x.device.type))
-        bias = self._parameters["bias"]
-        if direct(x, bias):
-            return kernels.linear(x, self.matrix, bias)
-        y: Tensor = torch.ops.hfquant.linear(x, bias, self.parts, *self._matrix)
-        return y
+        parts, bias = self.parts, self._parameters["bias"]
+        if not direct(x, bias):
+            y: Tensor = torch.ops.hfquant.linear(x, bias, parts, *self._matrix)
+            return y
+        bound: kernels.Bound | None = cache.entry(parts).derived.get(kernels.place(x))
+        if bound is not None and x.is_contiguous() and (bias is None or bias.dtype == x.dtype):
+            return bound(x, bias)
+        return kernels.linear(x, self.matrix, bias)
 
     def __getattr__(self, name: str) -> Any:
         # nn.Module comes here for whatever is not in __dict__ or on the class: parameters, and our view

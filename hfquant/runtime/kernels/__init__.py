@@ -10,14 +10,16 @@ HFQUANT_KERNELS, which is read once, or `with mode(...)`, says which may run:
 With HFQUANT_EXPLAIN=1 the first layer of each shape says on stderr which kernel it takes, and why not the others.
 
 A kernel is an object `KERNEL` that satisfies `Kernel`.  It is asked once for each weight, type and number of rows;
-what it makes of a weight it keeps with `matrix.derive`.
+what it makes of a weight it keeps with `matrix.derive`.  One whose calls are short may also have a method
+`bind(x, matrix) -> Bound | None`: a function for inputs of x's shape and type, which must not refer to the weight's
+parts.  It is remembered for few rows, so that nothing at all is decided when it is called again.
 """
 
 import importlib
 import os
 import sys
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Hashable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass
@@ -26,6 +28,7 @@ from functools import cache
 from pathlib import Path
 from typing import Protocol
 
+import torch
 from torch import Tensor
 
 from ...errors import KernelError, ShapeError
@@ -71,18 +74,14 @@ class Unavailable(Exception):
     """A kernel does not work here: it did not compile, or a library is not what it should be."""
 
 
-Run = Callable[[Tensor, Matrix, Tensor | None], Tensor]
+Bound = Callable[[Tensor, Tensor | None], Tensor]  # contiguous x, bias -> y
 
 
 @dataclass(frozen=True)
 class Choice:
-    """The kernel that runs a layer, and why those before it do not.
-
-    run: as `Kernel.linear`, but for x [..., in]: the kernel's own where it has such a method.
-    """
+    """The kernel that runs a layer, and why those before it do not."""
 
     kernel: Kernel
-    run: Run
     refused: tuple[tuple[str, str], ...] = ()
 
 
@@ -138,7 +137,7 @@ def choose(x: Tensor, matrix: Matrix) -> Choice:
     for kernel in allowed(current()):
         reason = _BROKEN.get(kernel.name) or kernel.refuses(x, matrix)
         if reason is None:
-            choice = Choice(kernel, getattr(kernel, "run", None) or _in_rows(kernel), tuple(refused))
+            choice = Choice(kernel, tuple(refused))
             _explain(x, matrix, choice)
             return choice
         refused.append((kernel.name, reason))
@@ -156,24 +155,24 @@ def linear(x: Tensor, matrix: Matrix, bias: Tensor | None) -> Tensor:
     count = x.numel() // in_features
     if not count:
         return x.new_zeros(*x.shape[:-1], out_features)
-    bucket = count if count <= FEW else -count.bit_length()
-    if not x.is_contiguous():
-        x = x.contiguous()
+    x = x.contiguous()
+    rows, bucket = x.view(-1, in_features), count if count <= FEW else -count.bit_length()
     while True:
         key = (current(), x.dtype, x.device, bucket, len(_BROKEN))
-        choice: Choice = matrix.derive(key, lambda: choose(x.reshape(-1, in_features), matrix))
+        choice: Choice = matrix.derive(key, lambda: choose(rows, matrix))
         try:
-            return choice.run(x, matrix, bias)
+            if count <= FEW and (bind := getattr(choice.kernel, "bind", None)) is not None:
+                bound = matrix.derive(place(x), lambda: bind(x, matrix))
+                if bound is not None and (bias is None or bias.dtype == x.dtype):
+                    return bound(x, bias)
+            return choice.kernel.linear(rows, matrix, bias).view(*x.shape[:-1], out_features)
         except Unavailable as error:
             _disable(choice.kernel, error)
 
 
-def _in_rows(kernel: Kernel) -> Run:
-    def run(x: Tensor, matrix: Matrix, bias: Tensor | None) -> Tensor:
-        y = kernel.linear(x.reshape(-1, x.shape[-1]), matrix, bias)
-        return y.view(*x.shape[:-1], y.shape[-1])
-
-    return run
+def place(x: Tensor) -> Hashable:
+    """The key under which a weight remembers what is bound to x's shape and type, here and now."""
+    return current(), torch.get_num_threads(), x.dtype, x.device, x.shape
 
 
 def _disable(kernel: Kernel, error: Exception) -> None:

@@ -1,6 +1,5 @@
 """What the kernels of generated machine code have in common."""
 
-from collections.abc import Callable
 from functools import cache
 from typing import TYPE_CHECKING
 
@@ -12,9 +11,10 @@ from ...tensors.encoding import Activations
 from ...tensors.formats import Extras
 from ..extras import before, rounding
 from ..reference import Matrix
-from . import Unavailable
+from . import Bound, Unavailable
 
 if TYPE_CHECKING:
+    from ..llvm.call import Plan
     from ..llvm.layout import Tiled
 
 TYPES = (torch.float32, torch.bfloat16, torch.float16)
@@ -44,29 +44,36 @@ def refuses(x: Tensor, matrix: Matrix, activations: Activations | None, real: bo
     return None
 
 
-def run(x: Tensor, matrix: Matrix, bias: Tensor | None, activations: Activations | None, real: bool) -> Tensor:
-    """x contiguous [..., in] -> [..., out]"""
+def bind(x: Tensor, matrix: Matrix, activations: Activations | None, real: bool) -> "Bound | None":
+    """The layer for inputs of this shape and type, if nothing has to be done around the generated code."""
     weight = tiled(matrix, activations, real)
-    if bias is not None and bias.dtype not in TYPES:
-        bias = bias.float()
-    whole = activations is not None and activations.per == "tensor"
-    if weight.inner is None and not whole:
-        return multiply()(x, (weight,), (bias,))[0]
-    rows = x.reshape(-1, x.shape[-1])
-    static = _whole(rows, matrix, activations) if whole and activations is not None else None
-    inner = None
+    if weight.inner is not None or (activations is not None and activations.per == "tensor"):
+        return None
+    return plan()([weight], x.shape, x.dtype)
+
+
+def linear(x: Tensor, matrix: Matrix, bias: Tensor | None, activations: Activations | None, real: bool) -> Tensor:
+    """[rows, out]"""
+    from ..llvm.call import multiply
+
+    weight = tiled(matrix, activations, real)
+    inner = static = None
+    if activations is not None and activations.per == "tensor":
+        static = _whole(x, matrix, activations)
     if weight.inner is not None:
         v, s = weight.inner
-        inner = torch.nn.functional.linear(_seen(rows, matrix, activations), v).mul_(s)
-    return multiply()(x, (weight,), (bias,), (inner,), static)[0]
+        inner = torch.nn.functional.linear(_seen(x, matrix, activations), v).mul_(s)
+    if bias is not None and bias.dtype not in TYPES:
+        bias = bias.float()
+    return multiply(plan()([weight], x.shape, x.dtype), x, [bias], [inner], static)[0]
 
 
 @cache
-def multiply() -> "Callable[..., list[Tensor]]":
-    """`llvm.call.multiply`, imported when there is something to multiply."""
-    from ..llvm.call import multiply
+def plan() -> "type[Plan]":
+    """`llvm.call.Plan`, imported when there is something to multiply."""
+    from ..llvm.call import Plan
 
-    return multiply
+    return Plan
 
 
 def tiled(matrix: Matrix, activations: Activations | None, real: bool) -> "Tiled":

@@ -3,7 +3,7 @@
 from torch import Tensor
 
 from ..reference import Matrix
-from . import _tiles
+from . import Bound, _tiles
 
 MOST = 16  # rows; beyond, decoding the weight once is faster
 
@@ -20,10 +20,11 @@ class CpuExact:
             return f"{x.shape[0]} rows: decoding the weight once is faster"
         return _tiles.refuses(x, matrix, None, real=True)
 
-    def run(self, x: Tensor, matrix: Matrix, bias: Tensor | None) -> Tensor:
-        return _tiles.run(x, matrix, bias, None, real=True)
+    def linear(self, x: Tensor, matrix: Matrix, bias: Tensor | None) -> Tensor:
+        return _tiles.linear(x, matrix, bias, None, real=True)
 
-    linear = run
+    def bind(self, x: Tensor, matrix: Matrix) -> Bound | None:
+        return _tiles.bind(x, matrix, None, real=True)
 
 
 KERNEL = CpuExact()

@@ -8,7 +8,7 @@ the width of the weights; everything after it is exact in integers, and in float
 from torch import Tensor
 
 from ..reference import Matrix
-from . import _tiles
+from . import Bound, _tiles
 
 
 class CpuInt8:
@@ -21,10 +21,11 @@ class CpuInt8:
             return "the layer says itself how its input is rounded"
         return _tiles.refuses(x, matrix, None, real=False)
 
-    def run(self, x: Tensor, matrix: Matrix, bias: Tensor | None) -> Tensor:
-        return _tiles.run(x, matrix, bias, None, real=False)
+    def linear(self, x: Tensor, matrix: Matrix, bias: Tensor | None) -> Tensor:
+        return _tiles.linear(x, matrix, bias, None, real=False)
 
-    linear = run
+    def bind(self, x: Tensor, matrix: Matrix) -> Bound | None:
+        return _tiles.bind(x, matrix, None, real=False)
 
 
 KERNEL = CpuInt8()

@@ -3,7 +3,7 @@
 from torch import Tensor
 
 from ..reference import Matrix
-from . import _tiles
+from . import Bound, _tiles
 
 
 class CpuRounded:
@@ -16,10 +16,11 @@ class CpuRounded:
             return "inputs are not rounded"
         return _tiles.refuses(x, matrix, matrix.encoding.activations, real=False)
 
-    def run(self, x: Tensor, matrix: Matrix, bias: Tensor | None) -> Tensor:
-        return _tiles.run(x, matrix, bias, matrix.encoding.activations, real=False)
+    def linear(self, x: Tensor, matrix: Matrix, bias: Tensor | None) -> Tensor:
+        return _tiles.linear(x, matrix, bias, matrix.encoding.activations, real=False)
 
-    linear = run
+    def bind(self, x: Tensor, matrix: Matrix) -> Bound | None:
+        return _tiles.bind(x, matrix, matrix.encoding.activations, real=False)
 
 
 KERNEL = CpuRounded()

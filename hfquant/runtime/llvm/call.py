@@ -1,8 +1,9 @@
 """x times weights in tiles."""
 
+import math
 import threading
 from array import array
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import cache
 from typing import Any
 
@@ -21,96 +22,118 @@ CPU = torch.device("cpu")
 _LOCAL = threading.local()
 
 
-class Plan:
-    """Everything about a call but its addresses."""
+# Places in a plan's record, as plain numbers: an enum's take longer to look up than all the rest.
+_X, _JOBS, _INPUTS, _JOB = int(Call.X), int(Call.JOBS), int(Call.INPUTS), len(Call)
+_Y, _BIAS, _BIAS_KIND, _INNER, _SIZE = int(Job.Y), int(Job.BIAS), int(Job.BIAS_KIND), int(Job.INNER), len(Job)
 
-    def __init__(self, weights: Sequence[Tiled], rows: int, dtype: torch.dtype, threads: int) -> None:
-        first = weights[0]
+
+class Plan:
+    """A call for x of one shape and type: everything about it but where its tensors are.
+
+    x contiguous [..., in] float32, bfloat16 or float16; the weights' preparations are equal.
+    """
+
+    def __init__(self, weights: Sequence[Tiled], shape: Sequence[int], dtype: torch.dtype) -> None:
+        first, rows = weights[0], math.prod(shape[:-1])
         runs, width = first.how.runs, 4 if first.tile.real else 1
-        self.rows, self.work, self.threads = rows, first.work, threads
-        self.outs = [weight.out_features for weight in weights]
-        record = array("q", [0] * (len(Call) + len(Job) * len(weights)))
+        self.weights, self.rows = tuple(weights), rows  # the record points to what they hold
+        self.shapes = [(*shape[:-1], weight.out_features) for weight in weights]
+        self.wanted = torch.get_num_threads()
+        self.threads = _threads(rows, weights, self.wanted)
+        record = array("q", [0] * (_JOB + _SIZE * len(weights)))
         record[Call.KIND], record[Call.COUNT], record[Call.INPUTS] = KINDS[dtype], rows, address(first.inputs)
         record[Call.TILES] = tiles = sum(weight.tiles for weight in weights)
-        record[Call.STEP] = max(1, tiles // (4 * threads))
+        record[Call.STEP] = max(1, tiles // (4 * self.threads))
         record[Call.BAND] = max(8, BAND // (runs.padded * width) // 8 * 8)
-        if threads > 1 and (openmp := pool()) is not None:
-            self.parallel: Any = openmp.parallel
-            record[Call.THREAD], record[Call.THREADS] = openmp.thread, openmp.threads
-            record[Call.BARRIER] = openmp.barrier
         for i, weight in enumerate(weights):
-            record[len(Call) + len(Job) * i] = address(weight.record)
-        self.record = record
-        self.places: list[tuple[int, int]] = []  # of a record, and where in the scratch memory it points to
-        self.scratch = 0
+            record[_JOB + _SIZE * i] = address(weight.record)
+        self.run = self._runner(record, first.work)
         table = rows * len(runs.spans) * 4
-        for place, size in (
-            (Call.PREPARED, rows * runs.padded * width),
-            (Call.SCALES, table),
-            (Call.NEGATIVE, table),
-            (Call.SHIFTS, table if first.tile.sums else 0),
-            (Call.SCRATCH, 0 if first.tile.real else threads * runs.padded * 4),
-        ):
-            if size:
-                self.places.append((int(place), self.scratch))
-                self.scratch += -(-size // 64) * 64
+        self.memory = 0  # the scratch memory that the record points into
+        self.size, self.places = _laid_out(
+            {
+                Call.PREPARED: rows * runs.padded * width,
+                Call.SCALES: table,
+                Call.NEGATIVE: table,
+                Call.SHIFTS: table if first.tile.sums else 0,
+                Call.SCRATCH: 0 if first.tile.real else self.threads * runs.padded * 4,
+            }
+        )
+        self.record = record
+
+    def _runner(self, record: "array[int]", work: int) -> Callable[[int], None]:
+        """What runs a record, given its address."""
+        if self.threads == 1:
+            return _function(work)
+        openmp = pool()
+        assert openmp is not None
+        record[Call.THREAD], record[Call.THREADS] = openmp.thread, openmp.threads
+        record[Call.BARRIER] = openmp.barrier
+        return lambda at: openmp.parallel(work, at, self.threads, 0)
+
+    def __call__(self, x: Tensor, bias: Tensor | None) -> Tensor:
+        """x times the only weight."""
+        record = self.prepared(x)
+        y = x.new_empty(self.shapes[0])
+        record[_JOB + _Y] = y.data_ptr()
+        if bias is not None:
+            record[_JOB + _BIAS], record[_JOB + _BIAS_KIND] = bias.data_ptr(), KINDS[bias.dtype]
+        self.run(record[_JOBS] - 8 * _JOB)
+        return y
+
+    def prepared(self, x: Tensor) -> "array[int]":
+        """A record of its own for this call."""
+        memory = _scratch(self.size)
+        if memory != self.memory:  # another thread, or more of it
+            record = self.record[:]
+            for place, offset in self.places:
+                record[place] = memory + offset
+            self.record, self.memory = record, memory
+        record = self.record[:]
+        if record[self.places[0][0]] != memory:  # another thread was faster
+            return self.prepared(x)
+        record[_X], record[_JOBS] = x.data_ptr(), record.buffer_info()[0] + 8 * _JOB
+        return record
 
 
 def multiply(
+    plan: Plan,
     x: Tensor,
-    weights: Sequence[Tiled],
     biases: Sequence[Tensor | None],
-    inner: Sequence[Tensor | None] = (),
+    inner: Sequence[Tensor | None],
     static: tuple[Tensor, Tensor] | None = None,
 ) -> list[Tensor]:
-    """[..., out] in x's dtype for each of the weights, whose preparations are equal.
+    """[..., out] in x's dtype for each of a plan's weights.
 
-    x contiguous [..., in] float32, bfloat16 or float16; biases of the same types; inner: (x Vᵀ)·s float32 [rows, r] of
-    those that have a low rank.  static: scale and zero point of x, float32 [1], instead of the weights' own.
+    biases of x's types; inner: (x Vᵀ)·s float32 [rows, r] of weights that have a low rank.  static: scale and zero
+    point of x, float32 [1], instead of the weights' own.
     """
-    first = weights[0]
-    plan = _plan(weights, x.numel() // first.in_features, x.dtype)
-    record, shape = plan.record[:], x.shape[:-1]
-    at = address(record)
-    record[Call.X], record[Call.JOBS] = x.data_ptr(), at + 8 * len(Call)
-    memory = _scratch(plan.scratch)
-    for place, offset in plan.places:
-        record[place] = memory + offset
-    ys, job = [], len(Call)
-    for i, out in enumerate(plan.outs):
-        y, bias = x.new_empty((*shape, out)), biases[i]
-        record[job + Job.Y] = y.data_ptr()
+    record, job, ys = plan.prepared(x), _JOB, []
+    for shape, bias, t in zip(plan.shapes, biases, inner, strict=True):
+        y = x.new_empty(shape)
+        record[job + _Y] = y.data_ptr()
         if bias is not None:
-            record[job + Job.BIAS], record[job + Job.BIAS_KIND] = bias.data_ptr(), KINDS[bias.dtype]
-        if inner and (t := inner[i]) is not None:
-            record[job + Job.INNER] = t.data_ptr()
+            record[job + _BIAS], record[job + _BIAS_KIND] = bias.data_ptr(), KINDS[bias.dtype]
+        if t is not None:
+            record[job + _INNER] = t.data_ptr()
         ys.append(y)
-        job += len(Job)
+        job += _SIZE
     if static is not None:
-        inputs = array("q", first.inputs)
+        inputs = array("q", plan.weights[0].inputs)
         inputs[Inputs.STATIC], inputs[Inputs.STATIC_ZERO] = static[0].data_ptr(), static[1].data_ptr()
-        record[Call.INPUTS] = address(inputs)
-    if plan.threads == 1:
-        _function(plan.work)(at)
-    else:
-        plan.parallel(plan.work, at, plan.threads, 0)
+        record[_INPUTS] = address(inputs)
+    plan.run(address(record))
     return ys
 
 
-def _plan(weights: Sequence[Tiled], rows: int, dtype: torch.dtype) -> Plan:
-    """Remembered by the first weight: as many as there are numbers of rows in use."""
-    threads = torch.get_num_threads()
-    key = (rows, dtype, threads, *[id(weight) for weight in weights[1:]])
-    plans = weights[0].plans
-    found: Plan | None = plans.get(key)
-    if found is None:
-        if len(plans) >= PLANS:
-            plans.clear()
-        found = plans[key] = Plan(weights, rows, dtype, _threads(rows, weights, threads))
-    return found
-
-
-PLANS = 16
+def _laid_out(sizes: Mapping[Call, int]) -> tuple[int, list[tuple[int, int]]]:
+    """Bytes in all, and (place in the record, offset) of everything that has a size."""
+    at, places = 0, []
+    for place, size in sizes.items():
+        if size:
+            places.append((int(place), at))
+            at += -(-size // 64) * 64
+    return at, places
 
 
 @cache
@@ -128,8 +151,8 @@ def _threads(rows: int, weights: Sequence[Tiled], wanted: int) -> int:
 
 def _scratch(size: int) -> int:
     """Address of so many bytes that are this thread's until its next call."""
-    held: Tensor | None = getattr(_LOCAL, "held", None)
-    if held is None or not size <= held.numel() <= max(size, KEPT):
-        held = torch.empty(size, dtype=torch.uint8, device=CPU)
-        _LOCAL.held, _LOCAL.at = held, held.data_ptr()
+    held: int = getattr(_LOCAL, "size", 0)
+    if held < size or held > KEPT >= size:
+        _LOCAL.memory = torch.empty(size, dtype=torch.uint8, device=CPU)
+        _LOCAL.size, _LOCAL.at = size, _LOCAL.memory.data_ptr()
     return int(_LOCAL.at)

@@ -4,7 +4,6 @@ from array import array
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import groupby
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -155,7 +154,6 @@ class Tiled:
         self.inputs = self._inputs()
         self.work = engine.work(held.level, self.tile.order, self.tile.real)
         self.record = self._weight()
-        self.plans: dict[object, Any] = {}  # of `call`
 
     def _inputs(self) -> "array[int]":
         """The numbers that `inputs` reads."""

@@ -7,7 +7,7 @@ import ctypes
 import re
 from functools import cache
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 
@@ -15,7 +15,7 @@ import torch
 class Pool(NamedTuple):
     """OpenMP as torch has loaded it."""
 
-    parallel: object  # GOMP_parallel(function, data, threads, flags)
+    parallel: Any  # GOMP_parallel(function, data, threads, flags)
     thread: int  # addresses of functions
     threads: int
     barrier: int

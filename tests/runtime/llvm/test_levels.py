@@ -10,7 +10,7 @@ import torch
 pytest.importorskip("llvmlite")
 
 from hfquant.runtime.llvm import engine, layout, machine, product
-from hfquant.runtime.llvm.call import multiply
+from hfquant.runtime.llvm.call import Plan
 from hfquant.runtime.llvm.codes import Tile
 from hfquant.runtime.llvm.integer import Integer
 from hfquant.runtime.llvm.ir import Code
@@ -72,5 +72,7 @@ def test_its_code_with_the_instruction_spelled_out(name: str, bits: int) -> None
     activations = Activations(8, "group", 64, symmetric=bits != 5)
     Q, x = random(50, 200, Grid(bits, 64, False)), torch.randn(11, 200)
     how = layout.Preparation.of(Q.grid, 200, activations, real=False)
-    found = [multiply(x, [layout.Tiled(layout.Tiles(Q, level, how), how)], [None])[0] for level in (here, emulated)]
+    found = [
+        Plan([layout.Tiled(layout.Tiles(Q, level, how), how)], x.shape, x.dtype)(x, None) for level in (here, emulated)
+    ]
     assert torch.equal(*found)
