@@ -49,13 +49,11 @@ def bind(x: Tensor, matrix: Matrix, activations: Activations | None, real: bool)
     weight = tiled(matrix, activations, real)
     if weight.inner is not None or (activations is not None and activations.per == "tensor"):
         return None
-    return plan()([weight], x.shape, x.dtype)
+    return plan()(weight, x.shape, x.dtype)
 
 
 def linear(x: Tensor, matrix: Matrix, bias: Tensor | None, activations: Activations | None, real: bool) -> Tensor:
     """[rows, out]"""
-    from ..llvm.call import multiply
-
     weight = tiled(matrix, activations, real)
     inner = static = None
     if activations is not None and activations.per == "tensor":
@@ -65,7 +63,7 @@ def linear(x: Tensor, matrix: Matrix, bias: Tensor | None, activations: Activati
         inner = torch.nn.functional.linear(_seen(x, matrix, activations), v).mul_(s)
     if bias is not None and bias.dtype not in TYPES:
         bias = bias.float()
-    return multiply(plan()([weight], x.shape, x.dtype), x, [bias], [inner], static)[0]
+    return plan()(weight, x.shape, x.dtype)(x, bias, inner, static)
 
 
 @cache

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from . import engine
 from .layout import Tiled, address
-from .records import KINDS, Call, Inputs, Job
+from .records import KINDS, Call, Inputs
 from .threads import pool
 
 BAND = 1 << 18  # bytes of prepared x that the tiles pass over again and again: it stays in a core's second cache
@@ -22,32 +22,31 @@ CPU = torch.device("cpu")
 _LOCAL = threading.local()
 
 
-# Places in a plan's record, as plain numbers: an enum's take longer to look up than all the rest.
-_X, _JOBS, _INPUTS, _JOB = int(Call.X), int(Call.JOBS), int(Call.INPUTS), len(Call)
-_Y, _BIAS, _BIAS_KIND, _INNER, _SIZE = int(Job.Y), int(Job.BIAS), int(Job.BIAS_KIND), int(Job.INNER), len(Job)
+# Places in a record, as plain numbers: an enum's take longer to look up than all the rest.
+_X, _Y, _BIAS, _BIAS_KIND, _INNER, _INPUTS = map(
+    int, (Call.X, Call.Y, Call.BIAS, Call.BIAS_KIND, Call.INNER, Call.INPUTS)
+)
 
 
 class Plan:
-    """A call for x of one shape and type: everything about it but where its tensors are.
+    """x times a weight, for x of one shape and type: everything about it but where its tensors are.
 
-    x contiguous [..., in] float32, bfloat16 or float16; the weights' preparations are equal.
+    x contiguous [..., in] float32, bfloat16 or float16 -> [..., out] in x's dtype.  A bias has one of these types;
+    inner is (x Vᵀ)·s, float32 [rows, r], of a weight with a low rank; static the scale and zero point of x, float32
+    [1], in the place of the weight's own.
     """
 
-    def __init__(self, weights: Sequence[Tiled], shape: Sequence[int], dtype: torch.dtype) -> None:
-        first, rows = weights[0], math.prod(shape[:-1])
-        runs, width = first.how.runs, 4 if first.tile.real else 1
-        self.weights, self.rows = tuple(weights), rows  # the record points to what they hold
-        self.shapes = [(*shape[:-1], weight.out_features) for weight in weights]
-        self.wanted = torch.get_num_threads()
-        self.threads = _threads(rows, weights, self.wanted)
-        record = array("q", [0] * (_JOB + _SIZE * len(weights)))
-        record[Call.KIND], record[Call.COUNT], record[Call.INPUTS] = KINDS[dtype], rows, address(first.inputs)
-        record[Call.TILES] = tiles = sum(weight.tiles for weight in weights)
-        record[Call.STEP] = max(1, tiles // (4 * self.threads))
+    def __init__(self, weight: Tiled, shape: Sequence[int], dtype: torch.dtype) -> None:
+        rows, runs, width = math.prod(shape[:-1]), weight.how.runs, 4 if weight.tile.real else 1
+        self.weight = weight  # the record points to what it holds
+        self.shape = (*shape[:-1], weight.out_features)
+        self.threads = _threads(rows, weight)
+        record = array("q", [0] * len(Call))
+        record[Call.KIND], record[Call.COUNT], record[Call.TILES] = KINDS[dtype], rows, weight.tiles
+        record[Call.INPUTS], record[Call.WEIGHT] = address(weight.inputs), address(weight.record)
+        record[Call.STEP] = max(1, weight.tiles // (4 * self.threads))
         record[Call.BAND] = max(8, BAND // (runs.padded * width) // 8 * 8)
-        for i, weight in enumerate(weights):
-            record[_JOB + _SIZE * i] = address(weight.record)
-        self.run = self._runner(record, first.work)
+        self.run = self._runner(record, weight.work)
         table = rows * len(runs.spans) * 4
         self.memory = 0  # the scratch memory that the record points into
         self.size, self.places = _laid_out(
@@ -55,8 +54,8 @@ class Plan:
                 Call.PREPARED: rows * runs.padded * width,
                 Call.SCALES: table,
                 Call.NEGATIVE: table,
-                Call.SHIFTS: table if first.tile.sums else 0,
-                Call.SCRATCH: 0 if first.tile.real else self.threads * runs.padded * 4,
+                Call.SHIFTS: table if weight.tile.sums else 0,
+                Call.SCRATCH: 0 if weight.tile.real else self.threads * runs.padded * 4,
             }
         )
         self.record = record
@@ -71,17 +70,28 @@ class Plan:
         record[Call.BARRIER] = openmp.barrier
         return lambda at: openmp.parallel(work, at, self.threads, 0)
 
-    def __call__(self, x: Tensor, bias: Tensor | None) -> Tensor:
-        """x times the only weight."""
-        record = self.prepared(x)
-        y = x.new_empty(self.shapes[0])
-        record[_JOB + _Y] = y.data_ptr()
+    def __call__(
+        self,
+        x: Tensor,
+        bias: Tensor | None = None,
+        inner: Tensor | None = None,
+        static: tuple[Tensor, Tensor] | None = None,
+    ) -> Tensor:
+        record = self._prepared(x)
+        y = x.new_empty(self.shape)
+        record[_Y] = y.data_ptr()
         if bias is not None:
-            record[_JOB + _BIAS], record[_JOB + _BIAS_KIND] = bias.data_ptr(), KINDS[bias.dtype]
-        self.run(record[_JOBS] - 8 * _JOB)
+            record[_BIAS], record[_BIAS_KIND] = bias.data_ptr(), KINDS[bias.dtype]
+        if inner is not None:
+            record[_INNER] = inner.data_ptr()
+        if static is not None:
+            inputs = array("q", self.weight.inputs)
+            inputs[Inputs.STATIC], inputs[Inputs.STATIC_ZERO] = static[0].data_ptr(), static[1].data_ptr()
+            record[_INPUTS] = address(inputs)
+        self.run(record.buffer_info()[0])
         return y
 
-    def prepared(self, x: Tensor) -> "array[int]":
+    def _prepared(self, x: Tensor) -> "array[int]":
         """A record of its own for this call."""
         memory = _scratch(self.size)
         if memory != self.memory:  # another thread, or more of it
@@ -91,39 +101,9 @@ class Plan:
             self.record, self.memory = record, memory
         record = self.record[:]
         if record[self.places[0][0]] != memory:  # another thread was faster
-            return self.prepared(x)
-        record[_X], record[_JOBS] = x.data_ptr(), record.buffer_info()[0] + 8 * _JOB
+            return self._prepared(x)
+        record[_X] = x.data_ptr()
         return record
-
-
-def multiply(
-    plan: Plan,
-    x: Tensor,
-    biases: Sequence[Tensor | None],
-    inner: Sequence[Tensor | None],
-    static: tuple[Tensor, Tensor] | None = None,
-) -> list[Tensor]:
-    """[..., out] in x's dtype for each of a plan's weights.
-
-    biases of x's types; inner: (x Vᵀ)·s float32 [rows, r] of weights that have a low rank.  static: scale and zero
-    point of x, float32 [1], instead of the weights' own.
-    """
-    record, job, ys = plan.prepared(x), _JOB, []
-    for shape, bias, t in zip(plan.shapes, biases, inner, strict=True):
-        y = x.new_empty(shape)
-        record[job + _Y] = y.data_ptr()
-        if bias is not None:
-            record[job + _BIAS], record[job + _BIAS_KIND] = bias.data_ptr(), KINDS[bias.dtype]
-        if t is not None:
-            record[job + _INNER] = t.data_ptr()
-        ys.append(y)
-        job += _SIZE
-    if static is not None:
-        inputs = array("q", plan.weights[0].inputs)
-        inputs[Inputs.STATIC], inputs[Inputs.STATIC_ZERO] = static[0].data_ptr(), static[1].data_ptr()
-        record[_INPUTS] = address(inputs)
-    plan.run(address(record))
-    return ys
 
 
 def _laid_out(sizes: Mapping[Call, int]) -> tuple[int, list[tuple[int, int]]]:
@@ -141,11 +121,12 @@ def _function(address: int) -> Any:
     return engine.FUNCTION(address)
 
 
-def _threads(rows: int, weights: Sequence[Tiled], wanted: int) -> int:
+def _threads(rows: int, weight: Tiled) -> int:
     """How many threads are worth it."""
+    wanted = torch.get_num_threads()
     if wanted == 1 or pool() is None:
         return 1
-    work = rows * sum(weight.tiles * weight.how.runs.padded * weight.tile.bits * 2 for weight in weights)
+    work = rows * weight.tiles * weight.how.runs.padded * weight.tile.bits * 2
     return max(1, min(wanted, work // SHARE))
 
 

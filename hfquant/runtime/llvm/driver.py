@@ -2,7 +2,7 @@
 
 from . import inputs
 from .ir import I32, I64, POINTER, Code, Value
-from .records import ROWS, Call, Job, Weight
+from .records import Call, Weight
 
 
 def generate(code: Code, order: int, real: bool) -> None:
@@ -38,24 +38,7 @@ def _take_tiles(code: Code, call: Value, count: Value) -> None:
     code.position_at_end(body)
     with code.loop(code.least(code.add(first, step), work), first) as item:
         tile, start = code.srem(item, tiles), code.mul(code.sdiv(item, tiles), band)
-        _compute(code, call, tile, start, code.least(code.add(start, band), count))
+        end = code.least(code.add(start, band), count)
+        code.call_at(code.field(code.field(call, Call.WEIGHT), Weight.TILE), call, tile, start, end)
     code.branch(head)
     code.position_at_end(after)
-
-
-def _compute(code: Code, call: Value, tile: Value, first: Value, last: Value) -> None:
-    """A tile, counted over all jobs: find whose it is, and run that job's code."""
-    job = code.variable(I64, code.field(call, Call.JOBS))
-    left = code.variable(I64, tile)
-    head, body, found = (code.append_basic_block(name) for name in ("whose", "next", "found"))
-    code.branch(head)
-    code.position_at_end(head)
-    weight = code.field(code.get(job), Job.WEIGHT)
-    tiles = code.sdiv(code.plus(code.field(weight, Weight.OUT), ROWS - 1), code.number(ROWS))
-    code.cbranch(code.icmp_signed("<", code.get(left), tiles), found, body)
-    code.position_at_end(body)
-    code.set(left, code.sub(code.get(left), tiles))
-    code.set(job, code.plus(code.get(job), 8 * len(Job)))
-    code.branch(head)
-    code.position_at_end(found)
-    code.call_at(code.field(weight, Weight.TILE), code.get(job), call, code.get(left), first, last)

@@ -15,7 +15,7 @@ from typing import Protocol
 from .codes import Tile, floats
 from .finish import finish
 from .ir import F32, I8, I32, Code, Type, Value, splat, vector
-from .records import BLOCK, ROWS, Call, Inputs, Job, Weight
+from .records import BLOCK, ROWS, Call, Inputs, Weight
 
 LINE = 4 * ROWS  # bytes
 
@@ -37,13 +37,13 @@ class Arithmetic(Protocol):
 
 
 def generate(code: Code, tile: Tile, arithmetic: Arithmetic) -> None:
-    """`tile(job, call, tile, first row, last row)`"""
+    """`tile(call, tile, first row, last row)`"""
     finish(code)
-    with code.function("tile", 5) as made:
-        product = _Product(code, tile, arithmetic, *made.args)
-        row = code.variable(made.args[3].type, made.args[3])
+    with code.function("tile", 4) as made:
+        product = _Product(code, tile, arithmetic, *made.args[:2])
+        row = code.variable(made.args[2].type, made.args[2])
         for rows in arithmetic.together:
-            with _while_left(code, row, made.args[4], rows) as m:
+            with _while_left(code, row, made.args[3], rows) as m:
                 product.rows(m, rows)
 
 
@@ -66,12 +66,10 @@ def _while_left(code: Code, row: Value, last: Value, count: int) -> Iterator[Val
 class _Product:
     """The loops over groups, runs and blocks."""
 
-    def __init__(
-        self, code: Code, tile: Tile, how: Arithmetic, job: Value, call: Value, at: Value, first: Value, last: Value
-    ) -> None:
-        self.code, self.tile, self.how, self.job, self.call, self.at = code, tile, how, job, call, at
+    def __init__(self, code: Code, tile: Tile, how: Arithmetic, call: Value, at: Value) -> None:
+        self.code, self.tile, self.how, self.call, self.at = code, tile, how, call, at
         self.n, self.parts = code.level.lanes, ROWS // code.level.lanes
-        weight, inputs = code.field(job, Job.WEIGHT), code.field(call, Call.INPUTS)
+        weight, inputs = code.field(call, Call.WEIGHT), code.field(call, Call.INPUTS)
         self.runs = code.field(inputs, Inputs.RUNS)
         self.blocks, self.groups, self.per_group = (
             code.field(weight, place) for place in (Weight.BLOCKS, Weight.SCALES_COUNT, Weight.PER_SCALE)
@@ -133,7 +131,7 @@ class _Product:
         for k in range(count):
             for h in range(self.parts):
                 code.write(code.get(y[k][h]), code.plus(room, 4 * n * h), 4 * n)
-            code.call(code.module.globals["finish"], [self.job, self.call, self.at, code.plus(m, k), room])
+            code.call(code.module.globals["finish"], [self.call, self.at, code.plus(m, k), room])
 
     def _start(self, m: Value, g: Value, r: Value, sums: list[list[Value]]) -> None:
         """−z Σ (q − u) − u Σ c"""

@@ -25,18 +25,8 @@ class Weight(IntEnum):
     FACTORS = 10  # U, int8 [tiles, rank, 16]
 
 
-class Job(IntEnum):
-    """One weight in a call."""
-
-    WEIGHT = 0  # address of its record
-    Y = 1
-    BIAS = 2  # 0: none
-    BIAS_KIND = 3
-    INNER = 4  # (x Vᵀ)·s, float32 [rows, rank]
-
-
 class Call(IntEnum):
-    """One x, and everything that reads it."""
+    """One x and one weight."""
 
     X = 0
     KIND = 1  # of x and y
@@ -47,15 +37,18 @@ class Call(IntEnum):
     NEGATIVE = 6  # int32 [rows, runs]: −Σ (q − y)
     SHIFTS = 7  # int32 [rows, runs]: −y
     SCRATCH = 8  # float32 [threads, runs·columns]
-    JOBS = 9
-    JOBS_COUNT = 10
-    TILES = 11  # of all jobs
-    STEP = 12  # tiles that a thread takes at a time
-    BAND = 13  # rows of x that are multiplied before the next ones
-    NEXT = 14  # the next tile to take; starts at 0
-    THREAD = 15  # addresses of OpenMP's functions; 0: one thread
-    THREADS = 16
-    BARRIER = 17
+    WEIGHT = 9  # address of its record
+    Y = 10
+    BIAS = 11  # 0: none
+    BIAS_KIND = 12
+    INNER = 13  # (x Vᵀ)·s, float32 [rows, rank]
+    TILES = 14
+    STEP = 15  # tiles that a thread takes at a time
+    BAND = 16  # rows of x that are multiplied before the next ones
+    NEXT = 17  # the next tile to take; starts at 0
+    THREAD = 18  # addresses of OpenMP's functions; 0: one thread
+    THREADS = 19
+    BARRIER = 20
 
 
 class Inputs(IntEnum):

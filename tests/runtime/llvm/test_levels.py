@@ -72,7 +72,5 @@ def test_its_code_with_the_instruction_spelled_out(name: str, bits: int) -> None
     activations = Activations(8, "group", 64, symmetric=bits != 5)
     Q, x = random(50, 200, Grid(bits, 64, False)), torch.randn(11, 200)
     how = layout.Preparation.of(Q.grid, 200, activations, real=False)
-    found = [
-        Plan([layout.Tiled(layout.Tiles(Q, level, how), how)], x.shape, x.dtype)(x, None) for level in (here, emulated)
-    ]
+    found = [Plan(layout.Tiled(layout.Tiles(Q, level, how), how), x.shape, x.dtype)(x) for level in (here, emulated)]
     assert torch.equal(*found)
