@@ -16,32 +16,39 @@ from . import Bound, Unavailable
 if TYPE_CHECKING:
     from ..llvm.call import Plan
     from ..llvm.layout import Tiled
+    from ..llvm.machine import Level
 
 TYPES = (torch.float32, torch.bfloat16, torch.float16)
 
 
 def refuses(x: Tensor, matrix: Matrix, activations: Activations | None, real: bool) -> str | None:
+    """Why tiles do not take this."""
+    if reason := unfit(x, matrix):
+        return reason
+    from ..llvm import layout
+
+    runs = layout.Preparation.of(matrix.encoding.grid, matrix.shape[1], activations, real).runs
+    if runs.padded > max(layout.WASTE * matrix.shape[1], 64):
+        return f"groups this small would be padded to {runs.padded} columns"
+    return None
+
+
+def unfit(x: Tensor, matrix: Matrix) -> str | None:
     """Why generated code does not take this."""
     if x.device.type != "cpu" or matrix.device.type != "cpu":
         return f"for CPUs, not {x.device.type}"
-    grid = matrix.encoding.grid
-    if not 2 <= grid.bits <= 8:
-        return f"for weights of 2 to 8 bit, not {grid.bits}"
+    if not 2 <= matrix.encoding.grid.bits <= 8:
+        return f"for weights of 2 to 8 bit, not {matrix.encoding.grid.bits}"
     if x.dtype not in TYPES:
         return f"for inputs of 32 or 16 bits, not {x.dtype}"
     if not matrix.trackable:
         return "weights made under torch.inference_mode: a change of them could not be noticed"
     try:
-        from ..llvm import layout, machine
+        from ..llvm import machine
 
-        if machine.level() is None:
-            return "this processor has no AVX2"
+        return "this processor has no AVX2" if machine.level() is None else None
     except ImportError as error:
         return f"needs llvmlite: `pip install 'hfquant[cpu]'` ({error})"
-    runs = layout.Preparation.of(grid, matrix.shape[1], activations, real).runs
-    if runs.padded > max(layout.WASTE * matrix.shape[1], 64):
-        return f"groups this small would be padded to {runs.padded} columns"
-    return None
 
 
 def bind(x: Tensor, matrix: Matrix, activations: Activations | None, real: bool) -> "Bound | None":
@@ -84,16 +91,26 @@ REAL, INTEGER = "tiles as x is", "tiles for integers"
 
 
 def _made(matrix: Matrix, activations: Activations | None, real: bool) -> "Tiled":
-    from ..llvm import layout, machine
+    from ..llvm import layout
 
-    level = machine.level()
-    assert level is not None
+    level = prepared()
     how = layout.Preparation.of(matrix.encoding.grid, matrix.shape[1], activations, real)
     try:
         held = matrix.derive("tiles", lambda: layout.Tiles(matrix.quantized().filled, level, how))
         return layout.Tiled(held, how)
     except (RuntimeError, OSError) as error:
         raise Unavailable(f"its code could not be made: {str(error).splitlines()[0]}") from error
+
+
+@cache
+def prepared() -> "Level":
+    """This machine's instructions; from the first call on packed codes are unpacked with them too."""
+    from ..llvm import fast, machine
+
+    level = machine.level()
+    assert level is not None
+    fast.accelerate(level)
+    return level
 
 
 def _whole(x: Tensor, matrix: Matrix, activations: Activations) -> tuple[Tensor, Tensor]:

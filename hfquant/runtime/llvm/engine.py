@@ -37,17 +37,17 @@ def tile(level: Level, tile: Tile) -> int:
     def generate(code: Code) -> None:
         product.generate(code, tile, (Real if tile.real else Integer)(code, tile))
 
-    return _address(level, repr(tile), "tile", generate)
+    return function(level, repr(tile), "tile", generate)
 
 
 def work(level: Level, order: int, real: bool) -> int:
     """Address of the code of a call whose x has this order of columns."""
-    return _address(level, f"work {order} {real}", "work", lambda code: driver.generate(code, order, real))
+    return function(level, f"work {order} {real}", "work", lambda code: driver.generate(code, order, real))
 
 
 def pack(level: Level, tile: Tile) -> int:
     """Address of the code that packs such tiles."""
-    return _address(level, f"pack {tile.bits}", "pack", lambda code: packing.generate(code, tile))
+    return function(level, f"pack {tile.bits}", "pack", lambda code: packing.generate(code, tile))
 
 
 def call(function: int, record: "array[int]") -> None:
@@ -59,7 +59,8 @@ FUNCTION = ctypes.CFUNCTYPE(None, ctypes.c_void_p)
 _ADDRESSES: dict[tuple[Level, str], int] = {}
 
 
-def _address(level: Level, what: str, name: str, generate: Callable[[Code], None]) -> int:
+def function(level: Level, what: str, name: str, generate: Callable[[Code], None]) -> int:
+    """Address of the function `name` of the module that `generate` writes; `what` says all that it depends on."""
     with _LOCK:
         key = level, what
         if key not in _ADDRESSES:

@@ -54,12 +54,12 @@ def _store(code: Code, call: Value, out: Value, first: Value, row: Value, room: 
 
     def store(place: int) -> None:
         at = code.plus(code.plus(first, i), (row, out))
-        code.write(_typed(code, code.get(y), TYPES[place]), code.plus(code.field(call, Call.Y), (at, SIZES[place])))
+        code.write(typed(code, code.get(y), TYPES[place]), code.plus(code.field(call, Call.Y), (at, SIZES[place])))
 
     code.cases(code.field(call, Call.KIND), *(lambda p=p: store(p) for p in range(len(TYPES))))
 
 
-def _typed(code: Code, y: Value, kind: str) -> Value:
+def typed(code: Code, y: Value, kind: str) -> Value:
     n = y.type.count
     if kind == "float32":
         return y
