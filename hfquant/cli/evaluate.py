@@ -26,6 +26,12 @@ def evaluate(
     dtype: Annotated[
         str, typer.Option(metavar="DTYPE", help="Arithmetic: `auto`, `float32`, `bfloat16`, `float16`.")
     ] = "auto",
+    kernels: Annotated[
+        str,
+        typer.Option(
+            metavar="KERNELS", help="`exact`: scores of the weights; `auto`: of what runs, input rounding included."
+        ),
+    ] = "exact",
     as_json: Json = False,
 ) -> None:
     """Measure a compressed model: perplexity, and how far it is from the original.
@@ -35,7 +41,9 @@ def evaluate(
     """
     engine.read_config(folder)
     with busy("measuring"):
-        report = engine.verify(folder, against=against, text=text, windows=windows, window_len=window_len, dtype=dtype)
+        report = engine.verify(
+            folder, against=against, text=text, windows=windows, window_len=window_len, dtype=dtype, kernels=kernels
+        )
     if as_json:
         print_json({key: report.get(key) for key in ("evaluation", "sample", "gate")})
     else:
