@@ -8,9 +8,11 @@
     finish    the end of both: low rank, bias, type
     inputs    what x becomes first
     driver    one call: x prepared, tiles shared out over torch's own threads
-    packing   codes -> the tiles' layout, and back to a dense weight
+    packing   codes -> the tiles' layout
+    unpacking packed words -> codes, codes -> a dense weight; `fast` puts it in torch's place
     engine    compiling, and keeping what was compiled on disk
-    layout    a weight in tiles, and the records that the code reads
+    layout    a weight in tiles; `records`: what the code is told; `call`: a layer
+    memory    large pages
     threads   OpenMP as torch has loaded it
 
 **Tiles.**  16 rows of W and 32 columns are a block: `bits` lines of 64 bytes, plane after plane (5 = 4 + 1), 4-byte

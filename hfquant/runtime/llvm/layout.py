@@ -16,6 +16,7 @@ from .. import integers
 from . import engine
 from .codes import Tile
 from .machine import Level
+from .memory import room
 from .packing import Pack
 from .records import BLOCK, ROWS, Inputs, Weight
 
@@ -113,9 +114,7 @@ class Tiles:
 
     def _pack(self, codes: Tensor) -> Tensor:
         count = -(-self.out_features // ROWS)
-        made = torch.empty(
-            count, self.runs.padded // BLOCK, self.grid.bits, 4 * ROWS, dtype=torch.uint8, device=codes.device
-        )
+        made = room((count, self.runs.padded // BLOCK, self.grid.bits, 4 * ROWS))
         inputs = array("q", [0] * len(Inputs))
         inputs[Inputs.COLUMNS], inputs[Inputs.RUNS], inputs[Inputs.LENGTH] = (
             self.in_features, len(self.runs.spans), self.runs.length,

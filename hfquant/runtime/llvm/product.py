@@ -14,10 +14,11 @@ from typing import Protocol
 
 from .codes import Tile, floats
 from .finish import finish
-from .ir import F32, I8, I32, Code, Type, Value, splat, vector
+from .ir import F32, I8, I32, POINTER, VOID, Code, Type, Value, splat, vector
 from .records import BLOCK, ROWS, Call, Inputs, Weight
 
 LINE = 4 * ROWS  # bytes
+AHEAD = 3072  # bytes by which a single row's weights are fetched before they are used
 
 
 class Arithmetic(Protocol):
@@ -114,7 +115,10 @@ class _Product:
                 with code.loop(self.blocks) as i:
                     at = code.plus(i, (r, self.blocks))
                     xs = [code.plus(self.x, (self._place(m, k, at), BLOCK * self.how.size)) for k in range(count)]
-                    self.how.block(code.plus(self.codes, (at, self.block)), xs, sums)
+                    lines = code.plus(self.codes, (at, self.block))
+                    if count == 1:
+                        self._fetch_ahead(lines)
+                    self.how.block(lines, xs, sums)
                 for k, h in self._each(count):
                     scale = self._of(self.x_scales, m, k, r)
                     code.set(total[k][h], self.how.run(code.get(sums[k][h]), scale, code.get(total[k][h])))
@@ -132,6 +136,13 @@ class _Product:
             for h in range(self.parts):
                 code.write(code.get(y[k][h]), code.plus(room, 4 * n * h), 4 * n)
             code.call(code.module.globals["finish"], [self.call, self.at, code.plus(m, k), room])
+
+    def _fetch_ahead(self, lines: Value) -> None:
+        """A single row of x waits for memory, which delivers more if it is asked early."""
+        code = self.code
+        for line in range(self.tile.bits):
+            at = code.inttoptr(code.plus(lines, AHEAD + LINE * line), POINTER)
+            code.intrinsic("llvm.prefetch.p0", VOID, at, I32(0), I32(3), I32(1))
 
     def _start(self, m: Value, g: Value, r: Value, sums: list[list[Value]]) -> None:
         """−z Σ (q − u) − u Σ c"""
