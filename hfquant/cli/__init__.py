@@ -13,7 +13,7 @@ import typer
 from typer.core import TyperGroup
 
 from ..errors import HfquantError
-from . import compress, evaluate, export, generate, inspect, offload, push, recipes
+from . import bench, compress, evaluate, export, generate, inspect, offload, push, recipes
 from .output import complain
 
 
@@ -41,6 +41,7 @@ app = typer.Typer(
 )
 app.command("compress")(compress.compress)
 app.command("eval")(evaluate.evaluate)
+app.command("bench")(bench.bench)
 app.command("inspect")(inspect.inspect)
 app.command("recipes")(recipes.recipes)
 app.command("generate")(generate.generate)

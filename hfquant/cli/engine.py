@@ -10,6 +10,7 @@ from ..errors import CheckpointError
 if TYPE_CHECKING:
     from ..compress import LayerResult, Plan
     from ..conversion.hub import Pushed
+    from ..measure.bench import Bench
     from ..measure.layers import LayerFacts
     from ..measure.trail import StepError
     from ..recipe import Recipe
@@ -45,6 +46,14 @@ def verify(folder: Path, **settings: Any) -> dict[str, Any]:
     from ..measure.verify import verify
 
     return verify(folder, enforce=False, **settings)
+
+
+def bench(folder: Path, **settings: Any) -> "Bench":
+    """Run it beside its original."""
+    _quiet()
+    from ..measure.bench import bench
+
+    return bench(folder, **settings)
 
 
 def judge(report: dict[str, Any]) -> None:

@@ -30,16 +30,22 @@ def opened(model: str | Path | None, revision: str | None = None) -> Iterator[So
         yield open_source(model, revision, Path(staging))
 
 
-def speak(
-    source: Source, tokenizer: PreTrainedTokenizerBase, prompt: str, new_tokens: int, dtype: torch.dtype
-) -> Sample | None:
-    """The original's continuation of a prompt; None where the whole original would not fit into memory."""
+def whole(source: Source, dtype: torch.dtype) -> PreTrainedModel | None:
+    """The original in memory; None where it would not fit."""
     free = available_memory()
     if free is not None and source.parameters * dtype.itemsize * 1.5 > free:
         return None
     cls: type[PreTrainedModel] = type(Skeleton(source, dtype).model)
     model: PreTrainedModel = cls.from_pretrained(source.path, dtype=dtype)
-    return sample(model, tokenizer, prompt, new_tokens)
+    return model.eval()
+
+
+def speak(
+    source: Source, tokenizer: PreTrainedTokenizerBase, prompt: str, new_tokens: int, dtype: torch.dtype
+) -> Sample | None:
+    """The original's continuation of a prompt; None where the whole original would not fit into memory."""
+    model = whole(source, dtype)
+    return None if model is None else sample(model, tokenizer, prompt, new_tokens)
 
 
 def facts(source: Source) -> dict[str, Any]:

@@ -70,7 +70,7 @@ def verify(
     limit = longest(config)
     ids = cut(wanted, tokenizer, min(window_len, limit or window_len), windows)
     start = prompt or _words(str(tokenizer.decode(ids[0, :PROMPT_TOKENS], skip_special_tokens=True)))
-    with opened(*_original(known, against)) as source:
+    with opened(*original_of(known, against)) as source:
         model = loader(folder, dtype=dtype)
         scores = _scores(model, source, ids, kernels)
         said, kind = sample(model, tokenizer, start, new_tokens), model.dtype
@@ -128,7 +128,7 @@ def _tokenizer(folder: Path) -> PreTrainedTokenizerBase:
     return found
 
 
-def _original(known: Mapping[str, Any], against: str | Path | None) -> tuple[str | Path | None, str | None]:
+def original_of(known: Mapping[str, Any], against: str | Path | None) -> tuple[str | Path | None, str | None]:
     """What to compare with, and its revision."""
     if against is not None:
         return against, None
