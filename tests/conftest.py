@@ -1,4 +1,5 @@
-"""What every test runs under: no network, no progress bars, one thread, no memory that happens to be zero."""
+"""What every test runs under: no network, no progress bars, one thread, no memory that happens to be zero, and the
+reference instead of kernels unless it says otherwise."""
 
 import atexit
 import gc
@@ -10,6 +11,7 @@ import sys
 import tempfile
 
 os.environ["HF_HUB_OFFLINE"] = "1"
+os.environ["HFQUANT_KERNELS"] = "reference"  # layers compute what their weights say; kernels are tested as such
 os.environ["HF_HUB_DISABLE_PROGRESS_BARS"] = "1"
 os.environ["OPENBLAS_NUM_THREADS"] = "1"  # scipy's own threads spin: four times the work for matrices this small
 
