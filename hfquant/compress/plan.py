@@ -23,7 +23,7 @@ from ..report import FILE, read
 from ..tensors import formats
 from ..tensors.formats import Wire
 from ..tensors.grid import Grid
-from .estimate import Estimate, estimate
+from .estimate import Estimate, fit
 from .journal import Journal
 from .selection import Target, select, stored_bytes, wire_for
 
@@ -43,7 +43,11 @@ class LayerPlan:
 
 @dataclass(frozen=True, kw_only=True)
 class Plan:
-    """A compression, checked and estimated.  `layers` by parameter name; `resumed` blocks are already finished."""
+    """A compression, checked and estimated.
+
+    layers: by parameter name.  batch: samples that run together.  room: bytes of statistics that are held together.
+    resumed: blocks that are already finished.
+    """
 
     source: Source
     recipe: Recipe
@@ -56,6 +60,7 @@ class Plan:
     dtype: torch.dtype
     tokens: Tensor | None
     batch: int
+    room: int
     device: str
     journal: Journal
     fingerprint: Mapping[str, Any]
@@ -89,7 +94,8 @@ def plan(
 ) -> Plan:
     """Check a compression and estimate what it will need; nothing is written but an unpacked GGUF source.
 
-    model: folder, GGUF file or Hub id.  max_memory: bytes; batches are made smaller to stay below it.
+    model: folder, GGUF file or Hub id.  max_memory: bytes; batches are made smaller to stay below it, and statistics
+    gathered in more runs.
     Raises an HfquantError for whatever would stop the work later.
     """
     chosen = _with_calibration(Recipe.parse(recipe), source=calibration, samples=samples, seq_len=seq_len, seed=seed)
@@ -110,7 +116,7 @@ def plan(
     tokens = _tokens(source, chosen, skeleton.model)
     layers = _layers(targets, wire, found, skeleton)
     identity = survey(source, dtype)
-    batch, expected = _fit(skeleton, chosen, layers, tokens, dtype, max_memory)
+    batch, room, expected = fit(skeleton, chosen, list(layers.values()), tokens, dtype, max_memory)
     fingerprint = _fingerprint(identity, chosen, tokens, wire, dtype, device) | {
         "batch": batch,
         "compute_dtype": str(skeleton.dtype),
@@ -119,7 +125,7 @@ def plan(
     _check_disk(out, expected)
     return Plan(
         source=source, recipe=chosen, out=out, skeleton=skeleton, stacks=found, targets=targets, wire=wire,
-        layers=layers, dtype=dtype, tokens=tokens, batch=batch, device=device, journal=journal,
+        layers=layers, dtype=dtype, tokens=tokens, batch=batch, room=room, device=device, journal=journal,
         fingerprint=fingerprint, estimate=expected, resumed=resumed, fresh=fresh,
     )  # fmt: skip
 
@@ -224,28 +230,6 @@ def _layers(
         before = parameter.numel() * skeleton.source.dtype.itemsize
         layers[name] = LayerPlan(name, target.kind, target.shape, target.grid, before, after, block)
     return layers
-
-
-def _fit(
-    skeleton: Skeleton,
-    recipe: Recipe,
-    layers: Mapping[str, LayerPlan],
-    tokens: Tensor | None,
-    dtype: torch.dtype,
-    max_memory: int | None,
-) -> tuple[int, Estimate]:
-    """The largest batch, of at most 2048 tokens, whose estimated peak stays below `max_memory`."""
-    batch = 1 if tokens is None else max(1, min(tokens.shape[0], 2048 // tokens.shape[1]))
-    while True:
-        expected = estimate(skeleton, recipe, list(layers.values()), tokens, batch, dtype)
-        if max_memory is None or expected.peak_memory <= max_memory:
-            return batch, expected
-        if batch == 1:
-            raise ResourceError(
-                f"about {expected.peak_memory / 1e6:,.0f} MB are needed, {max_memory / 1e6:,.0f} MB are allowed",
-                "allow more with `--max-memory`, use fewer or shorter samples, or a recipe without calibration",
-            )
-        batch //= 2
 
 
 def _fingerprint(
