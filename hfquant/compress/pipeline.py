@@ -174,7 +174,7 @@ class _Run:
         found = {w: target for w, target in targets.items() if target is not None}
         work = Work(
             {w: target.grid for w, target in found.items()}, self.steps, self.plan.wire.scale_dtype,
-            readings=readings(found, self.plan.recipe), free=self.format.name == "native",
+            readings=readings(found, self.plan.recipe), free=self.format.name == "native", room=self.plan.room,
         )  # fmt: skip
         masters, work, prepared = prepare(block, self.block_steps, work, passage, i, self.plan.dtype, self.plan.device)
         for p in block.parameters():
