@@ -103,8 +103,8 @@ def _hidden(skeleton: Skeleton) -> int:
 
 def _streams(skeleton: Skeleton, recipe: Recipe, layers: "Sequence[LayerPlan]", tokens: Tensor) -> int:
     """Bytes of disk for hidden states: those before and after a block; of an encoder that is done, its last and a copy
-    for the decoder's calls; and where the original model runs beside, its own and what one block's layers read; and what the finished layers of
-    one block return, where they are remembered."""
+    for the decoder's calls; where the original model runs beside, its own and what one block's layers read; and what
+    the finished layers of a block return, where they are remembered."""
     samples, seq = tokens.shape
     lengths = positions(skeleton.source.config, seq)
     row = _hidden(skeleton) * skeleton.dtype.itemsize
