@@ -21,7 +21,8 @@ from hfquant.conversion.redact import log_to_stderr
 from hfquant.conversion.service import Service
 from hfquant.conversion.settings import Limits, Measuring, Settings
 from hfquant.conversion.worker import Worker
-from hfquant.measure import card, report
+from hfquant import report
+from hfquant.measure import card
 from tests.compress.folders import digests
 from tests.hub.fixtures import TOKENS
 from tests.hub.server import Hub
