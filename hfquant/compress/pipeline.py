@@ -28,6 +28,7 @@ from .plan import LayerPlan, Plan, clear, plan
 from .rounding import Rounding
 from .selection import stored_bytes
 from .streaming import Passage, Streamer
+from .student import distill
 
 
 @dataclass(frozen=True)
@@ -69,7 +70,8 @@ class _Run:
         self.plan, self.journal, self.skeleton = plan, plan.journal, plan.skeleton
         steps = [(step.method, step.build()) for step in plan.recipe.steps]
         self.block_steps = [(name, step) for name, step in steps if is_block_step(step)]
-        self.steps = [(name, step) for name, step in steps if not is_block_step(step)]
+        self.final_steps = [(name, step) for name, step in steps if getattr(step, "scope", "linear") == "finished"]
+        self.steps = [(name, step) for name, step in steps if getattr(step, "scope", "linear") == "linear"]
         self.format = formats.load(plan.wire.format)
         self.index = {name: i for i, name in enumerate(n for stack in plan.stacks for n in stack.blocks)}
         self.rows: list[dict[str, Any]] = []
@@ -131,7 +133,7 @@ class _Run:
 
     @property
     def _needs_original(self) -> bool:
-        return any(getattr(step, "needs_original", False) for _, step in self.steps)
+        return any(getattr(step, "needs_original", False) for _, step in [*self.steps, *self.final_steps])
 
     def _original(self, passage: Passage) -> Stream | None:
         """The original model's hidden states before the first block: the same as everyone's."""
@@ -180,7 +182,12 @@ class _Run:
         rows: list[dict[str, Any]] = []
         tensors = carried_parts(self.skeleton, name, prepared.changed)
         with Rounding(block) as rounding:
-            for done in compress_block(block, masters, work, passage, i, rounding, both):
+            finished = compress_block(block, masters, work, passage, i, rounding, both)
+            if self.final_steps and passage is not None:
+                finished, student = distill(block, self.final_steps, list(finished), masters, work, passage, i, both, self.plan.dtype)
+                prepared.rows.extend(student.rows)
+                tensors |= carried_parts(self.skeleton, name, student.changed)
+            for done in finished:
                 layer = self.plan.layers[f"{name}.{done.weight.name}"]
                 tensors |= named_parts(self.skeleton, self.format, layer.name, layer.kind, done.Q)
                 result = self._result(layer, done)
