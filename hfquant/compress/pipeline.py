@@ -18,8 +18,8 @@ from ..tensors.encoding import Encoding
 from ..tensors.formats import Wire
 from ..tensors.grid import Grid
 from .activations import Stream
-from .block import Finished, Work, compress_block
-from .blocksteps import is_block_step, prepare, readings
+from .block import Finished, Work
+from .blocksteps import in_scope, prepare, readings
 from .ends import compress_end
 from .finish import finish
 from .memory import give_back, map_large_pieces
@@ -28,7 +28,7 @@ from .plan import LayerPlan, Plan, clear, plan
 from .rounding import Rounding
 from .selection import stored_bytes
 from .streaming import Passage, Streamer
-from .student import distill
+from .student import finish_block
 
 
 @dataclass(frozen=True)
@@ -68,10 +68,9 @@ def compress(model: "str | Path | Plan", *args: Any, **kwargs: Any) -> Iterator[
 class _Run:
     def __init__(self, plan: Plan) -> None:
         self.plan, self.journal, self.skeleton = plan, plan.journal, plan.skeleton
-        steps = [(step.method, step.build()) for step in plan.recipe.steps]
-        self.block_steps = [(name, step) for name, step in steps if is_block_step(step)]
-        self.final_steps = [(name, step) for name, step in steps if getattr(step, "scope", "linear") == "finished"]
-        self.steps = [(name, step) for name, step in steps if getattr(step, "scope", "linear") == "linear"]
+        self.block_steps, self.steps, self.final_steps = (
+            in_scope(plan.recipe.steps, scope) for scope in ("block", "linear", "finished")
+        )
         self.format = formats.load(plan.wire.format)
         self.index = {name: i for i, name in enumerate(n for stack in plan.stacks for n in stack.blocks)}
         self.rows: list[dict[str, Any]] = []
@@ -171,7 +170,7 @@ class _Run:
         found = {w: target for w, target in targets.items() if target is not None}
         work = Work(
             {w: target.grid for w, target in found.items()}, self.steps, self.plan.wire.scale_dtype,
-            readings=readings(found, self.plan.recipe), free=self.format.name == "native",
+            readings=readings(found, self.plan.recipe), free=self.format.name == "native", final_steps=self.final_steps,
         )  # fmt: skip
         masters, work, prepared = prepare(block, self.block_steps, work, passage, i, self.plan.dtype, self.plan.device)
         for p in block.parameters():
@@ -180,14 +179,9 @@ class _Run:
         if passage is not None and original is not None:
             both = (original, self._at(passage, i + 1, "original"))
         rows: list[dict[str, Any]] = []
-        tensors = carried_parts(self.skeleton, name, prepared.changed)
+        tensors: dict[str, Tensor] = {}
         with Rounding(block) as rounding:
-            finished = compress_block(block, masters, work, passage, i, rounding, both)
-            if self.final_steps and passage is not None:
-                finished, student = distill(block, self.final_steps, list(finished), masters, work, passage, i, both, self.plan.dtype)
-                prepared.rows.extend(student.rows)
-                tensors |= carried_parts(self.skeleton, name, student.changed)
-            for done in finished:
+            for done in finish_block(block, masters, work, prepared, passage, i, rounding, both, self.plan.dtype):
                 layer = self.plan.layers[f"{name}.{done.weight.name}"]
                 tensors |= named_parts(self.skeleton, self.format, layer.name, layer.kind, done.Q)
                 result = self._result(layer, done)
@@ -195,6 +189,7 @@ class _Run:
                 yield result
             if passage is not None:
                 self._advance(passage, block, i)
+        tensors |= carried_parts(self.skeleton, name, prepared.changed)
         if both is not None:
             both[1].sync()
         self.skeleton.drop_module(name)

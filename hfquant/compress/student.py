@@ -1,7 +1,8 @@
-"""What a step that trains a finished block is given: the block, what it should put out, and where results go."""
+"""Steps of scope "finished": a block whose weights are compressed learns to put out what the original one did."""
 
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field, replace
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -9,77 +10,149 @@ from torch import Tensor, nn
 from torch.func import functional_call
 
 from ..model.blocks import Weight, hidden
-from ..tensors.layer import Quantized
+from ..tensors.layer import Layer, Quantized
 from .activations import Stream
-from .block import Finished
+from .block import Finished, Work, compress_block
+from .observe import discover, observe
+from .rounding import Rounding
 from .streaming import Passage
+from .view import Prepared
+
+HELD_OUT = 8  # one batch in so many is kept for choosing the best step
 
 
 class Student:
-    def __init__(self, block, done, masters, work, passage, index, original, stored) -> None:
-        self.block, self.passage, self.index, self.stored = block, passage, index, stored
-        self.before, self.after = original
-        self.masters, self.work = masters, work
-        self.weights: dict[Weight, Quantized] = {d.weight: d.Q for d in done}
-        n = len(passage.batches)
-        held = max(1, n // 8) if n > 1 else 0
-        self.held = list(range(n - held, n)) or [0]
-        self.train = list(range(n - held))
-        self.rows: list[dict[str, Any]] = []
-        self.changed: dict[str, Tensor] = {}
-        self.energy = 1.0
+    """A finished block as a function of its parameters, beside the original model's hidden states.
 
-    def master(self, weight: Weight) -> Tensor:
-        W = self.masters[weight].float()
-        return W.reshape(-1, W.shape[-1])
+    weights: as they are now.  train, held: the numbers of the batches to learn from and to judge by, the same ones if
+    there is only one.  changed: parameters that are not compressed, as they will be stored, by their name in the block.
+    rows: what was done, for the report.
+    """
+
+    def __init__(
+        self,
+        block: nn.Module,
+        weights: Mapping[Weight, Quantized],
+        masters: Mapping[Weight, Tensor],
+        passage: Passage,
+        index: int,
+        original: tuple[Stream, Stream],
+        stored: torch.dtype,
+    ) -> None:
+        """original: the original model's hidden states before and after this block.  The rest: as in `BlockView`."""
+        self.block, self.weights, self.passage, self.index, self.stored = block, dict(weights), passage, index, stored
+        self.before, self.after = original
+        self._masters = masters
+        batches = len(passage.batches)
+        held = max(1, batches // HELD_OUT) if batches > 1 else 0
+        self.train = list(range(batches - held))
+        self.held = list(range(batches - held, batches)) or self.train
+        self.changed: dict[str, Tensor] = {}
+        self.rows: list[dict[str, Any]] = []
+
+    def original(self, weight: Weight) -> Tensor:
+        """What a weight was before it was compressed, float32 [out, in], all experts' rows one after the other."""
+        W, s = self._masters[weight].float().flatten(0, -2), self.weights[weight].input_scale
+        return W if s is None else W / s  # masters are multiplied by what their inputs are divided by
+
+    def vectors(self) -> dict[str, Tensor]:
+        """The block's gains and biases as they are now, float32, by their name in the block."""
+        return {name: p.detach().float() for name, p in self.block.named_parameters() if p.ndim == 1}
 
     def tokens(self, batch: int) -> int:
         return self.passage.batches[batch][1] * self.passage.stream.shape[0]
 
-    def vectors(self) -> dict[str, Tensor]:
-        return {n: p.detach().float() for n, p in self.block.named_parameters() if p.ndim == 1}
+    def output(
+        self, batch: int, weights: Mapping[Weight, Tensor], vectors: Mapping[str, Tensor], *, teacher: bool = False
+    ) -> Tensor:
+        """What the block puts out with these parameters [n, seq, hidden], differentiable in them.
 
-    def output(self, batch, weights, vectors, teacher_stream=False) -> Tensor:
-        args, kwargs = self.passage.arguments(self.index, batch, self.before if teacher_stream else None)
-        return self._run(weights, vectors, args, kwargs)
-
-    def _run(self, weights, vectors, args, kwargs):
+        weights: float32 [out, in] each.  vectors: rounded here to the type they are stored in.  teacher: it reads what
+        the original block read, not what the compressed blocks before it put out.
+        """
+        args, kwargs = self.passage.arguments(self.index, batch, self.before if teacher else None)
         values = {}
-        for w, W in weights.items():
-            p = self.block.get_parameter(w.name)
-            values[w.name] = (W.T if w.kind == "conv1d" else W.view_as(p)).to(p.dtype)
-        for n, v in vectors.items():
-            p = self.block.get_parameter(n)
-            r = v.to(self.stored).float()
-            values[n] = (v + (r - v).detach()).to(p.dtype)
+        for weight, W in weights.items():
+            own = self.block.get_parameter(weight.name)
+            values[weight.name] = (W.T if weight.kind == "conv1d" else W.view_as(own)).to(own.dtype)
+        for name, v in vectors.items():
+            rounded = v.detach().to(self.stored).float()
+            values[name] = (rounded + (v - v.detach())).to(self.block.get_parameter(name).dtype)
         return hidden(functional_call(self.block, values, args, kwargs))
 
-    def target(self, mix: float):
-        def get(batch):
-            at, n = self.passage.batches[batch]
-            t = self.after.read(at, n).float()
-            if mix < 1:
-                with torch.no_grad():
-                    args, kwargs = self.passage.arguments(self.index, batch)
-                    own = self._run({w: self.master(w) for w in self.weights}, {}, args, kwargs).float()
-                t = mix * t + (1 - mix) * own
-            return t
-        return get
+    def target(self, batch: int) -> Tensor:
+        """What the original block put out behind the original blocks before it, float32 [n, seq, hidden]."""
+        at, n = self.passage.batches[batch]
+        return self.after.read(at, n).to(self.passage.device, torch.float32)
 
-    def put(self, weight, Q):
-        self.weights[weight] = Q
-        weight.put(self.block, Q.dequantize().view(self.masters[weight].shape))
+    def finish(self, weights: Mapping[Weight, Quantized], vectors: Mapping[str, Tensor]) -> None:
+        """From now on the block runs with these."""
+        for weight, Q in weights.items():
+            self.weights[weight] = Q
+            weight.put(self.block, Q.dequantize().view(self._masters[weight].shape))
+        for name, v in vectors.items():
+            self.changed[name] = v.detach().to("cpu", self.stored, copy=True)
+            self.block.get_parameter(name).data.copy_(self.changed[name])
 
-    def change(self, name, value):
-        self.changed[name] = value.to(self.stored)
-        self.block.get_parameter(name).data.copy_(self.changed[name])
+    def errors(self) -> dict[Weight, float]:
+        """‖(W − Ŵ)X‖ / ‖WX‖ of every weight on what it reads now in the held-out batches."""
+        groups = discover(self.block, self.passage, self.index, list(self.weights))
+        seen = observe(self.block, self.passage, self.index, groups, batches=self.held)
+        found = {}
+        for group in groups:
+            for weight in group.members:
+                W, Q = self.original(weight), self.weights[weight]
+                rows = W.shape[0] // weight.experts(self.block)
+                parts = [
+                    Layer(name=weight.name, W=W[at], H=seen[group, e].H, Q=Q.rows(at)).error()
+                    for e in range(weight.experts(self.block))
+                    if (group, e) in seen
+                    for at in [slice(e * rows, (e + 1) * rows)]
+                ]
+                if parts:
+                    found[weight] = sum(parts) / len(parts)
+        return found
 
-    def report(self, **found):
-        self.rows.append({"step": "lkd", "layers": [w.module for w in self.weights], **found})
 
+@torch.no_grad()
+def finish_block(
+    block: nn.Module,
+    masters: Mapping[Weight, Tensor],
+    work: Work,
+    prepared: Prepared,
+    passage: Passage | None,
+    index: int,
+    rounding: Rounding,
+    original: tuple[Stream, Stream] | None,
+    stored: torch.dtype,
+) -> Iterator[Finished]:
+    """`compress_block`, and then the steps for finished blocks, which add to `prepared` what else they change.
 
-def distill(block, steps, done, masters, work, passage, index, original, stored):
-    student = Student(block, done, masters, work, passage, index, original, stored)
-    for _, step in steps:
+    A block that no text reaches has nothing to learn from.
+    """
+    compressed = compress_block(block, masters, work, passage, index, rounding, original)
+    if not work.final_steps or passage is None or original is None:
+        yield from compressed
+        return
+    done = list(compressed)
+    student = Student(block, {d.weight: d.Q for d in done}, masters, passage, index, original, stored)
+    for name, step in work.final_steps:
+        begun = time.perf_counter()
         step(student)
-    return [replace(d, Q=student.weights[d.weight]) for d in done], student
+        done = _after(name, done, student, time.perf_counter() - begun)
+    prepared.changed |= student.changed
+    prepared.rows += student.rows
+    yield from done
+
+
+def _after(name: str, done: Sequence[Finished], student: Student, seconds: float) -> list[Finished]:
+    """What a step made of the weights.  Its time is shared out by their sizes."""
+    errors, total = student.errors(), sum(before.Q.codes.numel() for before in done)
+    found = []
+    for before in done:
+        error = errors.get(before.weight, before.error)
+        trail = before.trail if error is None else (*before.trail, (name, error))
+        took = before.seconds + seconds * before.Q.codes.numel() / total
+        Q = student.weights[before.weight]
+        found.append(replace(before, Q=Q, method=name, error=error, seconds=took, trail=trail))
+    return found
