@@ -17,12 +17,6 @@ DOES = {
     "compensate": "compensates",
     "distill": "trains",
 }
-    "block": "prepares blocks",
-    "prune": "prunes",
-    "quantize": "rounds",
-    "compensate": "compensates",
-    "distill": "trains",
-}
 
 
 def rounds(step: Step) -> bool:

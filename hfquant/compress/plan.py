@@ -25,6 +25,7 @@ from ..tensors.grid import Grid
 from .estimate import Estimate, estimate
 from .journal import Journal
 from .selection import Target, select, stored_bytes, wire_for
+from .streaming import largest_batch
 
 
 @dataclass(frozen=True)
@@ -237,8 +238,8 @@ def _fit(
     dtype: torch.dtype,
     max_memory: int | None,
 ) -> tuple[int, Estimate]:
-    """The largest batch, of at most 2048 tokens, whose estimated peak stays below `max_memory`."""
-    batch = 1 if tokens is None else max(1, min(tokens.shape[0], 2048 // tokens.shape[1]))
+    """The largest batch whose estimated peak stays below `max_memory`."""
+    batch = 1 if tokens is None else largest_batch(tokens, recipe)
     while True:
         expected = estimate(skeleton, recipe, list(layers.values()), tokens, batch, dtype)
         if max_memory is None or expected.peak_memory <= max_memory:

@@ -19,7 +19,7 @@ from .block import Work
 from .blocksteps import in_scope, prepare, readings
 from .rounding import Rounding
 from .selection import Target
-from .streaming import Streamer
+from .streaming import Streamer, largest_batch
 from .student import finish_block
 
 
@@ -69,7 +69,7 @@ def compress_model(
     inside: set[str] = set()
     with tempfile.TemporaryDirectory(prefix="hfquant-") as folder:
         skeleton = cast(Skeleton, Resident(model, dtype))
-        streamer = Streamer(skeleton, tokens, Path(folder), min(len(tokens), max(1, 2048 // tokens.shape[1])))
+        streamer = Streamer(skeleton, tokens, Path(folder), largest_batch(tokens, recipe))
         for passage in streamer.passages():
             original = None
             for i, name in enumerate(passage.stack.blocks):

@@ -15,10 +15,8 @@ from .activations import Stream
 from .block import Finished, Work, compress_block
 from .observe import discover, observe
 from .rounding import Rounding
-from .streaming import Passage
+from .streaming import HELD_OUT, Passage
 from .view import Prepared
-
-HELD_OUT = 8  # one batch in so many is kept for choosing the best step
 
 
 class Student:
