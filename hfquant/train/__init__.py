@@ -1,0 +1,1 @@
+"""Training a whole compressed model: QuantGPT, and adapters on a checkpoint."""
