@@ -52,14 +52,21 @@ def estimate(
         parameters=source.parameters,
         bytes_before=source.total_bytes,
         bytes_after=kept + packed,
-        peak_memory=_peak(skeleton, layers, tokens, batch, hidden),
+        peak_memory=_peak(skeleton, layers, tokens, batch, hidden, recipe.distills),
         disk=kept + 2 * packed + streams,
         seconds=_seconds(skeleton, recipe, layers, tokens),
     )
 
 
-def _peak(skeleton: Skeleton, layers: "Sequence[LayerPlan]", tokens: Tensor | None, batch: int, hidden: int) -> int:
-    """Either the embeddings while calls are recorded, or one block with its statistics and activations."""
+def _peak(
+    skeleton: Skeleton,
+    layers: "Sequence[LayerPlan]",
+    tokens: Tensor | None,
+    batch: int,
+    hidden: int,
+    distills: bool,
+) -> int:
+    """The embeddings while calls are recorded, or one block with its statistics and activations, or it in training."""
     blocks: dict[int, int] = {}
     for layer in layers:
         blocks[layer.block] = blocks.get(layer.block, 0) + layer.bytes_before // skeleton.source.dtype.itemsize
@@ -73,7 +80,10 @@ def _peak(skeleton: Skeleton, layers: "Sequence[LayerPlan]", tokens: Tensor | No
     rows = batch * tokens.shape[1]
     activations = rows * (6 * hidden + 5 * widest) * skeleton.dtype.itemsize + 4 * rows * widest
     solving = 28 * widest * widest + 20 * largest  # H, its float64 factors; W, its errors and codes
-    return LIBRARIES + max(outside + activations, weights + activations + solving)
+    training = 0
+    if distills:  # codes before rounding, their gradients and moments, what runs; what a step keeps for its way back
+        training = 36 * max(blocks.values()) + rows * (24 * hidden + 14 * widest) * 4
+    return LIBRARIES + max(outside + activations, weights + activations + solving, weights + training)
 
 
 def _seconds(skeleton: Skeleton, recipe: Recipe, layers: "Sequence[LayerPlan]", tokens: Tensor | None) -> float:
@@ -86,7 +96,9 @@ def _seconds(skeleton: Skeleton, recipe: Recipe, layers: "Sequence[LayerPlan]", 
     passes = 4.0  # the layers of a block are observed one behind the other, then the block is run
     observe = sum(tokens.numel() * layer.shape[1] ** 2 for layer in layers) * 0.6
     solve = sum(layer.shape[0] * layer.shape[1] ** 2 * 14.0 for layer in layers)
-    return fitting + passes * 2 * weights * tokens.numel() / forward + (observe + solve) / exact
+    taught = sum(step.options["steps"] * step.options["tokens"] for step in recipe.steps if step.method == "lkd")
+    learn = 3.5 * 2 * weights * taught / forward  # forward, and twice as much back
+    return fitting + learn + passes * 2 * weights * tokens.numel() / forward + (observe + solve) / exact
 
 
 def forward_seconds(parameters: int, tokens: int, dtype: torch.dtype) -> float:

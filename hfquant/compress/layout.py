@@ -16,6 +16,7 @@ from ..tensors.formats import Wire
 from ..tensors.grid import Grid
 from .estimate import Estimate, estimate
 from .selection import Target, select, stored_bytes, wire_for
+from .streaming import largest_batch
 
 
 @dataclass(frozen=True)
@@ -60,11 +61,11 @@ def lay_out(source: Source, recipe: Recipe, device: str = "cpu") -> Layout:
 
 
 def fit(laid: Layout, recipe: Recipe, tokens: Tensor | None, max_memory: int | None = None) -> tuple[int, Estimate]:
-    """The largest batch, of at most 2048 tokens, whose estimated peak stays below `max_memory`, and its estimate.
+    """The largest batch whose estimated peak stays below `max_memory`, and its estimate.
 
     Of the tokens only the shape matters.  Raises ResourceError if no batch is small enough.
     """
-    batch = 1 if tokens is None else max(1, min(tokens.shape[0], 2048 // tokens.shape[1]))
+    batch = 1 if tokens is None else largest_batch(tokens, recipe)
     while True:
         expected = estimate(laid.skeleton, recipe, list(laid.layers.values()), tokens, batch, laid.dtype)
         if max_memory is None or expected.peak_memory <= max_memory:
