@@ -126,10 +126,10 @@ def finish_block(
 ) -> Iterator[Finished]:
     """`compress_block`, and then the steps for finished blocks, which add to `prepared` what else they change.
 
-    A block that no text reaches has nothing to learn from.
+    A block that no text reaches has nothing to learn from, one that is kept as it is nothing to make up for.
     """
     compressed = compress_block(block, masters, work, passage, index, rounding, original)
-    if not work.final_steps or passage is None or original is None:
+    if not work.final_steps or not work.grids or passage is None or original is None:
         yield from compressed
         return
     done = list(compressed)

