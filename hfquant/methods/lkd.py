@@ -18,7 +18,7 @@ from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 import torch
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 from torch import Tensor
 
 from ..model.blocks import Weight
@@ -51,6 +51,12 @@ class Method(BaseModel):
         "student", description="what the block reads: what the compressed blocks before it put out, or the original's"
     )
     seed: int = Field(0, ge=0, description="chooses the order of the text")
+
+    @model_validator(mode="after")
+    def _something_is_learned(self) -> "Method":
+        if not (self.rounding or self.scales or self.vectors):
+            raise ValueError("nothing is learned: one of `rounding`, `scales` and `vectors` has to be above 0")
+        return self
 
     def __call__(self, student: "Student") -> None:
         """Train a block, in place."""
@@ -96,7 +102,9 @@ class _Lesson:
             )
             if rate and tensors
         ]
-        self._optimizer = Sign(groups) if method.optimizer == "sign" else torch.optim.Adam(groups, betas=(0.9, 0.99), eps=1e-12)
+        self._optimizer = (
+            Sign(groups) if method.optimizer == "sign" else torch.optim.Adam(groups, betas=(0.9, 0.99), eps=1e-12)
+        )
         self._order = self._shuffled()
 
     def _shuffled(self) -> Iterator[int]:

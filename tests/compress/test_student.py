@@ -43,18 +43,23 @@ def distance(out: Path, source: Path, family: str) -> float:
         return float((hfquant.load(out, dtype=torch.float32)(windows).logits - wanted).norm() / wanted.norm())
 
 
-@pytest.mark.parametrize("first", ["rtn", "gptq"])
+@pytest.mark.parametrize(("first", "grid", "share"), [("rtn", "w3g32", 0.7), ("gptq", "w2g32", 0.95)])
 def test_it_comes_closer_to_the_original_than_what_it_started_from(
-    first: str, trained: Callable[[str], Path], tmp_path: Path
+    first: str, grid: str, share: float, trained: Callable[[str], Path], tmp_path: Path
 ) -> None:
-    """On held-out text: every block's output, and the logits of the model that is loaded again."""
-    source = trained("llama")
-    list(compress(source, recipe({"method": first}), tmp_path / "before", samples=64, seq_len=64))
-    taught = recipe({"method": first}, LKD | {"steps": 24, "tokens": 512})
-    list(compress(source, taught, tmp_path / "after", samples=64, seq_len=64))
-    assert len(rows(tmp_path / "after")) == 3
-    assert all(0 < row["error"] < row["error_before"] < 1 for row in rows(tmp_path / "after"))
-    assert distance(tmp_path / "after", source, "llama") < 0.95 * distance(tmp_path / "before", source, "llama")
+    """On held-out text: the blocks' outputs, and the logits and the perplexity of the model that is loaded again."""
+    source, found = trained("llama"), []
+    for name, lessons in (("before", []), ("after", [LKD | {"steps": 40, "tokens": 512}])):
+        whole = recipe({"method": first}, *lessons, grid=grid)
+        list(compress(source, whole, tmp_path / name, samples=64, seq_len=64))
+        model = hfquant.load(tmp_path / name, dtype=torch.float32)
+        found.append((distance(tmp_path / name, source, "llama"), families.perplexity(model)))
+    taught = rows(tmp_path / "after")
+    assert len(taught) == 3
+    assert all(0 < row["error"] <= row["error_before"] < 1 for row in taught)
+    assert sum(row["error"] for row in taught) < sum(row["error_before"] for row in taught)
+    assert found[1][0] < share * found[0][0]
+    assert found[1][1] < found[0][1]
 
 
 def test_random_tokens_help_too(trained: Callable[[str], Path], tmp_path: Path) -> None:
@@ -153,3 +158,19 @@ def test_where_it_may_stand() -> None:
         Recipe.parse("lkd+gptq-w3g64")
     with pytest.raises(RecipeError, match="makes the model smaller"):
         Recipe.parse("lkd")
+    assert [step.method for step in Recipe.parse("lkd-w4g64").steps] == ["rtn", "lkd"]
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        (["lkd.rounding=0", "lkd.scales=0", "lkd.vectors=0"], "nothing is learned"),
+        (["lkd.steps=0"], "steps"),
+        (["lkd.rounding=0.5"], "rounding"),
+        (["lkd.optimizer=sgd"], "optimizer"),
+        (["lkd.stpes=3"], "stpes"),
+    ],
+)
+def test_bad_options_are_refused(changes: list[str], message: str) -> None:
+    with pytest.raises(RecipeError, match=message):
+        Recipe.parse("gptq-w4g64+lkd", changes)
