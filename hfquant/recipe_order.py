@@ -10,7 +10,13 @@ from . import methods
 from .errors import RecipeError
 from .recipe_parts import GridSpec, Step
 
-DOES = {"block": "prepares blocks", "prune": "prunes", "quantize": "rounds", "compensate": "compensates"}
+DOES = {
+    "block": "prepares blocks",
+    "prune": "prunes",
+    "quantize": "rounds",
+    "compensate": "compensates",
+    "distill": "trains",
+}
 
 
 def rounds(step: Step) -> bool:

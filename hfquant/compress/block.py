@@ -4,6 +4,7 @@ import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from statistics import fmean
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -36,7 +37,8 @@ class Finished:
 
 @dataclass(frozen=True)
 class Work:
-    """What is to be done with one block: a grid for every weight that is not kept, and the steps in order.
+    """What is to be done with one block: a grid for every weight that is not kept, and the steps in order, those for
+    each weight and those for the block when all its weights are finished.
 
     readings: how the inputs of these weights are rounded when they run.  scales: what those are divided by first, as
     steps for the whole block decided; notes: what these had to say.  free: whether the checkpoint's format can say all
@@ -51,6 +53,7 @@ class Work:
     notes: Mapping[Weight, tuple[str, ...]] = field(default_factory=dict)
     free: bool = True
     room: int = ROOM
+    final_steps: Sequence[tuple[str, Any]] = ()
 
     @property
     def needs_hessian(self) -> bool:
@@ -86,7 +89,7 @@ def compress_block(
     groups = discover(block, passage, index, weights) if passage is not None else []
     inputs: dict[str, Stream] = {}
     if passage is not None and original is not None:
-        inputs = record_original(block, passage, index, groups, *original)
+        inputs = record_original(block, passage, index, groups if work.needs_original else [], *original)
     reached = {member for group in groups for member in group.members}
     stages = [[group] for group in groups] if work.sequential else [groups]
     for i, stage in enumerate(stages):

@@ -91,7 +91,7 @@ def estimate(
         parameters=source.parameters,
         bytes_before=source.total_bytes,
         bytes_after=kept + packed,
-        peak_memory=_peak(skeleton, layers, tokens, batch, statistics),
+        peak_memory=_peak(skeleton, layers, tokens, batch, statistics, recipe.distills),
         disk=kept + 2 * packed + streams,
         seconds=_seconds(skeleton, recipe, layers, tokens, statistics.runs),
     )
@@ -129,9 +129,14 @@ def _widest(layers: "Sequence[LayerPlan]", side: int) -> int:
 
 
 def _peak(
-    skeleton: Skeleton, layers: "Sequence[LayerPlan]", tokens: Tensor | None, batch: int, statistics: Held
+    skeleton: Skeleton,
+    layers: "Sequence[LayerPlan]",
+    tokens: Tensor | None,
+    batch: int,
+    statistics: Held,
+    distills: bool,
 ) -> int:
-    """Either the embeddings while calls are recorded, or one block with its statistics and activations."""
+    """The embeddings while calls are recorded, or one block with its statistics and activations, or it in training."""
     blocks: dict[int, int] = {}
     packed: dict[int, int] = {}
     for layer in layers:
@@ -148,10 +153,14 @@ def _peak(
     inside = sum(p.numel() for n, p in skeleton.model.named_parameters() if n in {layer.name for layer in layers})
     outside = (sum(p.numel() for p in skeleton.model.parameters()) - inside) * skeleton.dtype.itemsize
     rows = batch * max(positions(skeleton.source.config, tokens.shape[1]).values())
-    activations = rows * (6 * _hidden(skeleton) + 5 * widest) * skeleton.dtype.itemsize + 4 * rows * widest
+    hidden = _hidden(skeleton)
+    activations = rows * (6 * hidden + 5 * widest) * skeleton.dtype.itemsize + 4 * rows * widest
     # H, its float64 factors; W, its errors and codes; and the statistics that wait for their turn
     solving = 28 * widest * widest + 20 * largest + max(0, statistics.together - nbytes(widest))
-    return LIBRARIES + max(outside + activations, weights + activations + solving)
+    training = 0
+    if distills:  # codes before rounding, their gradients and moments, what runs; what a step keeps for its way back
+        training = 36 * max(blocks.values()) + rows * (24 * hidden + 14 * widest) * 4
+    return LIBRARIES + max(outside + activations, weights + activations + solving, weights + training)
 
 
 def _seconds(
@@ -166,7 +175,9 @@ def _seconds(
     passes = 1.5 + runs  # the layers of a block are observed one behind the other, each pass over what is left of it
     observe = sum(tokens.numel() * layer.shape[1] ** 2 for layer in layers) * 0.6
     solve = sum(layer.shape[0] * layer.shape[1] ** 2 * 14.0 for layer in layers)
-    return fitting + passes * 2 * weights * tokens.numel() / forward + (observe + solve) / exact
+    taught = sum(step.options["steps"] * step.options["tokens"] for step in recipe.steps if step.method == "lkd")
+    learn = 3.5 * 2 * weights * taught / forward  # forward, and twice as much back
+    return fitting + learn + passes * 2 * weights * tokens.numel() / forward + (observe + solve) / exact
 
 
 def forward_seconds(parameters: int, tokens: int, dtype: torch.dtype) -> float:

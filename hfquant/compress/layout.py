@@ -17,6 +17,7 @@ from ..tensors.grid import Grid
 from .estimate import Estimate, estimate, held
 from .portions import ROOM
 from .selection import Target, select, stored_bytes, wire_for
+from .streaming import largest_batch
 
 
 @dataclass(frozen=True)
@@ -63,13 +64,13 @@ def lay_out(source: Source, recipe: Recipe, device: str = "cpu") -> Layout:
 def fit(
     laid: Layout, recipe: Recipe, tokens: Tensor | None, max_memory: int | None = None
 ) -> tuple[int, int, Estimate]:
-    """The largest batch, of at most 2048 tokens, and the most room for statistics, whose estimated peak stays below
-    `max_memory`, and its estimate.  Smaller batches cost little time, less room costs runs through the blocks; only
-    batches, in whose order sums are added, decide bytes.
+    """The largest batch, and the most room for statistics, whose estimated peak stays below `max_memory`, and its
+    estimate.  Smaller batches cost little time, less room costs runs through the blocks; only batches, in whose order
+    sums are added, decide bytes.
 
     Of the tokens only the shape matters.  Raises ResourceError if no batch is small enough.
     """
-    batch, room = 1 if tokens is None else max(1, min(tokens.shape[0], 2048 // tokens.shape[1])), ROOM
+    batch, room = 1 if tokens is None else largest_batch(tokens, recipe), ROOM
     layers = list(laid.layers.values())
     least = held(recipe, layers, laid.skeleton.source.dtype.itemsize, 0).largest
     while True:

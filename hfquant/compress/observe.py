@@ -121,15 +121,18 @@ def observe(
     groups: Sequence[Group],
     original: Mapping[str, Stream] | None = None,
     experts: Mapping[Group, range] | None = None,
+    batches: Sequence[int] | None = None,
 ) -> dict[tuple[Group, int], Statistics]:
-    """Run all batches and sum what reaches the groups: (group, expert) -> statistics, expert 0 for ordinary ones.
+    """Run all batches, or these, and sum what reaches the groups: (group, expert) -> statistics, expert 0 for ordinary
+    ones.
 
     A batch is left as soon as the last of these groups has been reached.  `original`, from `record_original`, holds
     the inputs of the same layers in the original model; with it C is summed too.  experts: of a group, those to look
     at; by default all.
     """
     found: dict[tuple[Group, int], Statistics] = {}
-    for batch, (at, n) in enumerate(passage.batches):
+    for batch in range(len(passage.batches)) if batches is None else batches:
+        at, n = passage.batches[batch]
 
         def add(group: Group, call: Call, at: int = at, n: int = n) -> None:
             if group.is_experts:
