@@ -173,6 +173,9 @@ def _ask(
 ) -> _Asked:
     give_back()  # what scoring took
     said, memory = before.of(lambda: sample(model, tokenizer, prompt, new_tokens))
+    held = sum(tensor.nbytes for tensor in (*model.parameters(), *model.buffers()))
+    if memory is not None and memory < held / 2:  # a small model found room in what others had given back
+        memory = None
     return _Asked(said, memory, None if tasks is None else run(tasks, model, tokenizer))
 
 
