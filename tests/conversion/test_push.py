@@ -182,7 +182,7 @@ def test_an_address_that_is_none_is_not_waited_for(
 ) -> None:
     monkeypatch.setattr(constants, "ENDPOINT", "hub.example")
     monkeypatch.setattr(huggingface_hub.hf_api.api, "endpoint", "hub.example")
-    with pytest.raises(HubError, match="'hub.example' is not the address of a Hub") as refused:
+    with pytest.raises(HubError, match=r"'hub\.example' is not the address of a Hub") as refused:
         pushing.push(folder, "alice/small")
     assert "HF_ENDPOINT" in str(refused.value.hint)
     assert not waits

@@ -324,7 +324,9 @@ def test_an_export_says_what_its_numbers_are_of() -> None:
 
 
 def test_the_outcome_is_said_at_once() -> None:
-    assert "\n\n**700 MB instead of 2 GB (35%), perplexity 11 instead of 10.**\n\n## How to load\n" in card.render(full())
+    assert "\n\n**700 MB instead of 2 GB (35%), perplexity 11 instead of 10.**\n\n## How to load\n" in card.render(
+        full()
+    )
     assert "**700 MB instead of 2 GB (35%).**" in card.render(full(evaluation=None))
     assert " instead of " not in card.render(full(source={}))
 

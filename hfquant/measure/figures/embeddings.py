@@ -35,8 +35,8 @@ def embeddings(data: Mapping[str, Any]) -> Drawing | None:
     said = "; ".join(f"{entry['what']}, {entry['model']}: {entry['cosine']:.3f}" for entry in ordered)
     alt = (
         f"Scatter plots of up to {max(len(e['points']) for e in ordered)} embeddings each, projected onto the plane in"
-        f" which those of the first model are spread the most. Mean cosine of pairs, 0 where they point in all directions, 1"
-        f" where they have become one: {said}."
+        f" which those of the first model are spread the most. Mean cosine of pairs, 0 where they point in all"
+        f" directions, 1 where they have become one: {said}."
     )
     return Drawing(figure, title, alt)
 

@@ -86,8 +86,8 @@ def bits(data: Mapping[str, Any]) -> Drawing | None:
     every = [float(row["bits"]) for row in rows]
     alt = (
         f"Above: bits per weight of each compressed layer by block, from {min(every):.3g} to {max(every):.3g}, scales"
-        f" included. Below: bytes of each block by kind of layer, together {size(sum(total) * step)} where the original has"
-        f" {size(sum(before))}.{rest}"
+        f" included. Below: bytes of each block by kind of layer, together {size(sum(total) * step)} where the original"
+        f" has {size(sum(before))}.{rest}"
     )
     return Drawing(figure, title, alt)
 
