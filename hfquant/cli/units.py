@@ -2,6 +2,9 @@
 
 import re
 
+from ..sizes import size
+
+__all__ = ["count", "duration", "read_size", "size"]
 _STEP = {"": 1, "K": 10**3, "M": 10**6, "G": 10**9, "T": 10**12}
 _STEP |= {f"{letter}I": 1024**power for power, letter in enumerate("KMGT", 1)}
 
@@ -13,14 +16,6 @@ def read_size(text: str) -> int:
     if size <= 0:
         raise ValueError(f"cannot read `{text}` as a size; write 700MB or 2GiB")
     return size
-
-
-def size(count: float) -> str:
-    """163 MB, 1.27 GB: powers of ten, as disks and the Hub count them."""
-    for unit, step in (("TB", 1e12), ("GB", 1e9), ("MB", 1e6), ("kB", 1e3)):
-        if count >= step:
-            return f"{count / step:.3g} {unit}" if count < 999.5 * step else f"{count / step:.0f} {unit}"
-    return f"{count:.0f} B"
 
 
 def count(number: float) -> str:

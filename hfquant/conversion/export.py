@@ -31,6 +31,9 @@ from ..tensors.shards import INDEX, Entry, write_checkpoint, write_text
 FORMATS = {"compressed-tensors": "compressed_tensors", "gptq": "gptq", "native": "native"}
 OTHERS = ("gguf", "onnx")  # files of other programs
 TARGETS = ("dense", *FORMATS, *OTHERS)
+OF_A_FORMAT = (
+    "tokens_per_second", "reference_tokens_per_second", "generation_memory_bytes", "reference_generation_memory_bytes",
+)  # fmt: skip
 DENSE = "use `--to dense`, which can say everything, or compress again with a recipe for that format"
 
 
@@ -219,9 +222,13 @@ def _write_config(folder: Path, out: Path, wire: Wire | None) -> None:
 
 
 def _write_report(folder: Path, out: Path, told: Mapping[str, Any]) -> dict[str, Any]:
-    """The report, with what changed.  What was measured stays: it is the same model."""
+    """The report, with what changed.  Scores stay: it is the same model.  Speed and memory are those of a format."""
     known: Mapping[str, Any] = report.read(folder)
     sections = {name: known[name] for name in report.SECTIONS if name in known and name != "figures"}
+    if scores := sections.get("evaluation"):
+        measured = (known.get("wire") or {}).get("format")
+        kept = {name: value for name, value in scores.items() if name not in OF_A_FORMAT}
+        sections["evaluation"] = {**kept, "measured_as": scores.get("measured_as") or measured}
     files = sorted(str(file.relative_to(out)) for file in out.rglob("*") if file.is_file())
     size = sum((out / file).stat().st_size for file in files if file.endswith(WEIGHTS) and not file.endswith(".json"))
     stored = dict(told)

@@ -101,7 +101,7 @@ def push(
         patiently(lambda: _create(api, target, published, private))
     head = patiently(lambda: Remote.read(api, target.repo, MAIN if pr else where))
     if head is not None and check(published, head) is None:
-        return _pushed(target, published, head, None, changed=False)
+        return _pushed(target, published, head, where, None, changed=False)
     base = head or patiently(lambda: Remote.read(api, target.repo, MAIN))
     if base is not None and base.files.keys() <= EMPTY:
         patiently(lambda: _gate(api, target, published))
@@ -114,7 +114,7 @@ def push(
     done = patiently(work)
     if problem := patiently(lambda: check(published, done, api=api, repo=target.repo)):
         raise HubError(f"{target.repo} is not what was pushed: {problem}", "run the same command again")
-    return _pushed(target, published, done, number, changed=work.sent)
+    return _pushed(target, published, done, where, number, changed=work.sent)
 
 
 class _Commit:
@@ -289,10 +289,12 @@ def _addition(file: artefact.File) -> CommitOperationAdd:
     return made
 
 
-def _pushed(target: Target, published: Artefact, head: Remote, number: int | None, changed: bool) -> Pushed:
+def _pushed(
+    target: Target, published: Artefact, head: Remote, revision: str, number: int | None, changed: bool
+) -> Pushed:
     return Pushed(
         repo=target.repo,
-        revision=f"refs/pr/{number}" if number else head.revision,
+        revision=revision,
         commit=head.commit,
         url=f"{HfApi().endpoint}/{target.repo}" + (f"/discussions/{number}" if number else ""),
         pull_request=number,

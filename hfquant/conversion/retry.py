@@ -9,6 +9,7 @@ from contextlib import contextmanager
 from typing import TypeVar
 
 import httpx2
+from huggingface_hub import constants
 from huggingface_hub.errors import (
     DisabledRepoError,
     GatedRepoError,
@@ -58,7 +59,7 @@ def insisting(work: Callable[[], T]) -> T:
 
 def passing(error: BaseException) -> bool:
     """Whether the same request may succeed a little later."""
-    if isinstance(error, OfflineModeIsEnabled):
+    if isinstance(error, OfflineModeIsEnabled | httpx2.UnsupportedProtocol):
         return False
     if isinstance(error, HfHubHTTPError):
         return error.response is not None and error.response.status_code in PASSING
@@ -91,6 +92,9 @@ def understood() -> Iterator[None]:
         raise HubError("you are not logged in to the Hub", "`hf auth login`, or set HF_TOKEN") from error
     except OfflineModeIsEnabled as error:
         raise HubError("the Hub is switched off by HF_HUB_OFFLINE", "unset HF_HUB_OFFLINE") from error
+    except httpx2.UnsupportedProtocol as error:
+        address = redact(repr(constants.ENDPOINT))
+        raise HubError(f"{address} is not the address of a Hub", "correct HF_ENDPOINT, or unset it") from error
     except FAILURES as error:
         raise HubError(*_explained(error)) from error
 

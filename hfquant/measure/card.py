@@ -33,6 +33,7 @@ METRICS = {
     "top1_agreement": "Same most likely token as the original",
 }
 LIBRARIES = {"dense": "transformers", "gguf": "gguf", "onnx": "onnx"}
+GROUPS = (32, 64, 128)  # that vLLM has kernels for
 STANDARD = {"compressed_tensors": "compressed-tensors", "gptq": "gptq"}
 
 
@@ -70,6 +71,8 @@ def render(report: Mapping[str, Any]) -> str:
         papers=[Safe(paper) for paper in _papers(report)],
         pictures={about: [Safe(p) for p in _pictures(report, about)] for about in ("result", "model")},
         tasks=list(_tasks(report)),
+        share=_share(report),
+        vllm=_is_for_vllm(report),
     )
 
 
@@ -165,6 +168,30 @@ def display_name(report: Mapping[str, Any]) -> str:
     """The original's Hub id, or the last part of its path: where it lay on a disk is nobody's business."""
     named = str((report.get("source") or {}).get("id") or "a model")
     return _hub_id(report) or re.split(r"[/\\]", named.rstrip("/\\"))[-1] or "a model"
+
+
+def _share(report: Mapping[str, Any]) -> float | None:
+    """The size of the compressed weights over that of the original's."""
+    after, before = ((report.get(name) or {}).get("bytes") for name in ("output", "source"))
+    return after / before if isinstance(after, int) and isinstance(before, int) and before else None
+
+
+def _is_for_vllm(report: Mapping[str, Any]) -> bool:
+    """Whether vLLM has kernels for what is stored: 4 or 8 bit, symmetric, one grid, groups that divide the rows.
+
+    Of rounded inputs it has those of 8 bit, where weights have a scale per row.
+    """
+    layers, output = report.get("layers") or (), report.get("output") or {}
+    if (report.get("wire") or {}).get("format") not in STANDARD or output.get("encoder_decoder") or not layers:
+        return False
+    grid = layers[0].get("grid")
+    plain = all(layer.get("kind") == "linear" and layer.get("grid") == grid for layer in layers)
+    if not plain or not isinstance(grid, Mapping) or grid.get("bits") not in (4, 8) or not grid.get("symmetric"):
+        return False
+    inputs, group = (report.get("recipe") or {}).get("activations"), grid.get("group_size")
+    if inputs:
+        return isinstance(inputs, Mapping) and (inputs.get("bits"), grid["bits"], group) == (8, 8, -1)
+    return group == -1 or (group in GROUPS and all(layer["shape"][1] % group == 0 for layer in layers))
 
 
 def _hub_id(report: Mapping[str, Any]) -> str | None:

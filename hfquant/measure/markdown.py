@@ -9,6 +9,8 @@ import unicodedata
 
 from jinja2 import Undefined
 
+from .. import sizes
+
 
 class Safe(str):
     """Markdown that may be put into a page as it is."""
@@ -49,10 +51,8 @@ def finalize(value: object) -> object:
 
 
 def size(count: object) -> Safe:
-    """Bytes, in MB or GB of 1000; a dash for none."""
-    if not isinstance(count, int | float):
-        return NOTHING
-    return Safe(f"{count / 1e9:.2f} GB" if count >= 1e9 else f"{count / 1e6:.1f} MB")
+    """Bytes, with three digits and the unit that fits; a dash for none."""
+    return Safe(sizes.size(count)) if isinstance(count, int | float) else NOTHING
 
 
 def number(value: object, form: str = ".4g") -> Safe:

@@ -32,6 +32,7 @@ from .text import PACKAGED, Text, cut, read_text
 
 PROMPT_TOKENS = 16
 NEW_TOKENS = 32
+NOISE = 10_000_000  # bytes: a smaller model finds room in what the process has been given before
 
 
 def verify(
@@ -176,6 +177,9 @@ def _ask(
 ) -> _Asked:
     give_back()  # what scoring took
     said, memory = before.of(lambda: sample(model, tokenizer, prompt, new_tokens))
+    held = sum(tensor.nbytes for tensor in (*model.parameters(), *model.buffers()))
+    if memory is not None and memory < max(held / 2, NOISE):
+        memory = None
     return _Asked(said, memory, None if tasks is None else run(tasks, model, tokenizer))
 
 

@@ -54,7 +54,7 @@ def test_push_says_where_it_is(run: Run, hub: Hub, folder: Path) -> None:
     assert facts["files"].endswith("all compared with the Hub's")
     assert hub.store.repos["alice/small"].private
     again = json.loads(run("push", folder, "small", "--json").stdout)
-    assert (again["changed"], again["repo"]) == (False, "alice/small")
+    assert (again["changed"], again["repo"], again["revision"]) == (False, "alice/small", "main")
 
 
 def test_what_the_hub_refuses_is_said_with_a_way_out(run: Run, hub: Hub, folder: Path, tmp_path: Path) -> None:

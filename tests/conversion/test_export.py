@@ -85,6 +85,10 @@ def test_an_export_can_be_measured_and_pushed_as_it_is(made: Made, tmp_path: Pat
     there = {str(f.relative_to(tmp_path / "out")) for f in (tmp_path / "out").rglob("*") if f.is_file()}
     assert set(report["output"]["files"]) == there - {"report.json", "README.md"}
     assert report["evaluation"]["perplexity"] > 1
+    before = json.loads((made("rtn-w4g32") / "report.json").read_text())
+    assert report["evaluation"]["measured_as"] == before["wire"]["format"]
+    assert before["evaluation"]["tokens_per_second"], "known of the one, not of the other"
+    assert "tokens_per_second" not in report["evaluation"]
     assert not (tmp_path / "out.tmp").exists()
 
 

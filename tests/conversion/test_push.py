@@ -8,6 +8,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import huggingface_hub
 import pytest
 import torch
 from huggingface_hub import HfApi, constants
@@ -52,7 +53,7 @@ def test_pushed_deleted_and_loaded_again(hub: Hub, folder: Path, monkeypatch: py
     assert commits(hub, "alice/small") == 1
     assert done.commit == hub.store.repos["alice/small"].resolve("main").sha
     assert (done.files, done.changed) == (len(arrived(hub, "alice/small")), True)
-    assert done.url == f"{hub.url}/alice/small"
+    assert (done.url, done.revision) == (f"{hub.url}/alice/small", "main")
 
 
 def test_through_a_pull_request(hub: Hub, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -174,6 +175,17 @@ def test_what_passes_is_waited_for(hub: Hub, folder: Path, waits: list[float], k
         assert commits(hub, f"alice/{kind}-{point}") == 1, point
     assert waits
     assert all(1 <= seconds <= 1.25 for seconds in waits), "the first wait is short; 429 said one second"
+
+
+def test_an_address_that_is_none_is_not_waited_for(
+    hub: Hub, folder: Path, waits: list[float], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(constants, "ENDPOINT", "hub.example")
+    monkeypatch.setattr(huggingface_hub.hf_api.api, "endpoint", "hub.example")
+    with pytest.raises(HubError, match=r"'hub\.example' is not the address of a Hub") as refused:
+        pushing.push(folder, "alice/small")
+    assert "HF_ENDPOINT" in str(refused.value.hint)
+    assert not waits
 
 
 def test_waits_grow(hub: Hub, folder: Path, waits: list[float]) -> None:

@@ -146,7 +146,7 @@ def test_metadata_for_the_hub() -> None:
 
 def test_the_numbers_are_in_the_table() -> None:
     text = card.render(full())
-    assert "| weights on disk | 2.00 GB | 700.0 MB |" in text
+    assert "| weights on disk | 2 GB | 700 MB |" in text
     assert "| perplexity | 10 | 11 |" in text
     assert "| KL divergence from the original, nats per token | 0 | 0.0512 |" in text
     assert "| same most likely token as the original | 100% | 87.5% |" in text
@@ -229,7 +229,7 @@ def test_a_report_without_measurements_is_a_card() -> None:
 
 def test_what_a_report_does_not_say_is_a_dash() -> None:
     text = card.render(full(source={}, layers=[{"name": "a"}], compression={"seconds": None}))
-    assert "| weights on disk | – | 700.0 MB |" in text
+    assert "| weights on disk | – | 700 MB |" in text
     assert "| `a` | – | – | – | – | – | – |" in text
 
 
@@ -293,7 +293,7 @@ def pictured(**changes: Any) -> dict[str, Any]:
 def test_figures_are_shown_with_words_for_those_who_cannot_see_them() -> None:
     text = card.render(pictured())
     assert "![Bits per weight, 4.5 (all).](figures/bits.png)" in text
-    folded = text.index("What makes the original hard to compress")
+    folded = text.index("How hard the original is to compress")
     assert text.index("figures/bits.png") < folded < text.index("figures/rows.png")
 
 
@@ -311,5 +311,43 @@ def test_a_hostile_figure_gets_nowhere(evil: str) -> None:
 def test_memory_while_decoding_is_in_the_table() -> None:
     used = {"generation_memory_bytes": 120_000_000, "reference_generation_memory_bytes": 540_000_000}
     text = card.render(full(evaluation=full()["evaluation"] | used))
-    assert "| memory while decoding | 540.0 MB | 120.0 MB |" in text
-    assert "| memory while decoding | – | – |" in card.render(full())
+    assert "| memory while decoding | 540 MB | 120 MB |" in text
+    assert "memory while decoding" not in card.render(full())
+
+
+def test_an_export_says_what_its_numbers_are_of() -> None:
+    scores = {key: value for key, value in full()["evaluation"].items() if "tokens_per" not in key}
+    text = card.render(full(wire={"format": "dense"}, evaluation=scores | {"measured_as": "gptq"}))
+    assert "Measured in the format `gptq`, from which this one was made" in text
+    assert "tokens per second" not in text
+    assert "perplexity 11 instead of 10.**" in text
+
+
+def test_the_outcome_is_said_at_once() -> None:
+    assert "\n\n**700 MB instead of 2 GB (35%), perplexity 11 instead of 10.**\n\n## How to load\n" in card.render(
+        full()
+    )
+    assert "**700 MB instead of 2 GB (35%).**" in card.render(full(evaluation=None))
+    assert " instead of " not in card.render(full(source={}))
+
+
+@pytest.mark.parametrize(
+    ("grid", "changes", "may"),
+    [
+        ({}, {}, False),  # groups of 64 do not divide rows of 32
+        ({"group_size": 32}, {}, True),
+        ({"group_size": -1, "bits": 8}, {}, True),
+        ({"group_size": -1, "bits": 8}, {"recipe": {"activations": {"bits": 8}}}, True),
+        ({"group_size": 32}, {"recipe": {"activations": {"bits": 8}}}, False),
+        ({"group_size": 32, "bits": 3}, {}, False),
+        ({"group_size": 32, "symmetric": False}, {}, False),
+        ({"group_size": 32}, {"wire": {"format": "native"}}, False),
+        ({"group_size": 32}, {"output": {"encoder_decoder": True}}, False),
+    ],
+)
+def test_vllm_is_named_only_where_it_has_kernels(grid: dict[str, Any], changes: dict[str, Any], may: bool) -> None:
+    layer = full()["layers"][0]
+    report = full(layers=[layer | {"grid": layer["grid"] | grid}], **changes)
+    assert ("vllm serve" in card.render(report)) is may
+    mixed = full(layers=[layer, layer | {"grid": layer["grid"] | {"bits": 8}}], **changes)
+    assert "vllm serve" not in card.render(mixed)

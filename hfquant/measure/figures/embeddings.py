@@ -13,11 +13,17 @@ def embeddings(data: Mapping[str, Any]) -> Drawing | None:
         return None
     kinds = list(dict.fromkeys(entry["kind"] for entry in seen))
     models = list(dict.fromkeys(entry["model"] for entry in seen))
-    ordered = sorted(seen, key=lambda e: (kinds.index(e["kind"]), models.index(e["model"])))
     title = "How far apart embeddings are" if len(models) == 1 else "Embeddings before and after"
-    rows = -(-len(ordered) // 2)
-    with page(title, 0.6 + 3.1 * rows) as figure:
-        axes = grid(figure, len(ordered))
+    # a row for each kind: before and after lie beside each other
+    columns = kinds if len(models) == 1 else models
+    places = [(kind, model) for kind in kinds for model in models]
+    with page(title, 0.6 + 3.1 * len(places) / len(columns)) as figure:
+        every = dict(zip(places, grid(figure, len(places), len(columns)), strict=True))
+        ordered = [entry for place in places for entry in seen if (entry["kind"], entry["model"]) == place]
+        axes = [every[entry["kind"], entry["model"]] for entry in ordered]
+        for axis in set(every.values()) - set(axes):
+            axis.text(0.5, 0.5, "the same in the\ncompressed model", transform=axis.transAxes, ha="center", va="center")
+            axis.set_axis_off()
         for axis, entry in zip(axes, ordered, strict=True):
             style = models.index(entry["model"])
             x, y = zip(*entry["points"], strict=True)
@@ -29,8 +35,8 @@ def embeddings(data: Mapping[str, Any]) -> Drawing | None:
     said = "; ".join(f"{entry['what']}, {entry['model']}: {entry['cosine']:.3f}" for entry in ordered)
     alt = (
         f"Scatter plots of up to {max(len(e['points']) for e in ordered)} embeddings each, projected onto the plane in"
-        f" which the first model's are spread the most. Mean cosine of pairs, 0 where they point in all directions, 1"
-        f" where they have become one: {said}."
+        f" which those of the first model are spread the most. Mean cosine of pairs, 0 where they point in all"
+        f" directions, 1 where they have become one: {said}."
     )
     return Drawing(figure, title, alt)
 

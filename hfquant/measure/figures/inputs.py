@@ -21,7 +21,7 @@ def tokens(data: Mapping[str, Any]) -> Drawing | None:
     if not seen:
         return None
     series, left_out = first_panels(next(iter(seen.values())))
-    title = "The inputs of a layer differ from token to token"
+    title = "Ranges of tokens at the inputs of layers"
     with page(title, height(len(series))) as figure:
         for axis, (name, rows) in zip(grid(figure, len(series)), series.items(), strict=True):
             _band(axis, rows)
@@ -72,7 +72,7 @@ def channels(data: Mapping[str, Any]) -> Drawing | None:
         return None
     series, left_out = first_panels(next(iter(seen.values())))
     compressed = seen.get("compressed") if len(seen) > 1 else None
-    title = "A few channels are far larger than all others"
+    title = "Largest channels at the inputs of layers"
     with page(title, height(len(series))) as figure:
         for axis, (name, rows) in zip(grid(figure, len(series)), series.items(), strict=True):
             _ratios(axis, rows, 0, "channel_ratio", "original" if compressed else "as it is")

@@ -3,6 +3,7 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from ...sizes import size
 from ..diagnose.result import best
 from .series import Row, by_role
 from .style import DASHES, HATCHES, INKS, MARKERS, Drawing, depth, legend, logarithmic, page, shorten
@@ -49,6 +50,7 @@ def bits(data: Mapping[str, Any]) -> Drawing | None:
     series = by_role(rows, lambda row: [str(row["role"])])
     blocks = sorted({(row["stack"], row["block"]) for row in rows})
     at = {place: i for i, place in enumerate(blocks)}
+    unit, step = ("MB", 1e6) if sum(row["bytes_after"] for row in rows) >= 1e5 * len(blocks) else ("kB", 1e3)
     title = "Bits and bytes of each layer"
     with page(title, 5.0) as figure:
         top, bottom = figure.subplots(2, 1, sharex=True, height_ratios=(1, 1.5))
@@ -62,30 +64,30 @@ def bits(data: Mapping[str, Any]) -> Drawing | None:
                 [place + shift for place in places], [row["bits"] for row in listed], linestyle="none",
                 marker=MARKERS[style], color=INKS[style], markersize=3.5,
             )  # fmt: skip
-            size = [row["bytes_after"] / 1e6 for row in listed]
+            stored = [row["bytes_after"] / step for row in listed]
             bottom.bar(
-                places, size, bottom=[total[p] for p in places], label=name, hatch=HATCHES[style], width=0.85,
+                places, stored, bottom=[total[p] for p in places], label=name, hatch=HATCHES[style], width=0.85,
                 facecolor="white", edgecolor=INKS[style], linewidth=0.6,
             )  # fmt: skip
-            for place, row, mb in zip(places, listed, size, strict=True):
-                total[place] += mb
-                before[place] += row["bytes_before"] / 1e6
-        mean = sum(before) / len(before)
-        bottom.set_title(f"the original has {mean:.3g} MB in each block", loc="right", fontsize=9)
+            for place, row, part in zip(places, listed, stored, strict=True):
+                total[place] += part
+                before[place] += row["bytes_before"]
+        mean = size(sum(before) / len(before))
+        bottom.set_title(f"the original has {mean} in each block", loc="right", fontsize=9)
         top.set_ylabel("bits per weight")
         top.set_ylim(0, max(row["bits"] for row in rows) * 1.15)
-        bottom.set_ylabel("MB")
+        bottom.set_ylabel(unit)
         bottom.set_xlabel("block")
         depth(bottom, range(len(blocks)))
         legend(figure, bottom)
-    stored = data.get("stored") or {}
+    files = data.get("stored") or {}
     layers = sum(row["bytes_after"] for row in data["layers"])
-    rest = f" {(stored['after'] - layers) / 1e6:.1f} MB more are not in these layers." if stored.get("after") else ""
+    rest = f" {size(files['after'] - layers)} more are not in these layers." if files.get("after") else ""
     every = [float(row["bits"]) for row in rows]
     alt = (
         f"Above: bits per weight of each compressed layer by block, from {min(every):.3g} to {max(every):.3g}, scales"
-        f" included. Below: bytes of each block by kind of layer, together {sum(total):.1f} MB where the original has"
-        f" {sum(before):.1f} MB.{rest}"
+        f" included. Below: bytes of each block by kind of layer, together {size(sum(total) * step)} where the original"
+        f" has {size(sum(before))}.{rest}"
     )
     return Drawing(figure, title, alt)
 
@@ -104,7 +106,7 @@ def frontier(data: Mapping[str, Any]) -> Drawing | None:
             color="#888888", linestyle="--", linewidth=1, label="no other is better in both",
         )  # fmt: skip
         for i, row in enumerate(rows):
-            name = f"{shorten(str(row['name']))}: {row['bytes'] / 1e6:.3g} MB, {row['perplexity']:.4g}"
+            name = f"{shorten(str(row['name']))}: {size(row['bytes'])}, {row['perplexity']:.4g}"
             style = i % len(MARKERS)
             axis.plot(
                 row["bytes"] / 1e6, row["perplexity"], marker=MARKERS[style], color=INKS[style], linestyle="none",
@@ -116,7 +118,7 @@ def frontier(data: Mapping[str, Any]) -> Drawing | None:
         if high > 3 * low:
             logarithmic(axis)
         figure.legend(loc="outside lower center", ncols=2, frameon=False)
-    said = "; ".join(f"{row['bytes'] / 1e6:.3g} MB, {row['perplexity']:.4g}" for row in rows)
+    said = "; ".join(f"{size(row['bytes'])}, {row['perplexity']:.4g}" for row in rows)
     alt = (
         f"Size and perplexity of the original and {len(rows) - 1} results, by size against perplexity (original first):"
         f" {said}. {len(chosen)} of them are beaten by no other in both."

@@ -19,7 +19,7 @@ def rows(data: Mapping[str, Any]) -> Drawing | None:
     if not seen:
         return None
     series, left_out = first_panels(by_role(seen, lambda row: [str(row["role"])]))
-    title = "Rows of one matrix differ in range"
+    title = "Ranges of the rows of one matrix"
     with page(title, 0.6 + height(len(series), 1, 2.3)) as figure:
         for axis, (name, listed) in zip(grid(figure, len(series), 1), series.items(), strict=True):
             _rows(axis, listed)
@@ -32,8 +32,8 @@ def rows(data: Mapping[str, Any]) -> Drawing | None:
     alt = (
         f"Range of the rows of the attention output, relative to the whole matrix, by block{left_out}: smallest, median"
         f" and largest row. In block {worst['block']} the smallest row has {_least(worst):.2g} of the range of the"
-        f" matrix: one 4-bit scale for all of it would leave that row {_values(_least(worst))} of 16 values. In {poor}"
-        f" of {len(seen)} blocks half of the rows would be left at most 3 values."
+        f" matrix: one 4-bit scale for all of it would leave that row {_values(_least(worst))} of 16 values. At"
+        f" most 3 values would be left to half of the rows in {poor} of {len(seen)} blocks."
     )
     return Drawing(figure, title, alt)
 
@@ -77,7 +77,7 @@ def distributions(data: Mapping[str, Any]) -> Drawing | None:
         return None
     series, left_out = first_panels(first)
     facts = by_role(_original(data["weights"]), lambda row: [str(row["role"])])
-    title = "Weights have outliers, and modules differ"
+    title = "Distribution of weights by kind of layer"
     with page(title, height(len(series), each=1.7)) as figure:
         axes = grid(figure, len(series), sharex=True, sharey=True)
         for axis, name in zip(axes, series, strict=True):

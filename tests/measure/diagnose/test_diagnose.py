@@ -56,7 +56,7 @@ def test_figures_of_a_result_are_in_its_card_and_on_the_hub(hub: Hub, folder: Pa
     assert kinds == told, "the table did not change, and is told of once"
     card = (folder / "README.md").read_text()
     assert all(f"](figures/{name})" in card for name in figures)
-    assert "What makes the original hard to compress" in card
+    assert "How hard the original is to compress" in card
     pushing.push(folder, "alice/small", force=True)
     there = hub.store.repos["alice/small"].resolve("main").files
     assert {f"figures/{name}" for name in [*figures, "diagnosis.json"]} <= there.keys()
