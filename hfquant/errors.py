@@ -8,6 +8,8 @@ HfquantError
 ├── CheckpointError    an output folder that is not ours, not finished or damaged
 ├── ResourceError      too little memory or disk for the plan
 ├── HubError           a push that the Hub refuses, or that did not arrive whole
+├── ShapeError         a tensor that does not fit the layer it was given to
+├── KernelError        a kernel that was asked for by a name that does not exist
 ├── ExportError        a target format that cannot say what a checkpoint holds
 └── QualityError       the result was written, measured, and found to have collapsed
 """
@@ -46,6 +48,12 @@ class HubError(HfquantError): ...
 
 
 class ExportError(HfquantError): ...
+
+
+class ShapeError(HfquantError, ValueError): ...
+
+
+class KernelError(HfquantError): ...
 
 
 class QualityError(HfquantError):

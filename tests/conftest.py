@@ -1,4 +1,5 @@
-"""What every test runs under: no network, no progress bars, one thread, no memory that happens to be zero."""
+"""What every test runs under: no network, no progress bars, one thread, no memory that happens to be zero, and exact
+kernels unless it says otherwise."""
 
 import os
 
@@ -31,6 +32,12 @@ def poison(monkeypatch: pytest.MonkeyPatch) -> None:
     for name in ("empty", "empty_like"):
         monkeypatch.setattr(torch, name, _poisoned(getattr(torch, name)))
     monkeypatch.setattr(torch.Tensor, "new_empty", _poisoned(torch.Tensor.new_empty))
+
+
+@pytest.fixture(autouse=True)
+def exact(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Layers compute what their weights say, so that results can be compared; kernels that round are tested as such."""
+    monkeypatch.setenv("HFQUANT_KERNELS", "exact")
 
 
 def _poisoned(make: Callable[..., Tensor]) -> Callable[..., Tensor]:

@@ -125,7 +125,7 @@ class QLinear(Packed, nn.Linear):
     def forward(self, x: Tensor) -> Tensor:
         if torch.is_autocast_enabled(x.device.type):
             x = x.to(torch.get_autocast_dtype(x.device.type))
-        y: Tensor = torch.ops.hfquant.linear(x, self.bias, self.parts, *self._matrix[:-1])
+        y: Tensor = torch.ops.hfquant.linear(x, self.bias, self.parts, *self._matrix)
         return y
 
     def __getattr__(self, name: str) -> Any:
