@@ -8,7 +8,7 @@ plain slice of x, and nothing is interleaved.
 A row is its planes one after the other; rows are padded to a multiple of `ROWS`, columns to a multiple of `step`.
 """
 
-import math
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import torch
@@ -26,31 +26,17 @@ CHUNK = 1 << 22  # weights packed at a time
 
 
 @dataclass(frozen=True)
-class Plane:
-    """Bits `shift` .. `shift + width − 1` of every code.  field: columns that one field of a word row covers."""
-
-    width: int
-    shift: int
-    field: int
-
-    @property
-    def block(self) -> int:
-        """Columns whose words lie together."""
-        return WORD // self.width * self.field
-
-
-@dataclass(frozen=True)
 class Layout:
-    """The planes of a width, for scales that hold for `unit` columns or a multiple of them."""
+    """field: columns of a field.  unit: columns that share a scale, a multiple of `field` and divisor of `step`."""
 
     bits: int
+    field: int
     unit: int
-    planes: tuple[Plane, ...]
 
     @property
     def step(self) -> int:
         """Columns after which all planes begin a block."""
-        return max(plane.block for plane in self.planes)
+        return WORD // min(planes(self.bits)) * self.field
 
     def columns(self, in_features: int) -> int:
         """With padding."""
@@ -65,13 +51,9 @@ def unit(grid: Grid, in_features: int) -> int | None:
 
 
 def layout(bits: int, unit: int) -> Layout:
-    """Fields as wide as a unit allows: at 4 bits up to 64 columns, which is a whole cache line of words."""
-    found, shift = [], 0
-    for width in planes(bits):
-        found.append(Plane(width, shift, max(LEAST, min(unit, 16 * width))))
-        shift += width
-    step = max(plane.block for plane in found)
-    return Layout(bits, min(unit, step), tuple(found))
+    """Fields as wide as a unit allows, but such that a step is no longer than 512 columns."""
+    field = min(unit, 64 if min(planes(bits)) == 4 else 32)
+    return Layout(bits, field, min(unit, WORD // min(planes(bits)) * field))
 
 
 def pack(codes: Tensor, layout: Layout) -> Tensor:
@@ -83,31 +65,33 @@ def pack(codes: Tensor, layout: Layout) -> Tensor:
     step = max(1, CHUNK // columns)
     for a in range(0, rows, step):
         part = F.pad(codes[a : a + step], (0, columns - in_features))
-        packed[a : min(a + step, rows)] = torch.cat([_pack_plane(part, plane) for plane in layout.planes], 1)
+        packed[a : min(a + step, rows)] = torch.cat(list(_pack_planes(part, layout)), 1)
     return packed
 
 
-def _pack_plane(codes: Tensor, plane: Plane) -> Tensor:
-    """uint8 [rows, columns] -> int16 [rows, columns·width/16]"""
-    count = WORD // plane.width
-    fields = (codes >> plane.shift & (2**plane.width - 1)).unflatten(1, (-1, count, plane.field))
-    words = fields[:, :, 0].to(torch.int16)
-    for j in range(1, count):
-        words |= fields[:, :, j].to(torch.int16) << (j * plane.width)
-    return words.flatten(1)
+def _pack_planes(codes: Tensor, layout: Layout) -> Iterator[Tensor]:
+    """uint8 [rows, columns] -> int16 [rows, columns·width/16] for each plane."""
+    shift = 0
+    for width in planes(layout.bits):
+        fields = (codes >> shift & (2**width - 1)).unflatten(1, (-1, WORD // width, layout.field))
+        words = fields[:, :, 0].to(torch.int16)
+        for j in range(1, WORD // width):
+            words |= fields[:, :, j].to(torch.int16) << (j * width)
+        yield words.flatten(1)
+        shift += width
 
 
 def unpack(packed: Tensor, layout: Layout, shape: tuple[int, int]) -> Tensor:
     """The inverse of `pack`: uint8 [out, in]."""
     codes = torch.zeros(shape[0], layout.columns(shape[1]), dtype=torch.uint8, device=packed.device)
-    at = 0
-    for plane in layout.planes:
-        size = codes.shape[1] * plane.width // WORD
-        words = packed[: shape[0], at : at + size].int().unflatten(1, (-1, plane.field))
-        for j in range(WORD // plane.width):
-            field = (words >> (j * plane.width) & (2**plane.width - 1)).to(torch.uint8)
-            codes.unflatten(1, (-1, WORD // plane.width, plane.field))[:, :, j] |= field << plane.shift
-        at += size
+    at = shift = 0
+    for width in planes(layout.bits):
+        size = codes.shape[1] * width // WORD
+        words = packed[: shape[0], at : at + size].int().unflatten(1, (-1, layout.field))
+        fields = codes.unflatten(1, (-1, WORD // width, layout.field))
+        for j in range(WORD // width):
+            fields[:, :, j] |= (words >> (j * width) & (2**width - 1)).to(torch.uint8) << shift
+        at, shift = at + size, shift + width
     return codes[:, : shape[1]]
 
 
@@ -148,7 +132,3 @@ def bytes_per_weight(grid: Grid, in_features: int) -> float:
     """What is read of memory for each weight, for estimates."""
     per_group = 2 + (0 if grid.symmetric else 2)
     return grid.bits / 8 + per_group * grid.groups(in_features) / max(in_features, 1)
-
-
-def fits(grid: Grid, in_features: int) -> bool:
-    return unit(grid, in_features) is not None and 2 <= grid.bits <= 8 and math.isfinite(in_features)

@@ -2,107 +2,238 @@
 
 A program computes OUTS output features of ROWS rows of x.  Hopper's tensor cores take their first operand from
 registers and the second from shared memory: so the weights, which are computed, come first, and the accumulator is
-yᵀ [OUTS, ROWS].  Eight rows are enough for an instruction, and one row needs no kernel of its own.
+yᵀ [OUTS, ROWS].  An instruction takes as few as eight rows, so that one row needs no kernel of its own.
 
-    for each unit of columns:  t = Σ over planes and fields of  2^shift · (field − zero point's field) · x
-                               acc += scale · t
+    for each unit of columns:   t = (code − zero point) · x,   acc += scale · t
 
-All terms of t are integers times x, exact in 16 bits; scales are applied to the float32 sums.
+What multiplies x is an integer that 16 bits hold exactly; scales are applied to float32 sums.
 
-Split over columns (SPLIT > 1), partial sums [SPLIT, rows, out'] are added up
-    JOIN = "last"      by the program that finishes last, in a fixed order: the same bits in every run, one launch
-    JOIN = "launch"    by a second launch (`join`), in the same order
-    JOIN = "atomic"    in memory, in any order; then `join` adds the rest
+Split over columns (SPLIT > 1), partial sums [SPLIT, rows, padded] are added up
+    JOIN = "last"      by the program that comes last, in a fixed order: the same bits in every run, one launch
+    JOIN = "launch"    by a launch of `join`, in the same order
+    JOIN = "atomic"    in memory, in any order; `join` does the rest
 """
 
 import triton
 import triton.language as tl
 
-from .fields import centred
-from .layout import layout
-
-
-@triton.constexpr_function
-def tiles_of(bits, unit):
-    """What a step reads of every row: tuples (first column in the step, width, shift, columns of a field)."""
-    chosen = layout(bits, unit)
-    return tuple(
-        (first, plane.width, plane.shift, plane.field)
-        for plane in chosen.planes
-        for first in range(0, chosen.step, plane.block)
-    )
-
-
-@triton.constexpr_function
-def terms_of(bits, unit):
-    """The fields that make up each unit of a step: tuples (tile, field in its words, first column in the step)."""
-    chosen, units = layout(bits, unit), {}
-    for tile, (first, width, _, field) in enumerate(tiles_of.fn(bits, unit)):
-        for j in range(16 // width):
-            column = first + j * field
-            units.setdefault(column // chosen.unit, []).append((tile, j, column))
-    return tuple(tuple(units[u]) for u in sorted(units))
+from .fields import INTERPRETED, centred, part_of, parts_of, planes_in, step_of, tiles_of
 
 
 @triton.jit
-def read(words_ptr, columns, first, TILE: tl.constexpr):
-    """One tile [OUTS, field]; words_ptr [OUTS, 1] at the rows."""
-    at = columns // 16 * TILE[2] + (first + TILE[0]) // 16 * TILE[1]
-    return tl.load(words_ptr + (at + tl.arange(0, TILE[3]))[None, :])
+def read(words_ptr, steps, step, BITS: tl.constexpr, FIELD: tl.constexpr, TILE: tl.constexpr):
+    """One tile [OUTS, FIELD] of a step; words_ptr [OUTS, 1] at the rows."""
+    SIXTEENTH: tl.constexpr = step_of(BITS, FIELD) // 16  # words per bit: makes the alignment plain to see
+    at = (steps * TILE[2] + step * TILE[1]) * SIXTEENTH + TILE[0] // 16 * TILE[1]
+    return tl.load(words_ptr + (at + tl.arange(0, FIELD))[None, :])
 
 
 @triton.jit
-def add_term(
-    t, tile, zero, x_ptr, first, in_features, mask,
-    TILE: tl.constexpr, TERM: tl.constexpr, MIDDLE: tl.constexpr, TAIL: tl.constexpr, ASM: tl.constexpr, INTERPRETED: tl.constexpr,
+def read_step(words_ptr, steps, step, BITS: tl.constexpr, FIELD: tl.constexpr):
+    """The tiles of a step, as a tuple."""
+    TILES: tl.constexpr = tiles_of(BITS, FIELD)
+    tiles = ()
+    for i in tl.static_range(len(TILES)):
+        tiles = tiles + (read(words_ptr, steps, step, BITS, FIELD, TILES[i]),)
+    return tiles
+
+
+@triton.jit
+def read_zero(zero_ptr, at):
+    """Zero points, or None if all are the middle code."""
+    if zero_ptr is None:
+        return None
+    else:
+        return tl.load(zero_ptr + at)
+
+
+@triton.jit
+def weights(
+    tiles,
+    zero,
+    BITS: tl.constexpr,
+    FIELD: tl.constexpr,
+    COLUMN: tl.constexpr,
+    PART: tl.constexpr,
+    BFLOAT: tl.constexpr,
+    ASM: tl.constexpr,
 ):
-    """t + one field of a tile times its columns of x.  x_ptr, mask [1, ROWS] at the rows"""
+    """A part of FIELD columns of code − zero point, from COLUMN of the step on.  [OUTS, FIELD]"""
+    HOW: tl.constexpr = part_of(BITS, FIELD, PART, COLUMN, BFLOAT)
+    words = ()
+    for i in tl.static_range(planes_in(HOW)):
+        words = words + (tiles[HOW[5 + 3 * i]],)
+    return centred(words, zero, BITS, HOW, BFLOAT, ASM)
+
+
+@triton.jit
+def add_field(
+    t,
+    tiles,
+    zero,
+    x_ptr,
+    mask,
+    first,
+    in_features,
+    BITS: tl.constexpr,
+    FIELD: tl.constexpr,
+    COLUMN: tl.constexpr,
+    TAIL: tl.constexpr,
+    ASM: tl.constexpr,
+):
+    """t + FIELD columns of the weights times those of x.  x_ptr, mask [1, ROWS] at the rows"""
     BFLOAT: tl.constexpr = x_ptr.dtype.scalar.element_ty == tl.bfloat16
-    column = first + TERM[2] + tl.arange(0, TILE[3])[:, None]
+    column = first + COLUMN + tl.arange(0, FIELD)[:, None]
     if TAIL:
         mask = mask & (column < in_features)
-    x = tl.load(x_ptr + column, mask=mask, other=0.0)  # [field, ROWS]
-    w = centred(tile, zero, TILE[1], TERM[1], TILE[2], MIDDLE, BFLOAT, ASM, INTERPRETED)  # [OUTS, field]
-    return tl.dot(w, x.to(w.dtype), t)
+    x = tl.load(x_ptr + column, mask=mask, other=0.0)  # [FIELD, ROWS]
+    for part in tl.static_range(len(parts_of(BITS, BFLOAT))):
+        w = weights(tiles, zero, BITS, FIELD, COLUMN, part, BFLOAT, ASM)
+        t = tl.dot(w, x.to(w.dtype), t)
+    return t
+
+
+@triton.jit
+def complete(acc, n, m, mask, padded, bias_ptr, u_ptr, inner_ptr, RANK: tl.constexpr):
+    """acc + U innerᵀ + bias.  U [padded, RANK], inner [rows, RANK] in the type of x; bias [padded]"""
+    if RANK:
+        r = tl.arange(0, RANK)
+        u = tl.load(u_ptr + n[:, None] * RANK + r[None, :])
+        inner = tl.load(inner_ptr + m[None, :] * RANK + r[:, None], mask=mask, other=0.0)
+        acc = tl.dot(u.to(acc.dtype), inner.to(acc.dtype), acc) if INTERPRETED else tl.dot(u, inner, acc)
+    if bias_ptr is not None:
+        acc += tl.load(bias_ptr + n).to(tl.float32)[:, None]
+    return acc
+
+
+@triton.jit
+def summed(partial_ptr, n, m, mask, rows, padded, SPLIT: tl.constexpr):
+    """Σ partial sums, in their order.  [OUTS, ROWS]"""
+    at = partial_ptr + (m[None, :] * padded + n[:, None])
+    # past the first-level cache, which may not know what other programs wrote
+    acc = tl.load(at, mask=mask, other=0.0, cache_modifier=".cg")
+    for s in range(1, SPLIT):
+        acc += tl.load(at + s * rows * padded, mask=mask, other=0.0, cache_modifier=".cg")
+    return acc
 
 
 @triton.jit
 def linear(
-    x_ptr, words_ptr, scale_ptr, zero_ptr, y_ptr,
-    rows, outs, in_features, columns, padded,
-    BITS: tl.constexpr, GROUP: tl.constexpr, UNIT: tl.constexpr, TAIL: tl.constexpr,
-    ROWS: tl.constexpr, OUTS: tl.constexpr, SPLIT: tl.constexpr, ASM: tl.constexpr, INTERPRETED: tl.constexpr,
+    x_ptr,
+    words_ptr,
+    scale_ptr,
+    zero_ptr,
+    y_ptr,
+    bias_ptr,
+    u_ptr,
+    inner_ptr,
+    partial_ptr,
+    count_ptr,
+    rows,
+    outs,
+    padded,
+    in_features,
+    steps,
+    BITS: tl.constexpr,
+    FIELD: tl.constexpr,
+    UNIT: tl.constexpr,
+    GROUP: tl.constexpr,
+    TAIL: tl.constexpr,
+    RANK: tl.constexpr,
+    ROWS: tl.constexpr,
+    OUTS: tl.constexpr,
+    SPLIT: tl.constexpr,
+    JOIN: tl.constexpr,
+    ASM: tl.constexpr,
 ):
-    TILES: tl.constexpr = tiles_of(BITS, UNIT)
-    TERMS: tl.constexpr = terms_of(BITS, UNIT)
-    STEP: tl.constexpr = UNIT * len(TERMS)
+    """x [rows, in]; words int16 [padded, ·], scale and zero [groups, padded] as `layout.Weights` has them -> y."""
+    STEP: tl.constexpr = step_of(BITS, FIELD)
     n = tl.program_id(0) * OUTS + tl.arange(0, OUTS)
     m = tl.program_id(2) * ROWS + tl.arange(0, ROWS)
     mask = m[None, :] < rows
-    row_words = words_ptr + (n.to(tl.int64) * (columns // 16 * BITS))[:, None]
-    row_x = x_ptr + (m * in_features)[None, :]
-    steps = columns // STEP
+    words_row = words_ptr + (n.to(tl.int64) * (steps * (STEP // 16 * BITS)))[:, None]
+    x_row = x_ptr + (m * in_features)[None, :]
     share = tl.cdiv(steps, SPLIT)
     begin = tl.program_id(1) * share
     acc = tl.zeros((OUTS, ROWS), tl.float32)
     for step in range(begin, tl.minimum(begin + share, steps)):
-        first = step * STEP
-        tiles = ()
-        for i in tl.static_range(len(TILES)):
-            tiles = tiles + (read(row_words, columns, first, TILES[i]),)
-        for u in tl.static_range(len(TERMS)):
-            g = (first + u * UNIT) // GROUP
-            if TAIL:
-                g = tl.minimum(g, (in_features - 1) // GROUP)
-            zero = None
-            if zero_ptr is not None:
-                zero = tl.load(zero_ptr + g * padded + n)
+        tiles = read_step(words_row, steps, step, BITS, FIELD)
+        for u in tl.static_range(STEP // UNIT):
+            group = (step * STEP + u * UNIT) // GROUP
+            if TAIL:  # what lies behind the last column is multiplied by 0, but must not be infinite
+                group = tl.minimum(group, (in_features - 1) // GROUP)
+            zero = read_zero(zero_ptr, group * padded + n)
             t = tl.zeros((OUTS, ROWS), tl.float32)
-            for i in tl.static_range(len(TERMS[u])):
-                t = add_term(
-                    t, tiles[TERMS[u][i][0]], zero, row_x, first, in_features, mask,
-                    TILES[TERMS[u][i][0]], TERMS[u][i], 2 ** (BITS - 1), TAIL, ASM, INTERPRETED,
+            for i in tl.static_range(UNIT // FIELD):
+                t = add_field(
+                    t, tiles, zero, x_row, mask, step * STEP, in_features, BITS, FIELD, u * UNIT + i * FIELD, TAIL, ASM
                 )
-            scale = tl.load(scale_ptr + g * padded + n).to(tl.float32)
-            acc += scale[:, None] * t
-    tl.store(y_ptr + m[None, :] * outs + n[:, None], acc.to(y_ptr.dtype.element_ty), mask=mask & (n[:, None] < outs))
+            acc += tl.load(scale_ptr + group * padded + n).to(tl.float32)[:, None] * t
+    finish(
+        acc, n, m, mask, y_ptr, bias_ptr, u_ptr, inner_ptr, partial_ptr, count_ptr, rows, outs, padded, RANK, SPLIT, JOIN
+    )
+
+
+@triton.jit
+def finish(
+    acc,
+    n,
+    m,
+    mask,
+    y_ptr,
+    bias_ptr,
+    u_ptr,
+    inner_ptr,
+    partial_ptr,
+    count_ptr,
+    rows,
+    outs,
+    padded,
+    RANK: tl.constexpr,
+    SPLIT: tl.constexpr,
+    JOIN: tl.constexpr,
+):
+    """Store the sums of a program's columns, or y if they are all."""
+    at = m[None, :] * padded + n[:, None]
+    if SPLIT == 1:
+        store(y_ptr, complete(acc, n, m, mask, padded, bias_ptr, u_ptr, inner_ptr, RANK), n, m, mask, outs)
+    elif JOIN == "atomic":
+        tl.atomic_add(partial_ptr + at, acc, mask=mask, sem="relaxed")
+    else:
+        tl.store(partial_ptr + tl.program_id(1) * rows * padded + at, acc, mask=mask)
+        if JOIN == "last":
+            tile = tl.program_id(2) * tl.num_programs(0) + tl.program_id(0)
+            tl.debug_barrier()  # every thread has stored before one of them counts
+            before = tl.atomic_add(count_ptr + tile, 1, sem="acq_rel", scope="gpu")
+            if before == SPLIT - 1:
+                total = summed(partial_ptr, n, m, mask, rows, padded, SPLIT)
+                store(y_ptr, complete(total, n, m, mask, padded, bias_ptr, u_ptr, inner_ptr, RANK), n, m, mask, outs)
+                tl.store(count_ptr + tile, 0)  # for the next launch
+
+
+@triton.jit
+def store(y_ptr, y, n, m, mask, outs):
+    tl.store(y_ptr + m[None, :] * outs + n[:, None], y.to(y_ptr.dtype.element_ty), mask=mask & (n[:, None] < outs))
+
+
+@triton.jit
+def join(
+    partial_ptr,
+    y_ptr,
+    bias_ptr,
+    u_ptr,
+    inner_ptr,
+    rows,
+    outs,
+    padded,
+    RANK: tl.constexpr,
+    ROWS: tl.constexpr,
+    OUTS: tl.constexpr,
+    SPLIT: tl.constexpr,
+):
+    """y from partial sums [SPLIT, rows, padded]."""
+    n = tl.program_id(0) * OUTS + tl.arange(0, OUTS)
+    m = tl.program_id(1) * ROWS + tl.arange(0, ROWS)
+    mask = m[None, :] < rows
+    acc = summed(partial_ptr, n, m, mask, rows, padded, SPLIT)
+    store(y_ptr, complete(acc, n, m, mask, padded, bias_ptr, u_ptr, inner_ptr, RANK), n, m, mask, outs)
