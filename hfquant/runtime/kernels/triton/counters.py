@@ -41,3 +41,17 @@ def current(device: torch.device) -> Tensor | None:
     if found is None:
         found = _SHARED[device.index, stream] = torch.zeros(MOST, dtype=torch.int32, device=device)
     return found
+
+
+def meeting(
+    device: torch.device, dtype: torch.dtype, split: int, programs: int, shape: tuple[int, int], join: str
+) -> tuple[Tensor | None, Tensor | None, str]:
+    """Where the sums of `split` programs meet: memory for partial sums [., *shape], counters, and how (see `splits`)."""
+    if split == 1:
+        return None, None, join
+    count = current(device) if join == "last" else None
+    if join == "last" and (count is None or programs > count.numel()):
+        join = "launch"
+    if join == "atomic":
+        return torch.zeros(1, *shape, dtype=dtype, device=device), None, join
+    return torch.empty(split, *shape, dtype=dtype, device=device), count, join

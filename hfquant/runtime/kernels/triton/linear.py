@@ -39,9 +39,10 @@ def linear(
     low_rank: LowRank | None = None,
     config: Config | None = None,
     join: str = "last",
+    dtype: torch.dtype | None = None,
     asm: bool = True,
 ) -> Tensor:
-    """[rows, out] in the type of x.
+    """[rows, out] in `dtype`, that of x if there is none.
 
     x [rows, in] bfloat16 or float16, contiguous, on the device of W; bias [padded], zeros behind `out`.  join: how sums
     split over columns meet, see `planes`; asm: whether codes are taken apart in PTX or in Triton's own operations.
@@ -50,12 +51,12 @@ def linear(
     steps = W.layout.columns(in_features) // W.layout.step
     if config is None:
         config = choose(gpu(x.device), "planes", W.layout.bits, rows, W.shape, steps)
-    y = x.new_empty(rows, outs)
+    y = torch.empty(rows, outs, dtype=dtype or x.dtype, device=x.device)
     tail = (bias, low_rank and low_rank.u, low_rank and low_rank.inner(x))
     sizes = {"RANK": low_rank.u.shape[1] if low_rank else 0, "ROWS": config.rows, "OUTS": config.outs}
     padded = W.words.shape[0]
     grid = (-(-outs // config.outs), config.split, -(-rows // config.rows))
-    partial, count, join = _meeting(x, config, grid, (rows, padded), join)
+    partial, count, join = counters.meeting(x.device, torch.float32, config.split, grid[0] * grid[2], (rows, padded), join)
     planes.linear[grid](
         x,
         W.words,
@@ -86,20 +87,6 @@ def linear(
         shares = 1 if join == "atomic" else config.split
         planes.join[grid[::2]](partial, y, *tail, rows, outs, padded, SPLIT=shares, **sizes)
     return y
-
-
-def _meeting(
-    x: Tensor, config: Config, grid: tuple[int, int, int], shape: tuple[int, int], join: str
-) -> tuple[Tensor | None, Tensor | None, str]:
-    """Where partial sums meet: memory for them, the counters, and how."""
-    if config.split == 1:
-        return None, None, join
-    count = counters.current(x.device) if join == "last" else None
-    if join == "last" and (count is None or grid[0] * grid[2] > count.numel()):
-        join = "launch"
-    if join == "atomic":
-        return torch.zeros(1, *shape, dtype=torch.float32, device=x.device), None, join
-    return torch.empty(config.split, *shape, dtype=torch.float32, device=x.device), count, join
 
 
 def padded_bias(bias: Tensor | None, W: Weights) -> Tensor | None:

@@ -8,16 +8,14 @@ yᵀ [OUTS, ROWS].  An instruction takes as few as eight rows, so that one row n
 
 What multiplies x is an integer that 16 bits hold exactly; scales are applied to float32 sums.
 
-Split over columns (SPLIT > 1), partial sums [SPLIT, rows, padded] are added up
-    JOIN = "last"      by the program that comes last, in a fixed order: the same bits in every run, one launch
-    JOIN = "launch"    by a launch of `join`, in the same order
-    JOIN = "atomic"    in memory, in any order; `join` does the rest
+The columns may be split over several programs: see `splits`.
 """
 
 import triton
 import triton.language as tl
 
 from .fields import INTERPRETED, centred, part_of, parts_of, planes_in, step_of, tiles_of
+from .splits import meet, store, summed
 
 
 @triton.jit
@@ -94,7 +92,7 @@ def add_field(
 
 
 @triton.jit
-def complete(acc, n, m, mask, padded, bias_ptr, u_ptr, inner_ptr, RANK: tl.constexpr):
+def complete(acc, n, m, mask, bias_ptr, u_ptr, inner_ptr, RANK: tl.constexpr):
     """acc + U innerᵀ + bias.  U [padded, RANK], inner [rows, RANK] in the type of x; bias [padded]"""
     if RANK:
         r = tl.arange(0, RANK)
@@ -103,17 +101,6 @@ def complete(acc, n, m, mask, padded, bias_ptr, u_ptr, inner_ptr, RANK: tl.const
         acc = tl.dot(u.to(acc.dtype), inner.to(acc.dtype), acc) if INTERPRETED else tl.dot(u, inner, acc)
     if bias_ptr is not None:
         acc += tl.load(bias_ptr + n).to(tl.float32)[:, None]
-    return acc
-
-
-@triton.jit
-def summed(partial_ptr, n, m, mask, rows, padded, SPLIT: tl.constexpr):
-    """Σ partial sums, in their order.  [OUTS, ROWS]"""
-    at = partial_ptr + (m[None, :] * padded + n[:, None])
-    # past the first-level cache, which may not know what other programs wrote
-    acc = tl.load(at, mask=mask, other=0.0, cache_modifier=".cg")
-    for s in range(1, SPLIT):
-        acc += tl.load(at + s * rows * padded, mask=mask, other=0.0, cache_modifier=".cg")
     return acc
 
 
@@ -169,51 +156,14 @@ def linear(
                     t, tiles, zero, x_row, mask, step * STEP, in_features, BITS, FIELD, u * UNIT + i * FIELD, TAIL, ASM
                 )
             acc += tl.load(scale_ptr + group * padded + n).to(tl.float32)[:, None] * t
-    finish(
-        acc, n, m, mask, y_ptr, bias_ptr, u_ptr, inner_ptr, partial_ptr, count_ptr, rows, outs, padded, RANK, SPLIT, JOIN
-    )
-
-
-@triton.jit
-def finish(
-    acc,
-    n,
-    m,
-    mask,
-    y_ptr,
-    bias_ptr,
-    u_ptr,
-    inner_ptr,
-    partial_ptr,
-    count_ptr,
-    rows,
-    outs,
-    padded,
-    RANK: tl.constexpr,
-    SPLIT: tl.constexpr,
-    JOIN: tl.constexpr,
-):
-    """Store the sums of a program's columns, or y if they are all."""
-    at = m[None, :] * padded + n[:, None]
     if SPLIT == 1:
-        store(y_ptr, complete(acc, n, m, mask, padded, bias_ptr, u_ptr, inner_ptr, RANK), n, m, mask, outs)
-    elif JOIN == "atomic":
-        tl.atomic_add(partial_ptr + at, acc, mask=mask, sem="relaxed")
+        store(y_ptr, complete(acc, n, m, mask, bias_ptr, u_ptr, inner_ptr, RANK), n, m, mask, outs)
     else:
-        tl.store(partial_ptr + tl.program_id(1) * rows * padded + at, acc, mask=mask)
-        if JOIN == "last":
-            tile = tl.program_id(2) * tl.num_programs(0) + tl.program_id(0)
-            tl.debug_barrier()  # every thread has stored before one of them counts
-            before = tl.atomic_add(count_ptr + tile, 1, sem="acq_rel", scope="gpu")
-            if before == SPLIT - 1:
-                total = summed(partial_ptr, n, m, mask, rows, padded, SPLIT)
-                store(y_ptr, complete(total, n, m, mask, padded, bias_ptr, u_ptr, inner_ptr, RANK), n, m, mask, outs)
-                tl.store(count_ptr + tile, 0)  # for the next launch
-
-
-@triton.jit
-def store(y_ptr, y, n, m, mask, outs):
-    tl.store(y_ptr + m[None, :] * outs + n[:, None], y.to(y_ptr.dtype.element_ty), mask=mask & (n[:, None] < outs))
+        tile = tl.program_id(2) * tl.num_programs(0) + tl.program_id(0)
+        last = meet(acc, n, m, mask, partial_ptr, count_ptr, tile, tl.program_id(1), rows, padded, SPLIT, JOIN)
+        if last:
+            total = summed(partial_ptr, n, m, mask, rows, padded, SPLIT)
+            store(y_ptr, complete(total, n, m, mask, bias_ptr, u_ptr, inner_ptr, RANK), n, m, mask, outs)
 
 
 @triton.jit
@@ -236,4 +186,4 @@ def join(
     m = tl.program_id(1) * ROWS + tl.arange(0, ROWS)
     mask = m[None, :] < rows
     acc = summed(partial_ptr, n, m, mask, rows, padded, SPLIT)
-    store(y_ptr, complete(acc, n, m, mask, padded, bias_ptr, u_ptr, inner_ptr, RANK), n, m, mask, outs)
+    store(y_ptr, complete(acc, n, m, mask, bias_ptr, u_ptr, inner_ptr, RANK), n, m, mask, outs)
