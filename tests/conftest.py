@@ -10,16 +10,14 @@ os.environ["OPENBLAS_NUM_THREADS"] = "1"  # scipy's own threads spin: four times
 from collections.abc import Callable
 from functools import cache
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
 import transformers
-from torch import Tensor
 
 from tests import families
 
-pytest_plugins = ["tests.hub.fixtures"]
+pytest_plugins = ["tests.hub.fixtures", "tests.poison"]
 
 transformers.utils.logging.disable_progress_bar()
 # Models of a megabyte lose more to waiting for a second thread than it brings; on a busy machine, tenfold.
@@ -27,27 +25,9 @@ torch.set_num_threads(1)
 
 
 @pytest.fixture(autouse=True)
-def poison(monkeypatch: pytest.MonkeyPatch) -> None:
-    """`torch.empty` and its kin return NaN or the largest integer: a cell nobody wrote fails its test."""
-    for name in ("empty", "empty_like"):
-        monkeypatch.setattr(torch, name, _poisoned(getattr(torch, name)))
-    monkeypatch.setattr(torch.Tensor, "new_empty", _poisoned(torch.Tensor.new_empty))
-
-
-@pytest.fixture(autouse=True)
 def exact(monkeypatch: pytest.MonkeyPatch) -> None:
     """Layers compute what their weights say, so that results can be compared; kernels that round are tested as such."""
     monkeypatch.setenv("HFQUANT_KERNELS", "exact")
-
-
-def _poisoned(make: Callable[..., Tensor]) -> Callable[..., Tensor]:
-    def made(*args: Any, **kwargs: Any) -> Tensor:
-        tensor = make(*args, **kwargs)
-        if tensor.is_meta or tensor.dtype == torch.bool:
-            return tensor
-        return tensor.fill_(float("nan") if tensor.is_floating_point() else torch.iinfo(tensor.dtype).max)
-
-    return made
 
 
 @pytest.fixture(scope="session")

@@ -9,10 +9,15 @@ Files of that name hold what runs on the GPU; `linear`, `rounded` and the functi
 """
 
 import os
+import subprocess
+from collections.abc import Iterator
+from contextlib import contextmanager
 from functools import cache
 from importlib.util import find_spec
 
 import torch
+
+from .. import Unavailable
 
 
 def interpreted() -> bool:
@@ -34,3 +39,26 @@ def refuses_device(kind: str, index: int | None) -> str | None:
         if major < 8:
             return f"compute capability {major}.{minor}: needs 8.0"
     return None
+
+
+@contextmanager
+def launching(device: torch.device) -> Iterator[None]:
+    """Raises Unavailable for what triton cannot compile or launch here."""
+    from triton.errors import TritonError
+
+    _works(device)
+    try:
+        yield
+    except TritonError as error:
+        raise Unavailable(f"triton: {error}") from error
+
+
+@cache
+def _works(device: torch.device) -> None:
+    """Run a kernel that does next to nothing.  Raises Unavailable where triton, its driver or compiler fails."""
+    try:
+        from .probe import touch
+
+        touch(device)
+    except (RuntimeError, OSError, ImportError, subprocess.CalledProcessError) as error:
+        raise Unavailable(f"triton does not run on {device}: {error}") from error

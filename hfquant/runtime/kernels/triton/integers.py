@@ -58,7 +58,7 @@ def products(
     SUMS: tl.constexpr,
     ASM: tl.constexpr,
 ):
-    """total + Σ c·q over UNIT columns (of nibbles 16 times that), and with SUMS sums + Σ q in every row of it.
+    """total + Σ c·q over UNIT columns (16 times that where codes are nibbles, as all sums are then), and with SUMS sums + Σ q in every row of it.
 
     codes_row [OUTS, 1]; q_row, mask [1, ROWS]
     """
@@ -85,20 +85,24 @@ def products(
 @triton.jit
 def without_zero(total, sums, z_ptr, at, NIBBLES: tl.constexpr):
     """total − z·Σ q;  z_ptr + at [OUTS]"""
-    if NIBBLES:
-        total = total >> 4
     if z_ptr is not None:
-        total -= sums * tl.load(z_ptr + at).to(tl.int32)[:, None]
+        total -= (sums << 4 if NIBBLES else sums) * tl.load(z_ptr + at).to(tl.int32)[:, None]
     return total
 
 
 @triton.jit
-def without_shift(total, y_ptr, c_ptr, y_at, c_at, inside):
+def without_shift(total, y_ptr, c_ptr, y_at, c_at, inside, NIBBLES: tl.constexpr):
     """total − y·Σ (c − z);  y_ptr + y_at [ROWS], c_ptr + c_at [OUTS]"""
     if y_ptr is not None:
         y = tl.load(y_ptr + y_at, mask=inside, other=0.0).to(tl.int32)
-        total -= y[None, :] * tl.load(c_ptr + c_at)[:, None]
+        total -= (y << 4 if NIBBLES else y)[None, :] * tl.load(c_ptr + c_at)[:, None]
     return total
+
+
+@triton.jit
+def scale_of(scale_ptr, at, NIBBLES: tl.constexpr):
+    """[OUTS, 1], of sums that are 16 times too large where codes are nibbles."""
+    return tl.load(scale_ptr + at).to(tl.float32)[:, None] * (0.0625 if NIBBLES else 1.0)
 
 
 @triton.jit
@@ -161,8 +165,8 @@ def rounded(
             group = tl.minimum(at // GROUP, groups - 1) if GROUP else 0
             span = tl.minimum(at // SPAN, spans - 1) if SPAN else 0
             total = without_zero(total, sums, z_ptr, group * padded + n, NIBBLES)
-            total = without_shift(total, y_ptr, c_ptr, m * stride + span, at // UNIT * padded + n, inside)
-            part = total.to(tl.float32) * tl.load(scale_ptr + group * padded + n).to(tl.float32)[:, None]
+            total = without_shift(total, y_ptr, c_ptr, m * stride + span, at // UNIT * padded + n, inside, NIBBLES)
+            part = total.to(tl.float32) * scale_of(scale_ptr, group * padded + n, NIBBLES)
             acc += part * tl.load(t_ptr + m * stride + span, mask=inside, other=0.0)[None, :] if SPAN else part
             total = tl.zeros((OUTS, ROWS), tl.int32)
             sums = tl.zeros((OUTS, ROWS), tl.int32)
@@ -186,6 +190,7 @@ def rounded(
         stride,
         WHOLE,
         SPAN,
+        NIBBLES,
         SPLIT,
         JOIN,
     )
@@ -207,16 +212,17 @@ def complete_rounded(
     stride,
     WHOLE: tl.constexpr,
     SPAN: tl.constexpr,
+    NIBBLES: tl.constexpr,
 ):
     """Scale the sums and store them."""
     inside = m < rows
     if WHOLE:
-        acc = without_shift(acc, y_ptr, c_ptr, m * stride, n, inside)
-        acc = acc.to(tl.float32) * tl.load(scale_ptr + n).to(tl.float32)[:, None]
+        acc = without_shift(acc, y_ptr, c_ptr, m * stride, n, inside, NIBBLES)
+        acc = acc.to(tl.float32) * scale_of(scale_ptr, n, NIBBLES)
     if SPAN == 0:
         acc *= tl.load(t_ptr + m * stride, mask=inside, other=0.0)[None, :]
     if bias_ptr is not None:
-        acc += tl.load(bias_ptr + n).to(tl.float32)[:, None]
+        acc += tl.load(bias_ptr + n, mask=n < outs, other=0.0).to(tl.float32)[:, None]
     store(out_ptr, acc, n, m, inside[None, :], outs)
 
 
@@ -239,13 +245,14 @@ def finish_rounded(
     stride,
     WHOLE: tl.constexpr,
     SPAN: tl.constexpr,
+    NIBBLES: tl.constexpr,
     SPLIT: tl.constexpr,
     JOIN: tl.constexpr,
 ):
     """Store the sums of a program's columns, or the results if they are all."""
     if SPLIT == 1:
         complete_rounded(
-            acc, n, m, t_ptr, y_ptr, scale_ptr, c_ptr, out_ptr, bias_ptr, rows, outs, stride, WHOLE, SPAN
+            acc, n, m, t_ptr, y_ptr, scale_ptr, c_ptr, out_ptr, bias_ptr, rows, outs, stride, WHOLE, SPAN, NIBBLES
         )
     else:
         mask = (m < rows)[None, :]
@@ -254,7 +261,7 @@ def finish_rounded(
         if last:
             total = summed(partial_ptr, n, m, mask, rows, padded, SPLIT)
             complete_rounded(
-                total, n, m, t_ptr, y_ptr, scale_ptr, c_ptr, out_ptr, bias_ptr, rows, outs, stride, WHOLE, SPAN
+                total, n, m, t_ptr, y_ptr, scale_ptr, c_ptr, out_ptr, bias_ptr, rows, outs, stride, WHOLE, SPAN, NIBBLES
             )
 
 
@@ -273,6 +280,7 @@ def join_rounded(
     stride,
     WHOLE: tl.constexpr,
     SPAN: tl.constexpr,
+    NIBBLES: tl.constexpr,
     ROWS: tl.constexpr,
     OUTS: tl.constexpr,
     SPLIT: tl.constexpr,
@@ -281,4 +289,4 @@ def join_rounded(
     n = tl.program_id(0) * OUTS + tl.arange(0, OUTS)
     m = tl.program_id(1) * ROWS + tl.arange(0, ROWS)
     acc = summed(partial_ptr, n, m, (m < rows)[None, :], rows, padded, SPLIT)
-    complete_rounded(acc, n, m, t_ptr, y_ptr, scale_ptr, c_ptr, out_ptr, bias_ptr, rows, outs, stride, WHOLE, SPAN)
+    complete_rounded(acc, n, m, t_ptr, y_ptr, scale_ptr, c_ptr, out_ptr, bias_ptr, rows, outs, stride, WHOLE, SPAN, NIBBLES)

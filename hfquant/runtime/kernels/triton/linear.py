@@ -1,17 +1,17 @@
 """Launches the kernels of `planes` and `dense`: y = x Ŵᵀ (+ bias, + low-rank correction) for 16-bit x."""
 
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from ....tensors.layer import LowRank as Factors
 from . import counters, planes
 from .configs import Config, choose, gpu
 from .layout import Weights
 
-JOINS = ("last", "launch", "atomic")
+
 RANKS = (16, 32, 64)  # what a program adds itself; a larger correction is two products more
 
 
@@ -44,7 +44,7 @@ def linear(
 ) -> Tensor:
     """[rows, out] in `dtype`, that of x if there is none.
 
-    x [rows, in] bfloat16 or float16, contiguous, on the device of W; bias [padded], zeros behind `out`.  join: how sums
+    x [rows, in] bfloat16 or float16, contiguous, on the device of W; bias [out].  join: how sums
     split over columns meet, see `planes`; asm: whether codes are taken apart in PTX or in Triton's own operations.
     """
     (outs, in_features), rows = W.shape, x.shape[0]
@@ -89,13 +89,8 @@ def linear(
     return y
 
 
-def padded_bias(bias: Tensor | None, W: Weights) -> Tensor | None:
-    """As the kernels read it: [padded]."""
-    return None if bias is None else F.pad(bias, (0, W.words.shape[0] - bias.shape[0]))
-
-
-def low_rank(factors: Any, W: Weights, dtype: torch.dtype) -> LowRank | None:
-    """As the kernels read it; None if its rank is too large for them.  factors: a `tensors.layer.LowRank`."""
+def low_rank(factors: Factors, W: Weights, dtype: torch.dtype) -> LowRank | None:
+    """As the kernels read it; None if its rank is too large for them."""
     rank = next((r for r in RANKS if r >= factors.rank), None)
     if rank is None:
         return None

@@ -92,15 +92,15 @@ def add_field(
 
 
 @triton.jit
-def complete(acc, n, m, mask, bias_ptr, u_ptr, inner_ptr, RANK: tl.constexpr):
-    """acc + U innerᵀ + bias.  U [padded, RANK], inner [rows, RANK] in the type of x; bias [padded]"""
+def complete(acc, n, m, mask, bias_ptr, u_ptr, inner_ptr, outs, RANK: tl.constexpr):
+    """acc + U innerᵀ + bias.  U [padded, RANK], inner [rows, RANK] in the type of x; bias [outs]"""
     if RANK:
         r = tl.arange(0, RANK)
         u = tl.load(u_ptr + n[:, None] * RANK + r[None, :])
         inner = tl.load(inner_ptr + m[None, :] * RANK + r[:, None], mask=mask, other=0.0)
         acc = tl.dot(u.to(acc.dtype), inner.to(acc.dtype), acc) if INTERPRETED else tl.dot(u, inner, acc)
     if bias_ptr is not None:
-        acc += tl.load(bias_ptr + n).to(tl.float32)[:, None]
+        acc += tl.load(bias_ptr + n, mask=n < outs, other=0.0).to(tl.float32)[:, None]
     return acc
 
 
@@ -157,13 +157,13 @@ def linear(
                 )
             acc += tl.load(scale_ptr + group * padded + n).to(tl.float32)[:, None] * t
     if SPLIT == 1:
-        store(y_ptr, complete(acc, n, m, mask, bias_ptr, u_ptr, inner_ptr, RANK), n, m, mask, outs)
+        store(y_ptr, complete(acc, n, m, mask, bias_ptr, u_ptr, inner_ptr, outs, RANK), n, m, mask, outs)
     else:
         tile = tl.program_id(2) * tl.num_programs(0) + tl.program_id(0)
         last = meet(acc, n, m, mask, partial_ptr, count_ptr, tile, tl.program_id(1), rows, padded, SPLIT, JOIN)
         if last:
             total = summed(partial_ptr, n, m, mask, rows, padded, SPLIT)
-            store(y_ptr, complete(total, n, m, mask, bias_ptr, u_ptr, inner_ptr, RANK), n, m, mask, outs)
+            store(y_ptr, complete(total, n, m, mask, bias_ptr, u_ptr, inner_ptr, outs, RANK), n, m, mask, outs)
 
 
 @triton.jit
@@ -186,4 +186,4 @@ def join(
     m = tl.program_id(1) * ROWS + tl.arange(0, ROWS)
     mask = m[None, :] < rows
     acc = summed(partial_ptr, n, m, mask, rows, padded, SPLIT)
-    store(y_ptr, complete(acc, n, m, mask, bias_ptr, u_ptr, inner_ptr, RANK), n, m, mask, outs)
+    store(y_ptr, complete(acc, n, m, mask, bias_ptr, u_ptr, inner_ptr, outs, RANK), n, m, mask, outs)

@@ -8,6 +8,8 @@ JOIN = "atomic"    memory adds them up, in any order; another launch does the re
 import triton
 import triton.language as tl
 
+JOINS = ("last", "launch", "atomic")
+
 
 @triton.jit
 def meet(

@@ -23,13 +23,20 @@ LEAST_SCALE = tl.constexpr(LEAST)
 class Rounded:
     """x ≈ scale · (codes − zero).
 
-    codes int8 [rows, columns], zeros behind the last column of x; scale, zero float32 [rows or 1, spans]; zero is None
-    where it is 0 everywhere.
+    codes int8 [rows, columns], zeros behind the last column of x; scale, zero float32 [rows or 1, spans], each of `span`
+    columns; zero is None where it is 0 everywhere.
     """
 
     codes: Tensor
     scale: Tensor
     zero: Tensor | None
+    span: int
+
+    def values(self, in_features: int) -> Tensor:
+        """What it stands for: float32 [rows, in]."""
+        scale, zero = (None if t is None else t.repeat_interleave(self.span, 1)[:, :in_features] for t in (self.scale, self.zero))
+        codes = self.codes[:, :in_features].float()
+        return (codes if zero is None else codes.sub_(zero)).mul_(scale)
 
 
 @triton.jit
@@ -140,4 +147,4 @@ def tokens(
         BLOCK=block,
         num_warps=max(1, min(8, block // 1024)),
     )
-    return Rounded(codes, scale, zero)
+    return Rounded(codes, scale, zero, span)
