@@ -15,7 +15,7 @@ from .planes import read_step, read_zero, weights
 OUTS = 32
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["steps"])
 def decode(
     words_ptr,
     scale_ptr,

@@ -105,7 +105,7 @@ def scale_of(scale_ptr, at, NIBBLES: tl.constexpr):
     return tl.load(scale_ptr + at).to(tl.float32)[:, None] * (0.0625 if NIBBLES else 1.0)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["rows", "stride", "groups", "spans"])
 def rounded(
     q_ptr,
     t_ptr,
@@ -265,7 +265,7 @@ def finish_rounded(
             )
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["rows", "stride"])
 def join_rounded(
     partial_ptr,
     t_ptr,

@@ -104,7 +104,7 @@ def complete(acc, n, m, mask, bias_ptr, u_ptr, inner_ptr, outs, RANK: tl.constex
     return acc
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["rows", "steps"])
 def linear(
     x_ptr,
     words_ptr,
@@ -166,7 +166,7 @@ def linear(
             store(y_ptr, complete(total, n, m, mask, bias_ptr, u_ptr, inner_ptr, outs, RANK), n, m, mask, outs)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["rows"])
 def join(
     partial_ptr,
     y_ptr,

@@ -70,7 +70,7 @@ def fitted(low, high, BOTTOM: tl.constexpr, TOP: tl.constexpr):
     return scale, zero
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["spans", "stride"])
 def quantize(
     x_ptr,
     q_ptr,
