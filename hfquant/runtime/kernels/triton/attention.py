@@ -2,12 +2,11 @@
 
 A key is scale[g, d] · code + low[g, d], with one scale for `group` tokens in each channel d: so the query is multiplied
 by it, once for all of them.  A value is scale[t, c] · code + low[t, c], with one scale for some channels of a token: so
-the token's weight is.  No key and no value is decoded; codes become 16-bit floats in a shift and a logical operation
-(`fields`).  Code i of a row lies in bits i·b of its stream, so that field j of the int16 words is every (16/b)-th
-channel from j on: the query is read, and the result written, in that order.
+the token's weight is.  No key and no value is decoded: what tensor cores multiply is the codes, made into 16-bit floats
+by a shift and a logical operation (see `fields`).
 
-Programs share the tokens; the newest ones, which are not packed, are one more share.  `merge` adds the shares up by
-their log-sum-exps.
+Programs share the tokens; `merge` adds what they found up by its log-sum-exps, and the newest tokens, which are not
+packed.
 """
 
 import math
@@ -54,6 +53,32 @@ def code(words, BITS: tl.constexpr, J: tl.constexpr, ASM: tl.constexpr):
     else:
         value = (((words >> HOW[0]) & HOW[1]) | HOW[2]).to(tl.int16).to(tl.float16, bitcast=True)
     return value - HOW[3]
+
+
+@triton.jit
+def codes_from(words, BITS: tl.constexpr, J: tl.constexpr, EVERY: tl.constexpr, ASM: tl.constexpr):
+    """Every so many fields from J on, side by side in dimensions of 2."""
+    if EVERY * BITS == 16:
+        return code(words, BITS, J, ASM)
+    else:
+        even = codes_from(words, BITS, J, 2 * EVERY, ASM)
+        return tl.join(even, codes_from(words, BITS, J + EVERY, 2 * EVERY, ASM))
+
+
+@triton.jit
+def codes(words, BITS: tl.constexpr, ASM: tl.constexpr):
+    """int16 words of a stream [rows, n] -> its codes, float16 [rows, n · 16/BITS]"""
+    return tl.reshape(codes_from(words, BITS, 0, 1, ASM), (words.shape[0], words.shape[1] * (16 // BITS)))
+
+
+@triton.jit
+def load_rows(at, inside, COUNT: tl.constexpr, WIDTH: tl.constexpr):
+    """[rows, WIDTH] at pointers [rows]; zeros beyond COUNT and where a row is not `inside`."""
+    k = tl.arange(0, WIDTH)
+    if COUNT == WIDTH:
+        return tl.load(at[:, None] + k[None, :], mask=inside[:, None], other=0)
+    else:
+        return tl.load(at[:, None] + k[None, :], mask=inside[:, None] & (k < COUNT)[None, :], other=0)
 
 
 @triton.jit
@@ -117,66 +142,47 @@ def packed(
 ):
     """QUERIES heads of q [·, QUERIES, SIZE] share the keys and values of one; -> o [·, SPLIT, ROWS, VALUE_SIZE], m, l.
 
-    WORDS: int16 words of a key, VALUE_WORDS: of the values' CHANNELS, both padded to powers of two.
+    WORDS: int16 words of a key, VALUE_WORDS: of CHANNELS of a value, both made up to powers of two.
     """
-    FIELDS: tl.constexpr = 16 // BITS
     PARTS: tl.constexpr = VALUE_SIZE // CHANNELS
+    WIDTH: tl.constexpr = WORDS * (16 // BITS)
     head, share = tl.program_id(0).to(tl.int64), tl.program_id(1)
     r = tl.arange(0, ROWS)
-    w = tl.arange(0, WORDS)
-    v = tl.arange(0, VALUE_WORDS)
-    queries = ()
-    for j in tl.static_range(FIELDS):
-        at = q_ptr + (head * QUERIES + r)[:, None] * SIZE + (w * FIELDS + j)[None, :]
-        there = (r < QUERIES)[:, None] & (w * FIELDS + j < SIZE)[None, :]
-        queries = queries + (tl.load(at, mask=there, other=0.0).to(tl.float32) * scale,)
+    d = tl.arange(0, WIDTH)
+    query = load_rows(q_ptr + (head * QUERIES + r) * SIZE, r < QUERIES, SIZE, WIDTH).to(tl.float32) * scale
     acc = ()
-    for _ in tl.static_range(PARTS * FIELDS):
-        acc = acc + (tl.zeros((ROWS, VALUE_WORDS), tl.float32),)
+    for _ in tl.static_range(PARTS):
+        acc = acc + (tl.zeros((ROWS, VALUE_WORDS * (16 // BITS)), tl.float32),)
     m = tl.full((ROWS,), float("-inf"), tl.float32)
     l = tl.zeros((ROWS,), tl.float32)
     part = tl.cdiv(tl.cdiv(tokens, SPLIT), TOKENS) * TOKENS
     for first in range(share * part, tl.minimum((share + 1) * part, tokens), TOKENS):
         t = first + tl.arange(0, TOKENS)
-        visible = visible_at(mask_ptr, head // heads, t, tokens, total)
+        inside = t < tokens
         row = head * tokens + t
-        words = tl.load(
-            key_ptr + row[None, :] * KEY_STRIDE + w[:, None],
-            mask=(w * FIELDS < SIZE)[:, None] & (t < tokens)[None, :],
-            other=0,
-        )
-        scores = tl.zeros((ROWS, TOKENS), tl.float32)
-        constant = tl.zeros((ROWS,), tl.float32)
-        for j in tl.static_range(FIELDS):
-            channel = (head * tl.cdiv(tokens, GROUP) + first // GROUP) * SIZE + w * FIELDS + j
-            there = w * FIELDS + j < SIZE
-            key_scale = tl.load(key_scale_ptr + channel, mask=there, other=0.0).to(tl.float32)
-            key_low = tl.load(key_low_ptr + channel, mask=there, other=0.0).to(tl.float32)
-            scores = dot((queries[j] * key_scale[None, :]).to(tl.float16), code(words, BITS, j, ASM), scores)
-            constant += tl.sum(queries[j] * key_low[None, :], 1)
-        scores = tl.where(visible[None, :], scores + constant[:, None], float("-inf"))
-        p, m, l, shrink = weighed(scores, m, l)
+        at = (head * tl.cdiv(tokens, GROUP) + first // GROUP) * SIZE + d
+        key_scale = tl.load(key_scale_ptr + at, mask=d < SIZE, other=0.0).to(tl.float32)
+        key_low = tl.load(key_low_ptr + at, mask=d < SIZE, other=0.0).to(tl.float32)
+        key = codes(load_rows(key_ptr + row * KEY_STRIDE, inside, SIZE * BITS // 16, WORDS), BITS, ASM)
+        constant = tl.sum(query * key_low[None, :], 1)
+        scores = tl.broadcast_to(constant[:, None], (ROWS, TOKENS))
+        scores = dot((query * key_scale[None, :]).to(tl.float16), tl.trans(key), scores)
+        visible = visible_at(mask_ptr, head // heads, t, tokens, total)
+        p, m, l, shrink = weighed(tl.where(visible[None, :], scores, float("-inf")), m, l)
         found = ()
         for c in tl.static_range(PARTS):
-            value_scale = tl.load(value_scale_ptr + row * PARTS + c, mask=t < tokens, other=0.0).to(tl.float32)
-            value_low = tl.load(value_low_ptr + row * PARTS + c, mask=t < tokens, other=0.0).to(tl.float32)
-            constant = tl.sum(p * value_low[None, :], 1)
-            weights = (p * value_scale[None, :]).to(tl.float16)
-            words = tl.load(
-                value_ptr + row[:, None] * VALUE_STRIDE + (c * CHANNELS // FIELDS + v)[None, :],
-                mask=(t < tokens)[:, None] & (v * FIELDS < CHANNELS)[None, :],
-                other=0,
-            )
-            for j in tl.static_range(FIELDS):
-                before = acc[c * FIELDS + j] * shrink[:, None] + constant[:, None]
-                found = found + (dot(weights, code(words, BITS, j, ASM), before),)
+            value_scale = tl.load(value_scale_ptr + row * PARTS + c, mask=inside, other=0.0).to(tl.float32)
+            value_low = tl.load(value_low_ptr + row * PARTS + c, mask=inside, other=0.0).to(tl.float32)
+            at_value = value_ptr + row * VALUE_STRIDE + c * CHANNELS * BITS // 16
+            value = codes(load_rows(at_value, inside, CHANNELS * BITS // 16, VALUE_WORDS), BITS, ASM)
+            before = acc[c] * shrink[:, None] + tl.sum(p * value_low[None, :], 1)[:, None]
+            found = found + (dot((p * value_scale[None, :]).to(tl.float16), value, before),)
         acc = found
     at_row = (head * SPLIT + share) * ROWS + r
+    e = tl.arange(0, VALUE_WORDS * (16 // BITS))
     for c in tl.static_range(PARTS):
-        for j in tl.static_range(FIELDS):
-            channel = v * FIELDS + j
-            at = o_ptr + at_row[:, None] * VALUE_SIZE + (c * CHANNELS + channel)[None, :]
-            tl.store(at, acc[c * FIELDS + j], mask=(r < QUERIES)[:, None] & (channel < CHANNELS)[None, :])
+        at_o = o_ptr + at_row[:, None] * VALUE_SIZE + (c * CHANNELS + e)[None, :]
+        tl.store(at_o, acc[c], mask=(r < QUERIES)[:, None] & (e < CHANNELS)[None, :])
     tl.store(m_ptr + at_row, m)
     tl.store(l_ptr + at_row, l)
 
