@@ -44,7 +44,7 @@ class GpuExact:
 
             W: Weights = matrix.derive("gpu planes", lambda: weights(matrix.quantized().base.filled))
             x = before(x, matrix)
-            if x.shape[0] > most_rows(gpu(x.device), W.layout.bits):
+            if x.shape[0] > most_rows(gpu(x.device)):
                 bias = None if bias is None else bias.to(x.dtype)
                 return after(F.linear(x, dense.dense(W, x.dtype), bias), x, matrix, None)
             factors = matrix.extras.low_rank

@@ -17,7 +17,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from .configs import gpu
+from .configs import gpu, options
 from .fields import INTERPRETED
 
 if TYPE_CHECKING:
@@ -321,9 +321,8 @@ def attend(
         KEY_STRIDE=2 * layer.key_words.shape[-1],
         VALUE_STRIDE=2 * layer.value_words.shape[-1],
         ASM=asm and not INTERPRETED.value,
-        num_warps=4,
-        num_stages=2,
         **shape,
+        **options(stages=2),
     )
     merge[(batch * heads,)](
         query,
@@ -341,8 +340,7 @@ def attend(
         scale,
         WIDTH=max(16, triton.next_power_of_2(size)),
         VALUE_WIDTH=triton.next_power_of_2(value_size),
-        num_warps=4,
-        num_stages=2,
         **shape,
+        **options(stages=2),
     )
     return y

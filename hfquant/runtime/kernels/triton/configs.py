@@ -31,6 +31,15 @@ class Config:
     stages: int = 3
     split: int = 1
 
+    @property
+    def options(self) -> dict[str, Any]:
+        return options(self.warps, self.stages)
+
+
+def options(warps: int = 4, stages: int = 3) -> dict[str, Any]:
+    """What triton is told of a launch.  Products and sums are fused, which is its default no longer."""
+    return {"num_warps": warps, "num_stages": stages, "enable_fp_fusion": True}
+
 
 @dataclass(frozen=True)
 class Gpu:
@@ -52,23 +61,21 @@ def gpu(device: torch.device) -> Gpu:
 
 @cache
 def table(arch: int) -> dict[str, Any]:
-    """The table of the newest generation that is not newer than this one."""
+    """The table of the newest generation that is not newer than this one.
+
+    The consumer GPUs after 9.0 have no more shared memory than those before.
+    """
     known = sorted(int(path.stem.removeprefix("sm_")) for path in TABLES.glob("sm_*.json"))
-    nearest = max((a for a in known if a <= arch), default=known[0])
+    nearest = 86 if arch // 10 == 12 else max((a for a in known if a <= arch), default=known[0])
     content: dict[str, Any] = json.loads((TABLES / f"sm_{nearest}.json").read_text())
     return content
 
 
-def bucket(rows: int, sizes: list[int]) -> int:
-    """The smallest size that holds the rows, or the largest."""
-    return min((size for size in sizes if size >= rows), default=max(sizes))
-
-
 def shipped(arch: int, kernel: str, bits: int, rows: int) -> Config:
-    """The table's sizes, without a split."""
-    by_bits = table(arch)[kernel]
-    by_rows = by_bits.get(str(bits)) or by_bits["any"]
-    size = bucket(rows, sorted(map(int, by_rows)))
+    """The table's sizes, without a split: those for the smallest number of rows that holds these, or the largest."""
+    by_rows = next(found for widths, found in table(arch)[kernel].items() if str(bits) in widths.split())
+    sizes = sorted(map(int, by_rows))
+    size = next((size for size in sizes if size >= rows), sizes[-1])
     return Config(rows=size, **by_rows[str(size)])
 
 
@@ -87,10 +94,9 @@ def choose(gpu: Gpu, kernel: str, bits: int, rows: int, shape: tuple[int, int], 
     return split(shipped(gpu.arch, kernel, bits, rows), gpu, rows, shape[0], steps)
 
 
-def most_rows(gpu: Gpu, bits: int) -> int:
+def most_rows(gpu: Gpu) -> int:
     """Rows above which it is faster to make the weight dense, and multiply with that."""
-    limits = table(gpu.arch)["most_rows"]
-    return int(limits.get(str(bits), limits["any"]))
+    return int(table(gpu.arch)["most_rows"])
 
 
 def key(kernel: str, bits: int, rows: int, shape: tuple[int, int]) -> str:

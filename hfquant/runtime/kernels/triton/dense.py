@@ -8,6 +8,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from .configs import options
 from .fields import INTERPRETED, parts_of, step_of
 from .layout import Weights
 from .planes import read_step, read_zero, weights
@@ -72,5 +73,6 @@ def dense(W: Weights, dtype: torch.dtype, asm: bool = True) -> Tensor:
         GROUP=W.group,
         OUTS=OUTS,
         ASM=asm and not INTERPRETED.value,
+        **options(),
     )
     return w

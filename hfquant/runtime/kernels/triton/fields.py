@@ -31,9 +31,7 @@ def tiles_of(bits, field):
     """What a step of a row is read in: (first column in the step, width, shift)."""
     step = step_of(bits, field)
     return tuple(
-        (first, width, shift)
-        for width, shift in planes_of(bits)
-        for first in range(0, step, 16 // width * field)
+        (first, width, shift) for width, shift in planes_of(bits) for first in range(0, step, 16 // width * field)
     )
 
 

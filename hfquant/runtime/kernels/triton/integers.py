@@ -289,4 +289,6 @@ def join_rounded(
     n = tl.program_id(0) * OUTS + tl.arange(0, OUTS)
     m = tl.program_id(1) * ROWS + tl.arange(0, ROWS)
     acc = summed(partial_ptr, n, m, (m < rows)[None, :], rows, padded, SPLIT)
-    complete_rounded(acc, n, m, t_ptr, y_ptr, scale_ptr, c_ptr, out_ptr, bias_ptr, rows, outs, stride, WHOLE, SPAN, NIBBLES)
+    complete_rounded(
+        acc, n, m, t_ptr, y_ptr, scale_ptr, c_ptr, out_ptr, bias_ptr, rows, outs, stride, WHOLE, SPAN, NIBBLES
+    )

@@ -56,7 +56,9 @@ def linear(
     sizes = {"RANK": low_rank.u.shape[1] if low_rank else 0, "ROWS": config.rows, "OUTS": config.outs}
     padded = W.words.shape[0]
     grid = (-(-outs // config.outs), config.split, -(-rows // config.rows))
-    partial, count, join = counters.meeting(x.device, torch.float32, config.split, grid[0] * grid[2], (rows, padded), join)
+    partial, count, join = counters.meeting(
+        x.device, torch.float32, config.split, grid[0] * grid[2], (rows, padded), join
+    )
     planes.linear[grid](
         x,
         W.words,
@@ -79,13 +81,12 @@ def linear(
         SPLIT=config.split,
         JOIN=join,
         ASM=asm and not planes.INTERPRETED.value,
-        num_warps=config.warps,
-        num_stages=config.stages,
         **sizes,
+        **config.options,
     )
     if config.split > 1 and join != "last":
         shares = 1 if join == "atomic" else config.split
-        planes.join[grid[::2]](partial, y, *tail, rows, outs, padded, SPLIT=shares, **sizes)
+        planes.join[grid[::2]](partial, y, *tail, rows, outs, padded, SPLIT=shares, **sizes, **config.options)
     return y
 
 

@@ -4,6 +4,8 @@ import torch
 import triton
 import triton.language as tl
 
+from .configs import options
+
 
 @triton.jit
 def one(x_ptr):
@@ -13,6 +15,6 @@ def one(x_ptr):
 def touch(device: torch.device) -> None:
     """Compile and run next to nothing.  Raises what triton raises, RuntimeError if the result is wrong."""
     x = torch.zeros(1, dtype=torch.int32, device=device)
-    one[(1,)](x)
+    one[(1,)](x, **options())
     if x.item() != 1:
         raise RuntimeError("a kernel ran and changed nothing")

@@ -32,7 +32,9 @@ def rounded(
     tiles = -(-outs // config.outs), -(-rows // config.rows)
     stride = x.scale.stride(0) if x.scale.shape[0] > 1 else 0
     sums = torch.int32 if W.whole else torch.float32
-    partial, count, join = counters.meeting(x.codes.device, sums, config.split, tiles[0] * tiles[1], (rows, padded), join)
+    partial, count, join = counters.meeting(
+        x.codes.device, sums, config.split, tiles[0] * tiles[1], (rows, padded), join
+    )
     sizes = {"SPAN": W.span, "ROWS": config.rows, "OUTS": config.outs}
     integers.rounded[(tiles[0] * tiles[1], config.split)](
         x.codes,
@@ -60,9 +62,8 @@ def rounded(
         SPLIT=config.split,
         JOIN=join,
         ASM=asm and not integers.INTERPRETED.value,
-        num_warps=config.warps,
-        num_stages=config.stages,
         **sizes,
+        **config.options,
     )
     if config.split > 1 and join != "last":
         integers.join_rounded[tiles](
@@ -81,5 +82,6 @@ def rounded(
             NIBBLES=W.nibbles,
             SPLIT=1 if join == "atomic" else config.split,
             **sizes,
+            **config.options,
         )
     return y

@@ -12,9 +12,7 @@ JOINS = ("last", "launch", "atomic")
 
 
 @triton.jit
-def meet(
-    acc, n, m, mask, partial_ptr, count_ptr, tile, share, rows, padded, SPLIT: tl.constexpr, JOIN: tl.constexpr
-):
+def meet(acc, n, m, mask, partial_ptr, count_ptr, tile, share, rows, padded, SPLIT: tl.constexpr, JOIN: tl.constexpr):
     """Leave sums [OUTS, ROWS] in partial [SPLIT, rows, padded]; whether all are there, and this program is to go on."""
     at = partial_ptr + (m[None, :] * padded + n[:, None])
     if JOIN == "atomic":

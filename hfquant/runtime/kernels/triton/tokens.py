@@ -14,6 +14,7 @@ from torch import Tensor
 
 from ....tensors.activations import LEAST, bounds
 from ....tensors.encoding import Activations
+from .configs import options
 
 BLOCK = 8192  # columns held in registers
 LEAST_SCALE = tl.constexpr(LEAST)
@@ -34,7 +35,9 @@ class Rounded:
 
     def values(self, in_features: int) -> Tensor:
         """What it stands for: float32 [rows, in]."""
-        scale, zero = (None if t is None else t.repeat_interleave(self.span, 1)[:, :in_features] for t in (self.scale, self.zero))
+        scale, zero = (
+            None if t is None else t.repeat_interleave(self.span, 1)[:, :in_features] for t in (self.scale, self.zero)
+        )
         codes = self.codes[:, :in_features].float()
         return (codes if zero is None else codes.sub_(zero)).mul_(scale)
 
@@ -145,6 +148,6 @@ def tokens(
         TOP=top,
         GIVEN=given is not None,
         BLOCK=block,
-        num_warps=max(1, min(8, block // 1024)),
+        **options(max(1, min(8, block // 1024))),
     )
     return Rounded(codes, scale, zero, span)

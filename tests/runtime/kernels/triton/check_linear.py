@@ -99,7 +99,9 @@ def test_layers() -> None:
     generator = torch.Generator().manual_seed(0)
     u, v = (torch.randint(-99, 99, s, dtype=torch.int8, generator=generator) for s in ((70, 3), (3, 300)))
     base = random(70, 300, Grid(3, 64, False))
-    Q = Quantized(**{**vars(base), "low_rank": LowRank(u=u, v=v, scale=torch.rand(3) * 1e-3), "input_scale": torch.rand(300) + 1})
+    Q = Quantized(
+        **{**vars(base), "low_rank": LowRank(u=u, v=v, scale=torch.rand(3) * 1e-3), "input_scale": torch.rand(300) + 1}
+    )
     layer = QLinear.from_quantized(Q, torch.randn(70), formats.load("native"), FP16)
     for rows in (1, 3, 200):
         x = inputs(rows, 300, FP16)

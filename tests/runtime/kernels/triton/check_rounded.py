@@ -72,9 +72,7 @@ def test_codes_are_those_of_the_definition(activations: Activations) -> None:
 
 
 @pytest.mark.parametrize(("bits", "symmetric", "group", "activations"), CASES, ids=str)
-def test_results_are_those_of_the_reference(
-    bits: int, symmetric: bool, group: int, activations: Activations
-) -> None:
+def test_results_are_those_of_the_reference(bits: int, symmetric: bool, group: int, activations: Activations) -> None:
     """Bit for bit where one integer makes each; groups are added up in float32, by one machine fused with the product."""
     Q = replace(random(20, 321, Grid(bits, group, symmetric)), activations=activations)
     for rows in (1, 17):
@@ -111,11 +109,11 @@ def test_layers(per: str) -> None:
     activations = Activations(8, per, 64 if per == "group" else -1, symmetric=False)  # type: ignore[arg-type]
     generator = torch.Generator().manual_seed(0)
     u, v = (torch.randint(-99, 99, s, dtype=torch.int8, generator=generator) for s in ((20, 3), (3, 300)))
-    static = {"activation_scale": torch.tensor([0.4]), "activation_zero": torch.tensor([-3.0])} if per == "static" else {}
-    plain = replace(random(20, 300, Grid(4, 64, False)), activations=activations, **static)
-    full = replace(
-        plain, input_scale=torch.rand(300) + 1, low_rank=LowRank(u=u, v=v, scale=torch.rand(3) * 1e-3)
+    static = (
+        {"activation_scale": torch.tensor([0.4]), "activation_zero": torch.tensor([-3.0])} if per == "static" else {}
     )
+    plain = replace(random(20, 300, Grid(4, 64, False)), activations=activations, **static)
+    full = replace(plain, input_scale=torch.rand(300) + 1, low_rank=LowRank(u=u, v=v, scale=torch.rand(3) * 1e-3))
     for Q, dtype in ((plain, torch.float16), (full, torch.float32)):
         layer = QLinear.from_quantized(Q, torch.randn(20), NATIVE, dtype)
         x = inputs(3, 300).to(dtype)
@@ -127,7 +125,9 @@ def test_layers(per: str) -> None:
 
 
 def test_what_it_does_not_take() -> None:
-    layer = QLinear.from_quantized(replace(random(20, 300, Grid(4, 48)), activations=TOKEN), None, NATIVE, torch.float16)
+    layer = QLinear.from_quantized(
+        replace(random(20, 300, Grid(4, 48)), activations=TOKEN), None, NATIVE, torch.float16
+    )
     with kernels.mode("gpu_rounded"):
         assert kernels.choose(inputs(3, 300), layer.matrix).refused == (
             ("gpu_rounded", "16 columns share their scales: not a multiple of 32"),

@@ -42,7 +42,7 @@ class Launch:
 
     kernel: Any
     arguments: dict[str, Any]
-    options: dict[str, int]
+    options: dict[str, Any]
 
 
 @contextmanager
@@ -51,7 +51,7 @@ def launches(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[Launch]]:
     found: list[Launch] = []
 
     def run(self: Any, *args: Any, grid: Any, warmup: bool, **kwargs: Any) -> None:
-        options = {name: kwargs.pop(name) for name in ("num_warps", "num_stages") if name in kwargs}
+        options = {name: kwargs.pop(name) for name in [*kwargs] if name not in self.arg_names}
         found.append(Launch(self, dict(zip(self.arg_names, args, strict=False)) | kwargs, options))
 
     with monkeypatch.context() as patch:
@@ -89,14 +89,16 @@ class Code:
 
     @cached_property
     def loop(self) -> Counter[str]:
-        """Instructions of the longest loop, by the first part of their names; total under ''."""
+        """Instructions of the longest loop with a tensor core's in it, by the first part of their names; all under ''."""
         found, labels = self.instructions
-        longest: list[tuple[str, str]] = []
+        longest: list[str] = []
         for i, (opcode, operands) in enumerate(found):
             target = re.search(r"`\((\.L\w*)\)", operands)
             if opcode.startswith("BRA") and target and labels.get(target[1], i) < i:
-                longest = max(longest, found[labels[target[1]] : i + 1], key=len)
-        return Counter(opcode.split(".")[0] for opcode, _ in longest) + Counter({"": len(longest)})
+                body = [name.split(".")[0] for name, _ in found[labels[target[1]] : i + 1]]
+                if any(name.endswith("MMA") for name in body):
+                    longest = max(longest, body, key=len)
+        return Counter(longest) + Counter({"": len(longest)})
 
 
 def compiled(launch: Launch, arch: int) -> Code:
