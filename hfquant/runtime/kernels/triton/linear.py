@@ -11,7 +11,6 @@ from . import counters, planes
 from .configs import Config, choose, gpu
 from .layout import Weights
 
-
 RANKS = (16, 32, 64)  # what a program adds itself; a larger correction is two products more
 
 

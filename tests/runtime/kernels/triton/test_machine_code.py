@@ -7,16 +7,14 @@ about 3.5 to 3.9 of them per weight.
 
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 
-from hfquant.runtime.kernels.triton.configs import TABLES, Config, shipped, table
+from hfquant.runtime.kernels.triton.configs import Config, shipped, table
 from hfquant.runtime.kernels.triton.layout import weights
 from hfquant.runtime.kernels.triton.signed import prepare
-from hfquant.runtime.kv_cache import CompressedLayer
 from hfquant.tensors.encoding import Activations
 from hfquant.tensors.grid import Grid
 from hfquant.tensors.layer import LowRank
@@ -25,9 +23,9 @@ from ...rounding import random
 
 pytest.importorskip("triton", reason="the extra `gpu` is not installed")
 
-from hfquant.runtime.kernels.triton import attention, dense, linear, rounded, tokens  # noqa: E402
+from hfquant.runtime.kernels.triton import linear, rounded, tokens
 
-from .machine_code import SHARED, Launch, compiled, recorded  # noqa: E402
+from .machine_code import SHARED, Launch, compiled, recorded
 
 BF16, FP16 = torch.bfloat16, torch.float16
 ARCHES = (80, 89, 90)
