@@ -18,7 +18,6 @@ os.environ["OPENBLAS_NUM_THREADS"] = "1"  # scipy's own threads spin: four times
 from collections.abc import Callable, Iterator
 from functools import cache, partial
 from pathlib import Path
-from typing import Any
 
 if "HFQUANT_TESTS_CACHE" not in os.environ:  # one for all processes of a run, away from what other versions left
     os.environ["HFQUANT_TESTS_CACHE"] = os.environ["XDG_CACHE_HOME"] = tempfile.mkdtemp(prefix="hfquant-tests-")
@@ -28,14 +27,14 @@ import pytest
 import torch
 import transformers
 from filelock import FileLock
-from torch import Tensor
+
 from transformers import PreTrainedTokenizerBase
 
 from hfquant.measure.text import Text, cut
 from hfquant.model.calibration import token_batches
 from tests import families
 
-pytest_plugins = ["tests.hub.fixtures"]
+pytest_plugins = ["tests.hub.fixtures", "tests.poison"]
 
 transformers.utils.logging.disable_progress_bar()
 # Models of a megabyte lose more to waiting for a second thread than it brings; on a busy machine, tenfold.
@@ -64,24 +63,6 @@ def tokenized_once() -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(PreTrainedTokenizerBase, "__call__", remembered)
         yield
-
-
-@pytest.fixture(autouse=True)
-def poison(monkeypatch: pytest.MonkeyPatch) -> None:
-    """`torch.empty` and its kin return NaN or the largest integer: a cell nobody wrote fails its test."""
-    for name in ("empty", "empty_like"):
-        monkeypatch.setattr(torch, name, _poisoned(getattr(torch, name)))
-    monkeypatch.setattr(torch.Tensor, "new_empty", _poisoned(torch.Tensor.new_empty))
-
-
-def _poisoned(make: Callable[..., Tensor]) -> Callable[..., Tensor]:
-    def made(*args: Any, **kwargs: Any) -> Tensor:
-        tensor = make(*args, **kwargs)
-        if tensor.is_meta or tensor.dtype == torch.bool:
-            return tensor
-        return tensor.fill_(float("nan") if tensor.is_floating_point() else torch.iinfo(tensor.dtype).max)
-
-    return made
 
 
 Make = Callable[[str, Path], object]
