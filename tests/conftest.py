@@ -18,6 +18,7 @@ os.environ["OPENBLAS_NUM_THREADS"] = "1"  # scipy's own threads spin: four times
 from collections.abc import Callable, Iterator
 from functools import cache, partial
 from pathlib import Path
+from typing import Any
 
 if "HFQUANT_TESTS_CACHE" not in os.environ:  # one for all processes of a run, away from what other versions left
     os.environ["HFQUANT_TESTS_CACHE"] = os.environ["XDG_CACHE_HOME"] = tempfile.mkdtemp(prefix="hfquant-tests-")
@@ -27,7 +28,7 @@ import pytest
 import torch
 import transformers
 from filelock import FileLock
-
+from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
 from hfquant.measure.text import Text, cut

@@ -46,18 +46,25 @@ class GpuRounded:
             assert activations is not None
             W: Integers = matrix.derive("gpu integers", lambda: prepare(matrix.quantized().base.filled, activations))
             rows = x if extras.input_scale is None else x.float() / extras.input_scale
-            given = None
-            if activations.per in ("tensor", "static"):
-                given = extras.activation_scale, extras.activation_zero
-                if activations.per == "tensor":
-                    given = dynamic_scale(rows, activations)
-                given = given[0], None if activations.symmetric else given[1]
-            seen = tokens(rows, activations, W.columns, given)
+            seen = tokens(rows, activations, W.columns, _given(rows, matrix))
             if extras.low_rank is None:
                 return rounded(seen, W, x.dtype, bias)
             y = rounded(seen, W, torch.float32)
             y += correction(seen.values(rows.shape[1]), extras.low_rank)
             return (y if bias is None else y + bias.float()).to(x.dtype)
+
+
+def _given(rows: Tensor, matrix: Matrix) -> tuple[Tensor, Tensor | None] | None:
+    """The scale and zero point that all rows share; None if each has its own."""
+    activations, extras = matrix.encoding.activations, matrix.extras
+    assert activations is not None
+    if activations.per not in ("tensor", "static"):
+        return None
+    scale, zero = extras.activation_scale, extras.activation_zero
+    if activations.per == "tensor":
+        scale, zero = dynamic_scale(rows, activations)
+    assert scale is not None, "static activations have a stored scale"
+    return scale, None if activations.symmetric else zero
 
 
 KERNEL = GpuRounded()

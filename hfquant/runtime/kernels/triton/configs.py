@@ -1,9 +1,9 @@
 """Which sizes a kernel runs with: a table for each generation of GPUs, and what a user measured on their own.
 
 A table gives, for kernel, width and rows of x, the sizes of a program.  How many programs share the columns of a weight
-(`split`) follows from the number of multiprocessors.  `tables/*.json` were chosen by what the compiler makes of them (no
-spilled registers, few instructions per weight, room for several programs on a multiprocessor).  `tune` measures, and
-writes what it finds for one GPU and shape into the user's cache folder, where it is found before the tables.
+(`split`) follows from the number of multiprocessors.  `tables/*.json` were chosen by what the compiler makes of them
+(no spilled registers, few instructions per weight, room for several programs on a multiprocessor).  What is measured
+for one GPU and shape goes into the user's cache folder by `remember`, and is found there before the tables.
 """
 
 import json

@@ -46,7 +46,7 @@ def current(device: torch.device) -> Tensor | None:
 def meeting(
     device: torch.device, dtype: torch.dtype, split: int, programs: int, shape: tuple[int, int], join: str
 ) -> tuple[Tensor | None, Tensor | None, str]:
-    """Where the sums of `split` programs meet: memory for partial sums [., *shape], counters, and how (see `splits`)."""
+    """Where the sums of `split` programs meet: memory for them [., *shape], counters, and how (see `device.splits`)."""
     if split == 1:
         return None, None, join
     count = current(device) if join == "last" else None

@@ -1,4 +1,4 @@
-"""Launches the kernels of `planes` and `dense`: y = x Ŵᵀ (+ bias, + low-rank correction) for 16-bit x."""
+"""Launches the kernel of `device.planes`: y = x Ŵᵀ (+ bias, + low-rank correction) for 16-bit x."""
 
 from dataclasses import dataclass
 
@@ -7,8 +7,10 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ....tensors.layer import LowRank as Factors
-from . import counters, planes
+from . import counters
 from .configs import Config, choose, gpu
+from .device import planes
+from .device.fields import INTERPRETED
 from .layout import Weights
 
 RANKS = (16, 32, 64)  # what a program adds itself; a larger correction is two products more
@@ -44,7 +46,8 @@ def linear(
     """[rows, out] in `dtype`, that of x if there is none.
 
     x [rows, in] bfloat16 or float16, contiguous, on the device of W; bias [out].  join: how sums
-    split over columns meet, see `planes`; asm: whether codes are taken apart in PTX or in Triton's own operations.
+    split over columns meet, see `device.splits`; asm: whether codes are taken apart in PTX or in Triton's own
+    operations.
     """
     (outs, in_features), rows = W.shape, x.shape[0]
     steps = W.layout.columns(in_features) // W.layout.step
@@ -79,7 +82,7 @@ def linear(
         TAIL=steps * W.layout.step != in_features,
         SPLIT=config.split,
         JOIN=join,
-        ASM=asm and not planes.INTERPRETED.value,
+        ASM=asm and not INTERPRETED.value,
         **sizes,
         **config.options,
     )

@@ -1,15 +1,9 @@
 """Whether triton runs here at all: its driver, its compiler, and the one for C that it needs."""
 
 import torch
-import triton
-import triton.language as tl
 
 from .configs import options
-
-
-@triton.jit
-def one(x_ptr):
-    tl.store(x_ptr, 1)
+from .device.probe import one
 
 
 def touch(device: torch.device) -> None:

@@ -1,10 +1,12 @@
-"""Launches the kernel of `integers`: a layer whose input is rounded too."""
+"""Launches the kernel of `device.integers`: a layer whose input is rounded too."""
 
 import torch
 from torch import Tensor
 
-from . import counters, integers
+from . import counters
 from .configs import Config, choose, gpu
+from .device import integers
+from .device.fields import INTERPRETED
 from .signed import Integers
 from .tokens import Rounded
 
@@ -61,7 +63,7 @@ def rounded(
         BAND=BAND,
         SPLIT=config.split,
         JOIN=join,
-        ASM=asm and not integers.INTERPRETED.value,
+        ASM=asm and not INTERPRETED.value,
         **sizes,
         **config.options,
     )

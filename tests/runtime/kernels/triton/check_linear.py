@@ -9,9 +9,9 @@ from torch import Tensor
 from hfquant.runtime import kernels
 from hfquant.runtime.kernels.triton.configs import Config
 from hfquant.runtime.kernels.triton.dense import dense
+from hfquant.runtime.kernels.triton.device.splits import JOINS
 from hfquant.runtime.kernels.triton.layout import weights
 from hfquant.runtime.kernels.triton.linear import linear, low_rank
-from hfquant.runtime.kernels.triton.splits import JOINS
 from hfquant.runtime.nn import QLinear
 from hfquant.runtime.reference import dense as reference
 from hfquant.tensors import formats
@@ -95,7 +95,7 @@ def test_dense_is_bit_for_bit_the_reference(bits: int) -> None:
 
 
 def test_layers() -> None:
-    """Through the dispatcher: few rows, many rows, bias, correction; and what the kernel does not take, with a reason."""
+    """Through the dispatcher: few rows, many rows, bias, correction; and what the kernel does not take, with reasons."""
     generator = torch.Generator().manual_seed(0)
     u, v = (torch.randint(-99, 99, s, dtype=torch.int8, generator=generator) for s in ((70, 3), (3, 300)))
     base = random(70, 300, Grid(3, 64, False))

@@ -89,7 +89,7 @@ class Code:
 
     @cached_property
     def loop(self) -> Counter[str]:
-        """Instructions of the longest loop with a tensor core's in it, by the first part of their names; all under ''."""
+        """Instructions of the longest loop with a tensor core's in it, by the first part of their names; all as ''."""
         found, labels = self.instructions
         longest: list[str] = []
         for i, (opcode, operands) in enumerate(found):

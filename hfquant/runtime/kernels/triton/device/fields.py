@@ -44,7 +44,7 @@ def step_of(bits, field):
 @triton.constexpr_function
 def parts_of(bits, bfloat):
     """The planes that share a mantissa: tuples of (width, shift)."""
-    parts = [[]]
+    parts: list[list[tuple[int, int]]] = [[]]
     for width, shift in planes_of(bits):
         if width + sum(w for w, _ in parts[-1]) > (7 if bfloat else 10):
             parts.append([])
