@@ -48,6 +48,11 @@ def pytest_collection_finish() -> None:
     gc.freeze()
 
 
+def pytest_unconfigure() -> None:
+    """Or what libraries hold seems lost to them when the process ends, and they list it."""
+    gc.unfreeze()
+
+
 @pytest.fixture(autouse=True, scope="session")
 def tokenized_once() -> Iterator[None]:
     """The packaged texts take a second to tokenize: whoever asks a tokenizer that is the same gets the same answer."""

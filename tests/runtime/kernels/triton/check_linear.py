@@ -95,7 +95,7 @@ def test_dense_is_bit_for_bit_the_reference(bits: int) -> None:
 
 
 def test_layers() -> None:
-    """Through the dispatcher: few rows, many rows, bias, correction; and what the kernel does not take, with reasons."""
+    """Through the dispatcher: few and many rows, bias, correction; and what the kernel does not take, with reasons."""
     generator = torch.Generator().manual_seed(0)
     u, v = (torch.randint(-99, 99, s, dtype=torch.int8, generator=generator) for s in ((70, 3), (3, 300)))
     base = random(70, 300, Grid(3, 64, False))

@@ -73,7 +73,7 @@ def test_codes_are_those_of_the_definition(activations: Activations) -> None:
 
 @pytest.mark.parametrize(("bits", "symmetric", "group", "activations"), CASES, ids=str)
 def test_results_are_those_of_the_reference(bits: int, symmetric: bool, group: int, activations: Activations) -> None:
-    """Bit for bit where one integer makes each; groups are added up in float32, which one machine fuses with products."""
+    """Bit for bit where one integer makes each; groups are added up in float32, fused with the product or not."""
     Q = replace(random(20, 321, Grid(bits, group, symmetric)), activations=activations)
     for rows in (1, 17):
         x, W = inputs(rows, Q.shape[1]), prepare(Q, activations)

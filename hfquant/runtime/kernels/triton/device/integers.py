@@ -1,10 +1,11 @@
 """y = x Ŵᵀ where both are 8-bit integers: tensor cores multiply and add them up exactly.
 
-With codes c of a weight (scale s, zero point z) and q of x (scale t, zero point y), all of them signed, over the columns
-that share them:   s·t · Σ (c − z)(q − y)   =   s·t · (Σ c·q  −  z·Σ q  −  y·Σ (c − z)).
+With codes c of a weight (scale s, zero point z) and q of x (scale t, zero point y), all of them signed, over the
+columns that share them:   s·t · Σ (c − z)(q − y)   =   s·t · (Σ c·q  −  z·Σ q  −  y·Σ (c − z)).
 The bracket is an integer and computed as one.  Σ q is a product with ones, which tensor cores have time for;
-Σ (c − z) is known beforehand.  Weights of more than 4 bits are bytes.  Smaller ones lie two in a byte: byte i of a block of HALF
-holds column i in its low bits and column HALF + i in its high ones, as codes + 8; an exclusive or makes them 16·c.
+Σ (c − z) is known beforehand.  Weights of more than 4 bits are bytes.  Smaller ones lie two in a byte: byte i of a
+block of HALF holds column i in its low bits and column HALF + i in its high ones, as codes + 8; an exclusive or makes
+them 16·c.
 
 As in `planes`, weights come first, and sums may be split over columns: exact sums stay integers until they meet.
 """
