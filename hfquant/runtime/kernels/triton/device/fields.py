@@ -62,7 +62,8 @@ def part_of(bits, field, part, column, bfloat):
     mantissa, bias = (7, 127) if bfloat else (10, 15)
     planes = parts_of(bits, bfloat)[part]
     tiles = [(width, shift, first) for first, width, shift in tiles_of(bits, field)]
-    (low, lowest), total = planes[0], sum(width for width, _ in planes)
+    low, lowest = planes[0]
+    total = sum(width for width, _ in planes)
     least = max(0, mantissa + lowest - bias)  # further down the base would be infinite
     together = (mantissa - least - total) // low + 1  # fields of the low plane that one shift brings into place
     place = column % (16 // low * field) // field % together * low + least

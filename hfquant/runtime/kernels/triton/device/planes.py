@@ -19,8 +19,9 @@ from .splits import meet, store, summed
 
 
 @triton.jit
-def read(words_ptr, steps, step, BITS: tl.constexpr, FIELD: tl.constexpr, TILE: tl.constexpr):
-    """One tile [OUTS, FIELD] of a step; words_ptr [OUTS, 1] at the rows."""
+def read(words_ptr, steps, step, BITS: tl.constexpr, FIELD: tl.constexpr, I: tl.constexpr):
+    """Tile I [OUTS, FIELD] of a step; words_ptr [OUTS, 1] at the rows."""
+    TILE: tl.constexpr = tiles_of(BITS, FIELD)[I]
     SIXTEENTH: tl.constexpr = step_of(BITS, FIELD) // 16  # words per bit: makes the alignment plain to see
     at = (steps * TILE[2] + step * TILE[1]) * SIXTEENTH + TILE[0] // 16 * TILE[1]
     return tl.load(words_ptr + (at + tl.arange(0, FIELD))[None, :])
@@ -29,10 +30,10 @@ def read(words_ptr, steps, step, BITS: tl.constexpr, FIELD: tl.constexpr, TILE: 
 @triton.jit
 def read_step(words_ptr, steps, step, BITS: tl.constexpr, FIELD: tl.constexpr):
     """The tiles of a step, as a tuple."""
-    TILES: tl.constexpr = tiles_of(BITS, FIELD)
+    COUNT: tl.constexpr = len(tiles_of(BITS, FIELD))
     tiles = ()
-    for i in tl.static_range(len(TILES)):
-        tiles = tiles + (read(words_ptr, steps, step, BITS, FIELD, TILES[i]),)
+    for i in tl.static_range(COUNT):
+        tiles = tiles + (read(words_ptr, steps, step, BITS, FIELD, i),)
     return tiles
 
 
