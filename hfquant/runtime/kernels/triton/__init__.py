@@ -1,11 +1,11 @@
 """Kernels for NVIDIA GPUs, written in Triton.  Nothing here imports triton before a kernel is asked for.
 
-layout     codes as the kernels read them                  configs    which sizes a kernel runs with, by GPU and rows
-planes     W2..8 · 16-bit floats                           integers   W2..8 · 8-bit integers
-dense      codes -> 16-bit weights, for many rows          tokens     x -> 8-bit integers
-expand     kept values and their places -> all values      attention  one query over a compressed KV cache
+linear     W1..8 · 16-bit floats                       rounded    W1..8 · 8-bit integers
+dense      codes -> 16-bit weights, for many rows      tokens     x -> 8-bit integers
+attention  one query over a compressed KV cache
 
-Files of that name hold what runs on the GPU; `linear`, `rounded` and the functions next to the others launch it.
+launch what runs on the GPU, which is in `device`.  `layout` and `signed` say how they read codes, `configs` which sizes
+they run with, by GPU and rows.
 """
 
 import os
@@ -16,8 +16,11 @@ from functools import cache
 from importlib.util import find_spec
 
 import torch
+from packaging import version
 
 from .. import Unavailable
+
+OLDEST = (3, 7)  # of triton
 
 
 def interpreted() -> bool:
@@ -30,14 +33,26 @@ def refuses_device(kind: str, index: int | None) -> str | None:
     """Why nothing here runs on a device; None if it may."""
     if kind != "cuda" and not (kind == "cpu" and interpreted()):
         return f"for NVIDIA GPUs, not {kind}"
-    if find_spec("triton") is None:
-        return "triton is not installed: `pip install hfquant[gpu]`"
+    if reason := refuses_triton():
+        return reason
     if kind == "cuda":
         if torch.version.hip is not None:
             return "for NVIDIA GPUs, not AMD's"
         major, minor = torch.cuda.get_device_capability(index)
         if major < 8:
             return f"compute capability {major}.{minor}: needs 8.0"
+    return None
+
+
+@cache
+def refuses_triton() -> str | None:
+    """Why the triton that is installed, if any, does not compile these kernels."""
+    if find_spec("triton") is None:
+        return "triton is not installed: `pip install 'hfquant[gpu]'`"
+    import triton
+
+    if version.parse(triton.__version__).release < OLDEST:
+        return f"triton {triton.__version__} is too old: needs {'.'.join(map(str, OLDEST))}"
     return None
 
 
