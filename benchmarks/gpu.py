@@ -3,8 +3,8 @@
     python benchmarks/gpu.py [--quick] [--shapes 4096x4096,...] [--rows 1,16,128]
 
 Of each candidate so many copies of the weight are used in turn that no cache holds them, all in one CUDA graph; a time
-is the median of its replays, divided by the copies.  What memory can give is measured first, by copying.  Every layer is
-compared with a float64 product before it is timed; one that is wrong, or that another kernel than the named one would
+is the median of its replays, divided by the copies.  What memory can give is measured first, by copying.  Every layer
+is compared with a float64 product before it is timed; one that is wrong, or that another kernel than the named would
 run, ends the run.  Writes results/gpu.json and results/gpu.md next to this file.
 """
 
@@ -18,9 +18,9 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from hfquant.measure.machine import versions
 from torch import Tensor
 
+from hfquant.machine import versions
 from hfquant.runtime import kernels
 from hfquant.runtime.kernels.triton.counters import counters
 from hfquant.runtime.nn import QLinear
@@ -83,6 +83,7 @@ def _check(layer: QLinear, Q: Quantized, name: str) -> None:
 def microseconds(call: Callable[[], Any]) -> float:
     """Of one replay of a graph of it: the median."""
     stream = torch.cuda.Stream()
+    torch.cuda.synchronize()
     with torch.cuda.stream(stream):
         call()  # compiles
         call()
@@ -90,7 +91,7 @@ def microseconds(call: Callable[[], Any]) -> float:
     graph = torch.cuda.CUDAGraph()
     with counters(torch.device("cuda", torch.cuda.current_device())), torch.cuda.graph(graph):
         call()
-        times = []
+    times = []
     graph.replay()
     for _ in range(REPLAYS):
         begin, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
