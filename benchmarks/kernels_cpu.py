@@ -22,9 +22,9 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from hfquant.measure.machine import hardware, versions
 from torch import Tensor
 
+from hfquant.machine import hardware, versions
 from hfquant.runtime import kernels
 from hfquant.runtime.llvm import machine
 from hfquant.runtime.nn import QLinear
