@@ -13,10 +13,10 @@ import uvicorn
 
 from space_app.app import create
 from space_app.login import Login
-from tests.conversion.jobs.conftest import Desk, calm, desk, model, settings
+from tests.conversion.jobs.conftest import Desk, calm, desk, made, model, settings
 from tests.hub.fixtures import TOKENS
 
-__all__ = ["calm", "desk", "model", "settings"]
+__all__ = ["calm", "desk", "made", "model", "settings"]
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
