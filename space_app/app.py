@@ -12,7 +12,6 @@ for name, value in {
 
 import argparse  # noqa: E402
 from collections.abc import Sequence  # noqa: E402
-from pathlib import Path  # noqa: E402
 from typing import Any  # noqa: E402
 
 import fastapi  # noqa: E402
@@ -23,7 +22,7 @@ from cryptography.fernet import Fernet  # noqa: E402
 from hfquant.conversion.service import Service  # noqa: E402
 from hfquant.conversion.settings import Settings  # noqa: E402
 from hfquant.measure.markdown import code  # noqa: E402
-from space_app import api, convert, examples, jobs  # noqa: E402
+from space_app import api, convert, examples, jobs, look  # noqa: E402
 from space_app.login import Login  # noqa: E402
 from space_app.worker import Worker  # noqa: E402
 
@@ -57,7 +56,7 @@ def build(service: Service, login: Login) -> gr.Blocks:
             return _status(login, http), convert.owners(login, http)
 
         page.load(arrive, None, [status, form.owner], queue=False, api_visibility="private")
-        page.load(watched.show, [job, watched.seen], watched.outputs, api_visibility="private")
+        page.load(watched.show, [job, watched.seen], watched.outputs, queue=False, api_visibility="private")
     return page
 
 
@@ -77,7 +76,8 @@ def create(service: Service, login: Login) -> fastapi.FastAPI:
         app,
         page,
         path="/",
-        css_paths=Path(__file__).parent / "style.css",
+        theme=look.theme(),
+        css_paths=look.STYLE,
         footer_links=["api"],
         run_history=False,
         enable_monitoring=False,
