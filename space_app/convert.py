@@ -119,6 +119,7 @@ def _widget(field: options.Field) -> Any:
         "info": field.info,
         "elem_id": f"option-{field.key.replace('.', '-')}",
         "min_width": 220,
+        "interactive": True,  # what is rendered later is else taken for an output
     }
     if field.kind == "bool":
         return gr.Checkbox(value=field.value, **common)
