@@ -39,8 +39,9 @@ def build(service: Service, login: Login, kept: fleet.Fleet | None = None) -> gr
     """The page on a service."""
     with gr.Blocks(title="hfquant") as page:
         job = gr.BrowserState(None, storage_key="hfquant-job")
-        with gr.Row():
-            gr.Markdown(INTRODUCTION)
+        with gr.Row(elem_id="head"):
+            with gr.Column(min_width=300):
+                gr.Markdown(INTRODUCTION)
             with gr.Column(scale=0, min_width=240):
                 if login.hub:
                     gr.LoginButton(elem_id="login")
