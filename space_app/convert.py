@@ -82,7 +82,8 @@ def build(service: Service, login: Login) -> Form:
                 review = gr.Checkbox(label="let me look before it is pushed", elem_id="review")
             terms = gr.Checkbox(label="I have read the original's licence and keep its terms", elem_id="terms",
                                 visible=False)  # fmt: skip
-            executor = gr.Radio(list(EXECUTORS), value=next(iter(EXECUTORS)), label="Where it runs", elem_id="executor")
+            executor = gr.Radio(list(EXECUTORS), value=next(iter(EXECUTORS)), label="Where it runs", elem_id="executor",
+                                visible=login.rents)  # fmt: skip
             hardware = gr.Dropdown([], label="Hardware", visible=False, elem_id="hardware")
             max_usd = gr.Number(label="At most, in US dollars", value=None, minimum=0, visible=False, elem_id="max-usd")
         with gr.Column(scale=2, min_width=320, elem_id="summary"):

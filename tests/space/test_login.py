@@ -42,6 +42,12 @@ def test_half_a_login_is_none(missing: str) -> None:
         Login({name: value for name, value in SPACE.items() if name != missing})
 
 
+def test_machines_are_offered_where_the_right_to_rent_them_is_asked_for() -> None:
+    assert Login({}).rents
+    assert Login(SPACE | {"OAUTH_SCOPES": "openid contribute-repos jobs"}).rents
+    assert not Login(SPACE | {"OAUTH_SCOPES": "openid contribute-repos"}).rents
+
+
 def test_where_gradio_would_sign_with_a_known_key_nobody_logs_in() -> None:
     with pytest.raises(LoginError, match="SYSTEM"):
         Login(SPACE | {"SYSTEM": "docker"})
