@@ -63,8 +63,9 @@ def build(service: Service, login: Login, kept: fleet.Fleet | None = None) -> gr
         def arrive(http: gr.Request) -> tuple[str, Any]:
             return _status(login, http), convert.owners(login, http)
 
-        page.load(arrive, None, [status, form.owner], queue=False, api_visibility="private")
-        page.load(watched.show, [job, watched.seen], watched.outputs, queue=False, api_visibility="private")
+        quiet: dict[str, Any] = {"queue": False, "show_progress": "hidden", "api_visibility": "private"}
+        page.load(arrive, None, [status, form.owner], **quiet)
+        page.load(watched.show, [job, watched.seen], watched.outputs, **quiet)
     return page
 
 

@@ -97,7 +97,8 @@ def build(service: Service, login: Login) -> Form:
 def _options_form(recipe: gr.Dropdown, values: gr.State) -> None:
     """One field for each option of the recipe that is chosen; `values` collects them."""
 
-    @gr.render(inputs=recipe, show_progress="hidden")  # type: ignore[untyped-decorator]
+    # one at a time: two of gradio's forms that are built at once trip over each other
+    @gr.render(inputs=recipe, show_progress="hidden", concurrency_limit=1)  # type: ignore[untyped-decorator]
     def form(name: str) -> None:
         try:
             groups = options.fields(Recipe.parse(name))

@@ -41,7 +41,7 @@ def open_page(browser: Any, url: str, width: int, scheme: str = "light") -> tupl
     page.route(
         "https://huggingface.co/api/spaces/**",
         lambda route: route.fulfill(
-            json={"runtime": {"stage": "RUNNING"}}, headers={"Access-Control-Allow-Origin": "*"}
+            json={"id": "acme/space", "runtime": {"stage": "RUNNING"}}, headers={"Access-Control-Allow-Origin": "*"}
         ),
     )
     wrong: list[str] = []
