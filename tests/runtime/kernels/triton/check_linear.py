@@ -24,7 +24,10 @@ BF16, FP16, FP32 = torch.bfloat16, torch.float16, torch.float32
 ROWS, COLUMNS = (1, 5, 16, 17), (576, 192, 512)
 CASES = [
     # each width, type and group once, and with them by turns the numbers of rows and columns and the symmetric grids
-    (bits, dtype, group, ROWS[i % 4], COLUMNS[i % 3], i % 2 == 0)
+    pytest.param(
+        *(bits, dtype, group, ROWS[i % 4], COLUMNS[i % 3], i % 2 == 0),
+        marks=[pytest.mark.slow] if bits == 1 and group < 128 else [],  # most fields in a word
+    )
     for i, (bits, dtype, group) in enumerate(product(range(1, 9), (BF16, FP16), (32, 64, 128)))
 ]
 
