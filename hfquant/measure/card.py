@@ -222,7 +222,9 @@ def _row(layer: Mapping[str, Any]) -> dict[str, Any]:
         group = "per row" if grid["group_size"] == -1 else f"groups of {grid['group_size']}"
         grid = f"{grid['bits']} bit, {group}, {'symmetric' if grid['symmetric'] else 'asymmetric'}"
     shape = " × ".join(str(n) for n in layer.get("shape") or []) or None
-    return {**layer, "grid": grid, "shape": shape, "notes": "; ".join(layer.get("notes") or [])}
+    steps = [str(step[0]) for step in layer.get("trail") or ()]
+    method = " + ".join(steps) or layer.get("method")
+    return {**layer, "grid": grid, "shape": shape, "method": method, "notes": "; ".join(layer.get("notes") or [])}
 
 
 def _yaml(value: Any) -> str:

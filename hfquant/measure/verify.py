@@ -32,7 +32,7 @@ from .text import PACKAGED, Text, cut, read_text
 
 PROMPT_TOKENS = 16
 NEW_TOKENS = 32
-NOISE = 10_000_000  # bytes: a smaller model finds room in what the process has been given before
+NOISE = 20_000_000  # bytes of a model: what a smaller one takes is lost in what the process takes and gives back
 
 
 def verify(
@@ -178,7 +178,7 @@ def _ask(
     give_back()  # what scoring took
     said, memory = before.of(lambda: sample(model, tokenizer, prompt, new_tokens))
     held = sum(tensor.nbytes for tensor in (*model.parameters(), *model.buffers()))
-    if memory is not None and memory < max(held / 2, NOISE):
+    if memory is not None and (held < NOISE or memory < held / 2):
         memory = None
     return _Asked(said, memory, None if tasks is None else run(tasks, model, tokenizer))
 

@@ -42,6 +42,7 @@ def test_the_card_has_it_folded() -> None:
     text = card.render(full(layers=layers))
     assert "<summary>What each step cost</summary>" in text
     assert "| `rtn + lorc` | 1 | 0.125 |" in text
+    assert "| `4 bit, groups of 64, symmetric` | `rtn + lorc` |" in text, "the layer's own row"
     tables = MarkdownIt("commonmark", {"html": True}).enable("table").parse(text.split("---\n", 2)[2])
     assert sum(t.type == "table_open" for t in tables) == 4
 
