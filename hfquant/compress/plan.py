@@ -12,10 +12,8 @@ from torch import Tensor
 
 from .. import __version__
 from ..errors import CalibrationError, CheckpointError, ResourceError
-from ..model.blocks import Stack
 from ..model.calibration import digest, self_generated, token_batches
 from ..model.inputs import vocabulary
-from ..model.skeleton import Skeleton
 from ..model.source import Source, open_source
 from ..model.survey import survey
 from ..recipe import Recipe
@@ -23,13 +21,12 @@ from ..report import FILE, read
 from ..tensors.formats import Wire
 from .estimate import Estimate
 from .journal import Journal
-from .layout import LayerPlan, fit, lay_out
-from .selection import Target
+from .layout import Layout, fit, lay_out
 
 
 @dataclass(frozen=True, kw_only=True)
-class Plan:
-    """A compression, checked and estimated.
+class Plan(Layout):
+    """A layout of a compression, checked and estimated.
 
     layers: by parameter name.  batch: samples that run together.  room: bytes of statistics that are held together.
     resumed: blocks that are already finished.
@@ -38,12 +35,6 @@ class Plan:
     source: Source
     recipe: Recipe
     out: Path
-    skeleton: Skeleton
-    stacks: tuple[Stack, ...]
-    targets: Mapping[str, Target]
-    wire: Wire
-    layers: Mapping[str, LayerPlan]
-    dtype: torch.dtype
     tokens: Tensor | None
     batch: int
     room: int
@@ -100,8 +91,7 @@ def plan(
     resumed = 0 if fresh else _resumed(journal, fingerprint, out)
     _check_disk(out, expected)
     return Plan(
-        source=source, recipe=chosen, out=out, skeleton=laid.skeleton, stacks=laid.stacks, targets=laid.targets,
-        wire=laid.wire, layers=laid.layers, dtype=laid.dtype, tokens=tokens, batch=batch, room=room, device=device,
+        **vars(laid), source=source, recipe=chosen, out=out, tokens=tokens, batch=batch, room=room, device=device,
         journal=journal, fingerprint=fingerprint, estimate=expected, resumed=resumed, fresh=fresh,
     )  # fmt: skip
 

@@ -6,7 +6,7 @@ from typing import Any
 from matplotlib.axes import Axes
 
 from .series import Row, Series, by_role, first_panels
-from .style import DASHES, INKS, MARKERS, Drawing, below, depth, grid, height, legend, logarithmic, page
+from .style import DASHES, INKS, MARKERS, Drawing, band, below, depth, grid, height, legend, logarithmic, page
 
 
 def _inputs(data: Mapping[str, Any]) -> dict[str, Series]:
@@ -46,16 +46,7 @@ def _token_ratio(row: Row) -> float:
 def _band(axis: Axes, rows: list[Row]) -> None:
     blocks = [row["block"] for row in rows]
     of = {name: [max(row["tokens"][name], 1e-6) for row in rows] for name in rows[0]["tokens"]}
-    axis.fill_between(
-        blocks,
-        of["p5"],
-        of["p95"],
-        facecolor="#e4e8ee",
-        edgecolor="#8899aa",
-        hatch="///",
-        linewidth=0,
-        label="90% of tokens",
-    )
+    band(axis, blocks, of["p5"], of["p95"], "90% of tokens")
     lines = (
         ("max", "^", "-", "largest token"), ("median", "o", "-", "median"), ("min", "v", "--", "smallest token"),
     )  # fmt: skip

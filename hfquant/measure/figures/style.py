@@ -95,6 +95,13 @@ def depth(axis: Axes, blocks: Sequence[int]) -> None:
     axis.set_xlim(min(blocks) - 0.5, max(blocks) + 0.5)
 
 
+def band(axis: Axes, blocks: Sequence[int], low: Sequence[float], high: Sequence[float], label: str) -> None:
+    """What most of many values lie between."""
+    axis.fill_between(
+        blocks, low, high, facecolor="#e4e8ee", edgecolor="#8899aa", hatch="///", linewidth=0, label=label
+    )
+
+
 def logarithmic(axis: Axes) -> None:
     """The y axis is logarithmic, with a handful of ticks that are numbers that people read."""
     axis.set_yscale("log")

@@ -8,7 +8,7 @@ from matplotlib.ticker import FuncFormatter
 
 from ..diagnose.statistics import BINS, SIGMAS
 from .series import Row, Series, by_role, first_panels
-from .style import DASHES, INKS, Drawing, below, depth, grid, height, legend, logarithmic, page
+from .style import DASHES, INKS, Drawing, band, below, depth, grid, height, legend, logarithmic, page
 
 FEW = 3 / 16  # of the range of a matrix: with one scale of 4 bit for all of it, such a row keeps three values
 
@@ -50,16 +50,7 @@ def _values(share: float) -> int:
 def _rows(axis: Axes, listed: list[Row]) -> None:
     blocks = [row["block"] for row in listed]
     of = {name: [row["rows"][name] / max(row["rows"]["max"], 1e-30) for row in listed] for name in listed[0]["rows"]}
-    axis.fill_between(
-        blocks,
-        of["p5"],
-        of["p95"],
-        facecolor="#e4e8ee",
-        edgecolor="#8899aa",
-        hatch="///",
-        linewidth=0,
-        label="90% of rows",
-    )
+    band(axis, blocks, of["p5"], of["p95"], "90% of rows")
     axis.plot(blocks, of["median"], marker="o", color=INKS[0], label="median row")
     axis.plot(blocks, of["min"], marker="v", linestyle="--", color=INKS[4], label="smallest row")
     axis.axhline(FEW, color=INKS[1], linestyle=":", linewidth=1.6, label="3 values left at 4 bit")
