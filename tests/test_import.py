@@ -13,7 +13,7 @@ FIRST = [
     "import transformers.quantizers.auto, hfquant",
     "import hfquant; import hfquant; from transformers import AutoModelForCausalLM; import transformers",
     "import hfquant; from transformers import AutoModelForCausalLM; AutoModelForCausalLM.from_pretrained",
-    "from hfquant.cli import engine; engine._quiet(); from hfquant.measure.layers import layers",
+    "from hfquant.cli import engine; engine.quiet(); from hfquant.measure.layers import layers",
 ]
 KNOWN = """
 from transformers.quantizers.auto import AUTO_QUANTIZER_MAPPING as known

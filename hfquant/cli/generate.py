@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-from . import engine, offload
+from . import engine, engine_offload, offload
 from .output import data
 
 
@@ -73,5 +73,5 @@ def generate(
             raise typer.BadParameter("--input needs --output")
         offload.batch(model, source, out, **settings)
     elif prompt is not None:
-        for text in engine.offload_texts(model, [prompt], **settings):
+        for text in engine_offload.texts(model, [prompt], **settings):
             data().print(prompt + text, markup=False, soft_wrap=True)

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from ..errors import RequestError
-from . import engine
+from . import engine, engine_service
 from .arguments import Json, Set
 from .output import data, log, print_facts, print_json, print_table
 from .push import Private
@@ -36,7 +36,7 @@ SHORT = 10  # characters of an id that are shown in a table
 
 @contextmanager
 def _service() -> Iterator["Service"]:
-    with engine.service() as service:
+    with engine_service.service() as service:
         yield service
 
 

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from . import engine
+from . import engine_offload
 from .arguments import Json, size
 from .output import complain, data, log, print_facts, print_json
 from .units import duration
@@ -62,7 +62,7 @@ def plan(
 
     One block of the model is run to measure it.
     """
-    found = engine.offload_plan(
+    found = engine_offload.plan(
         model, prompt_len, gen_len, prompts, host_memory=host_memory, disk=disk, cache_bits=cache_bits,
         attention=attention, latency=latency, dtype=dtype,
     )  # fmt: skip
@@ -76,7 +76,7 @@ def profile(
     as_json: Json = False,
 ) -> None:
     """Measure what this machine and its disk can do; remembered for a week."""
-    found = engine.hardware(disk, fresh)
+    found = engine_offload.hardware(disk, fresh)
     print_json(vars(found)) if as_json else print_facts(data(), found.lines())
 
 
@@ -148,9 +148,9 @@ class Meter:
 
 def batch(model: str, source: Path, out: Path, **settings: Any) -> None:
     """Answer a file of prompts.  Interrupted, it says what is kept."""
-    answers = engine.answers(model, source, out, settings)
+    answers = engine_offload.answers(model, source, out, settings)
     try:
-        engine.answer(model, answers, Meter, **settings)
+        engine_offload.answer(model, answers, Meter, **settings)
     except KeyboardInterrupt:
         complain(
             f"interrupted: {len(answers.done)} of {len(answers.prompts)} answers are kept in `{answers.part}`",

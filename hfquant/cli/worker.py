@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-from . import engine
+from . import engine_service
 from .arguments import size
 
 
@@ -33,9 +33,9 @@ def worker(
     or several of them: a job goes on where it was, and none is done twice.
     """
     if new_secret:
-        print(engine.new_secret())
+        print(engine_service.new_secret())
         return
-    made = engine.worker(at_once, windows, {"memory": max_memory, "disk": max_disk, "seconds": max_seconds})
+    made = engine_service.worker(at_once, windows, {"memory": max_memory, "disk": max_disk, "seconds": max_seconds})
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, made.stop)
     made.run(made.is_idle if until_idle else None)

@@ -19,9 +19,9 @@ def attend(executor: Executor, task: Task, steps: "Steps") -> dict[str, Any]:
 
     Raises TaskFailed, what the executor raises, and Unwanted.
     """
-    board = steps.tools.board
+    claims = steps.tools.claims
     handle = executor.start(task)
-    board.note(steps.claim, [], handle=handle)
+    claims.note(steps.claim, [], handle=handle)
     try:
         while True:
             seen = executor.poll(task, handle)
@@ -32,7 +32,7 @@ def attend(executor: Executor, task: Task, steps: "Steps") -> dict[str, Any]:
             if seen.handle is not None and seen.handle != handle:
                 changes["handle"] = handle = seen.handle
             if happened or changes:
-                board.note(steps.claim, happened, **changes)
+                claims.note(steps.claim, happened, **changes)
             if seen.failure is not None:
                 raise TaskFailed(seen.failure)
             if seen.state == "done":

@@ -11,7 +11,7 @@ from ..model.hub import facts as page
 from ..model.hub import terms
 from ..model.remote import Look, Tensors, Token, read_config, read_headers
 from ..recipe import Recipe
-from . import hub, licences
+from . import access, licences
 from .facts import ModelFacts, Problem
 from .request import Request
 from .settings import Limits
@@ -119,8 +119,8 @@ def _text(value: Any) -> str | None:
     return value[:100] if isinstance(value, str) else None
 
 
-def target(request: Request, token: Token) -> hub.Target | None:
+def target(request: Request, token: Token) -> access.Target | None:
     """Raises HubError if the result could not be pushed where the request wants it."""
     if request.target is None:
         return None
-    return hub.check_access(request.target, private=request.private, pr=request.pull_request, token=token)
+    return access.check_access(request.target, private=request.private, pr=request.pull_request, token=token)

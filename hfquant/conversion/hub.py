@@ -1,42 +1,26 @@
-"""Pushing a compressed model to the Hub: checked before the work, one commit, read back.
+"""Pushing a compressed model to the Hub: one commit, read back.
 
 A push may be cut anywhere and given again.  Each step first looks at what is there: a repository that exists is not
 created, a pull request that waits is used, a large file that arrived is not sent, a commit that happened is found.
 """
 
 import json
-import tempfile
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
-from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi, get_token
-from huggingface_hub.errors import HfHubHTTPError, RemoteEntryNotFoundError, RepositoryNotFoundError
-from huggingface_hub.utils._validators import validate_repo_id
+from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi
+from huggingface_hub.errors import HfHubHTTPError
 
 from ..errors import HubError
 from ..model.remote import Token
 from ..model.source import WEIGHTS
-from ..report import FILE as REPORT
 from . import artefact
+from .access import EMPTY, MAIN, Target, check_access, read_json
 from .artefact import Artefact
 from .provenance import FILE as PROVENANCE
 from .retry import patiently
 from .verify import Remote, check
-
-EMPTY = {".gitattributes"}
-MAIN = "main"
-
-
-@dataclass(frozen=True)
-class Target:
-    """A repository that may be pushed to.  `user` pushes; `exists` says whether it is there already."""
-
-    repo: str
-    user: str
-    exists: bool
-    private: bool | None = None
 
 
 @dataclass(frozen=True)
@@ -51,27 +35,6 @@ class Pushed:
     files: int
     bytes: int
     changed: bool
-
-
-def check_access(
-    repo: str,
-    *,
-    private: bool | None = None,
-    pr: bool = False,
-    revision: str | None = None,
-    force: bool = False,
-    token: Token = None,
-) -> Target:
-    """Find out whether `push` could succeed, before any work; nothing is changed on the Hub.
-
-    token: whom the Hub is to take this for; None is the login of this machine, False nobody.
-
-    Raises HubError if nobody is logged in, the token or the user may not write there, or the repository holds what
-    hfquant did not make (and `force` is not set).
-    """
-    if pr and revision not in (None, MAIN):
-        raise HubError("a pull request is made against the main branch", "leave out `--revision` or `--pr`")
-    return patiently(lambda: _access(HfApi(token=token), repo, private, pr, revision or MAIN, force))
 
 
 def push(
@@ -177,46 +140,6 @@ class _Commit:
         return found
 
 
-def _access(api: HfApi, repo: str, private: bool | None, pr: bool, revision: str, force: bool) -> Target:
-    validate_repo_id(repo)
-    user, writable = namespaces(api)
-    repo = repo if "/" in repo else f"{user}/{repo}"
-    try:
-        info = api.model_info(repo)
-    except RepositoryNotFoundError:
-        if repo.partition("/")[0] not in writable:
-            raise HubError(
-                f"{repo} does not exist, and {user} may not create it",
-                f"push to `{user}/{repo.partition('/')[2]}`, or use a token of {repo.partition('/')[0]}",
-            ) from None
-        if pr:
-            raise HubError(f"{repo} does not exist yet", "leave out `--pr`: the first push creates it") from None
-        return Target(repo, user, False)
-    if not pr:
-        api.auth_check(repo, write=True)
-    if private is not None and info.private is not None and private != info.private:
-        kind, option = ("private", "--public") if info.private else ("public", "--private")
-        raise HubError(f"{repo} exists and is {kind}", f"change that in its settings, or leave out `{option}`")
-    head = Remote.read(api, repo, revision)
-    if head is not None and not force and not _is_ours(api, repo, head):
-        raise HubError(
-            f"{repo} holds files that hfquant did not make", "push to another name, or replace them with `--force`"
-        )
-    return Target(repo, user, True, info.private)
-
-
-def namespaces(api: HfApi) -> tuple[str, set[str]]:
-    """The user, and the namespaces that this token may write to as far as the Hub says."""
-    if api.token is False or (api.token is None and get_token() is None):
-        raise HubError("you are not logged in to the Hub", "`hf auth login`, or set HF_TOKEN")
-    me = api.whoami()
-    role = ((me.get("auth") or {}).get("accessToken") or {}).get("role")
-    if role == "read":
-        raise HubError("this token may only read", "make one that may write, on the Hub's page of access tokens")
-    orgs = {org["name"] for org in me.get("orgs") or () if org.get("roleInOrg") != "read"}
-    return str(me["name"]), {str(me["name"]), *orgs}
-
-
 def _create(api: HfApi, target: Target, published: Artefact, private: bool | None) -> None:
     """A new repository: private if the original is private or gated, unless the user decided."""
     source = published.report.get("source") or {}
@@ -244,23 +167,9 @@ def _pull_request(api: HfApi, target: Target, published: Artefact) -> int:
     return api.create_pull_request(target.repo, title, description="Made and verified by hfquant; see its card.").num
 
 
-def _is_ours(api: HfApi, repo: str, head: Remote) -> bool:
-    """Whether what is there came from hfquant, or nothing is there."""
-    if head.files.keys() <= EMPTY:
-        return True
-    for name in (PROVENANCE, REPORT, "config.json"):
-        found = _json(api, repo, head, name)
-        if name != "config.json" and "schema" in found and ("key" in found or "hfquant" in found):
-            return True
-        stored = found.get("quantization_config") or {}
-        if stored.get("quant_method") == "hfquant" or "hfquant" in str((stored.get("meta") or {}).get("quantizer")):
-            return True
-    return False
-
-
 def _files_of(api: HfApi, repo: str, head: Remote) -> set[str]:
     """The files of the push before this one."""
-    listed = _json(api, repo, head, PROVENANCE).get("files")
+    listed = read_json(api, repo, head, PROVENANCE).get("files")
     return {str(file.get("path")) for file in listed} if isinstance(listed, list) else set()
 
 
@@ -268,19 +177,6 @@ def _stale(published: Artefact, head: Remote, old: set[str]) -> list[str]:
     """What an earlier push left and this one lacks, and weights of any origin: two models in one repository mix."""
     gone = head.files.keys() - {file.path for file in published.files} - EMPTY
     return sorted(path for path in gone if path in old or path.endswith(WEIGHTS))
-
-
-def _json(api: HfApi, repo: str, head: Remote, name: str) -> Mapping[str, Any]:
-    """A small JSON file of a repository; empty if there is none, or none that is a JSON object."""
-    if name not in head.files or head.files[name].size > 50_000_000:
-        return {}
-    with tempfile.TemporaryDirectory(prefix="hfquant-") as folder:
-        try:
-            path = api.hf_hub_download(repo, name, revision=head.commit, local_dir=folder)
-            found = json.loads(Path(path).read_text("utf-8"))
-        except (RemoteEntryNotFoundError, UnicodeDecodeError, json.JSONDecodeError):
-            return {}
-    return found if isinstance(found, dict) else {}
 
 
 def _addition(file: artefact.File) -> CommitOperationAdd:

@@ -24,9 +24,9 @@ from ..errors import (
 from ..model.hub import understood
 from ..model.remote import Look, Tensors, look, read_config, read_headers
 from . import checks
+from .access import Target
 from .executors.hf_jobs import hardware, price
 from .facts import ModelFacts, Preview, Problem, Runtime
-from .hub import Target
 from .planner import Planner
 from .request import Request
 from .retry import insisting

@@ -15,7 +15,7 @@ from ..errors import RequestError, TokenError
 from ..model.hub import understood
 from ..model.remote import look
 from . import checks
-from .board import Board, Row
+from .board import Board
 from .database import Database
 from .executors.hf_jobs import hardware
 from .facts import Hardware, ModelFacts, Preview
@@ -23,6 +23,7 @@ from .job import LOCAL_STEPS, REMOTE_STEPS, Event, Failure, Job, Progress, Pushe
 from .planner import Planner
 from .preview import Previewer
 from .queue import Queue
+from .record import Row
 from .request import COMMIT, Request
 from .retry import insisting
 from .sandbox import Start

@@ -21,12 +21,13 @@ from ..model.hub import facts, understood
 from ..model.remote import Look, look
 from . import artefact, checks, hub
 from .attend import attend
-from .board import Board, Claim, Row
+from .claims import Claim, Claims
 from .executors import Executor, Task
 from .executors.hf_jobs import hardware, price
 from .job import Kind, Unwanted
 from .provenance import FILE as PROVENANCE
 from .pull import pull
+from .record import Row
 from .request import Request
 from .retry import insisting, patiently
 from .settings import Settings
@@ -47,7 +48,7 @@ class Review(Exception):
 class Tools:
     """What steps work with."""
 
-    board: Board
+    claims: Claims
     workspace: Workspace
     settings: Settings
     memory: int
@@ -74,15 +75,15 @@ class Steps:
         """Raises Unwanted if the job was cancelled; looks no more than four times a second."""
         if now or time.monotonic() - self._asked > 0.25:
             self._asked = time.monotonic()
-            if not self.tools.board.wanted(self.claim):
+            if not self.tools.claims.wanted(self.claim):
                 raise Unwanted
 
     def tell(self, kind: Kind, **data: Any) -> None:
-        self.tools.board.note(self.claim, [(kind, data)])
+        self.tools.claims.note(self.claim, [(kind, data)])
 
     def note(self, **changes: Any) -> None:
         """Keep what belongs to the job, not to the attempt."""
-        self.tools.board.note(self.claim, [], **changes)
+        self.tools.claims.note(self.claim, [], **changes)
 
     def token(self, until: float = 0.0) -> str | bool | None:
         """What the Hub is asked with: the owner's token, the machine's login where that was agreed, or nothing.
@@ -91,7 +92,7 @@ class Steps:
         """
         if self.row["own_login"] and self.tools.settings.own_login:
             return None
-        found = self.tools.board.vault.take(self.job)
+        found = self.tools.claims.vault.take(self.job)
         if found is None:
             if self.row["with_token"]:
                 raise TokenError("the token of this job is not there any more", EXPIRED)
@@ -151,7 +152,7 @@ class Steps:
             "memory": int(self.tools.memory * 0.8),
             "measuring": asdict(self.tools.settings.measuring),
             "text": str(self.room.text) if self.row["text"] is not None else None,
-            "facts": (self.tools.board.find(self.job) or {}).get("facts") or {},
+            "facts": (self.tools.claims.find(self.job) or {}).get("facts") or {},
         }
 
     def _run(self) -> dict[str, Any]:
@@ -178,7 +179,7 @@ class Steps:
 
     def _seconds(self) -> float:
         """What is left of the time that this attempt may take."""
-        spent = self.tools.board.now() - float(self.row["started"])
+        spent = self.tools.claims.now() - float(self.row["started"])
         return max(1.0, min(self.request.timeout or math.inf, self.tools.settings.limits.seconds) - spent)
 
     def _attend(self, name: str, settings: Mapping[str, Any], seconds: float) -> dict[str, Any]:
@@ -239,7 +240,7 @@ class Steps:
 
     def _verify(self) -> dict[str, Any]:
         """Ask the Hub once more, as a stranger would: is every file there, with the hash that it had here?"""
-        pushed = (self.tools.board.find(self.job) or {}).get("pushed")
+        pushed = (self.tools.claims.find(self.job) or {}).get("pushed")
         if self.request.target is None or not pushed:
             return {"skipped": True}
         api = HfApi(token=self.token())

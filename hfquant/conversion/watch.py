@@ -4,7 +4,7 @@ import logging
 
 from dbos import DBOS
 
-from .board import Board, Claim
+from .claims import Claim, Claims
 from .job import Failure
 from .presence import Presence
 from .queue import VERSION, Queue
@@ -18,24 +18,24 @@ LOGGER = logging.getLogger("hfquant.worker")
 class Watch:
     """What a worker does for all jobs, its own and others', at every beat."""
 
-    def __init__(self, board: Board, queue: Queue, presence: Presence, conversions: Conversions) -> None:
-        self._board, self._queue, self._presence, self._conversions = board, queue, presence, conversions
+    def __init__(self, claims: Claims, queue: Queue, presence: Presence, conversions: Conversions) -> None:
+        self._claims, self._queue, self._presence, self._conversions = claims, queue, presence, conversions
         self._suspects: set[tuple[str, int]] = set()
 
     def look(self) -> None:
-        """Dead workers' jobs go back to the queue, what DBOS and the board disagree about is settled."""
+        """Dead workers' jobs go back to the queue, what DBOS and the jobs' rows disagree about is settled."""
         living = self._presence.living()
         if lost := self._queue.executors() - living:
             DBOS._recover_pending_workflows(sorted(lost))  # by itself DBOS does so only for its own executor
         self._reconcile(living)
-        self._board.promote()
+        self._claims.promote()
 
     def _reconcile(self, living: set[str]) -> None:
         """Compare the jobs that should be under way with what DBOS says of them.
 
         What does not fit is looked at a second time before anything is done: it may have been about to change.
         """
-        rows = self._board.dispatched()
+        rows = self._claims.dispatched()
         states = self._queue.states([(row["id"], row["attempt"]) for row in rows])
         suspects = set()
         for row in rows:
@@ -53,20 +53,20 @@ class Watch:
     def _settle(self, claim: Claim, status: str, version: str | None) -> None:
         if status == "MAX_RECOVERY_ATTEMPTS_EXCEEDED":
             why = f"this job took its worker down {RECOVERIES} times"
-            self._board.finish(claim, "failed", Failure("ResourceError", why, "take a smaller model"))
+            self._claims.finish(claim, "failed", Failure("ResourceError", why, "take a smaller model"))
         elif status == "CANCELLED":
-            self._board.finish(claim, "cancelled")
+            self._claims.finish(claim, "cancelled")
         elif status in ("ERROR", "SUCCESS"):
             why = "the work ended and nobody knows how"
-            self._board.finish(claim, "failed", Failure("Bug", why, "resume the job"))
+            self._claims.finish(claim, "failed", Failure("Bug", why, "resume the job"))
         elif status == "LOST" or version != VERSION:
-            self._board.move(claim)
+            self._claims.move(claim)
         else:
             self._queue.again(claim.job, claim.attempt)
 
 
-def sweep(board: Board, workspace: Workspace) -> None:
+def sweep(claims: Claims, workspace: Workspace) -> None:
     """Remove what nobody needs: folders of jobs that ended, old histories, tokens that were left."""
-    kept = board.clean()
+    kept = claims.clean()
     for job in workspace.sweep(lambda job, hours: hours < kept.get(job, 0.0)):
         LOGGER.info("removed the files of job %s", job)

@@ -11,7 +11,7 @@ import psutil
 import sqlalchemy as sa
 from dbos import DBOS, DBOSConfig
 
-from .board import Board
+from .claims import Claims
 from .database import Database, jobs, quiet
 from .executors.hf_jobs import HfJobs
 from .executors.local import Local
@@ -53,14 +53,14 @@ class Worker:
         self.database.create()
         self.queue = Queue(self.database)
         kept = vault or vault_for(settings.secret, self.database)
-        self.board = Board(self.database, self.queue, kept, settings.limits)
+        self.claims = Claims(self.database, self.queue, kept, settings.limits)
         self.workspace = Workspace(settings.folder)
         memory = settings.limits.memory or psutil.virtual_memory().total * 3 // 4 // at_once
         executors = {"local": Local(settings.limits, memory, begin), "hf-jobs": HfJobs()}
         self.presence = Presence(self.database, dead)
-        tools = Tools(self.board, self.workspace, settings, memory, executors)
+        tools = Tools(self.claims, self.workspace, settings, memory, executors)
         self.conversions = Conversions(tools, self.presence.id)
-        self.watch = Watch(self.board, self.queue, self.presence, self.conversions)
+        self.watch = Watch(self.claims, self.queue, self.presence, self.conversions)
         self._stopping = threading.Event()
 
     def run(self, until: Callable[[], bool] | None = None) -> None:
@@ -74,7 +74,7 @@ class Worker:
         LOGGER.info("worker %s is ready", self.presence.id)
         seen = swept = time.monotonic()
         self.watch.look()
-        sweep(self.board, self.workspace)
+        sweep(self.claims, self.workspace)
         while not self._stopping.wait(self._beat) and not (until is not None and until()):
             try:
                 if not self.presence.sign():
@@ -84,7 +84,7 @@ class Worker:
                 self.watch.look()
                 if time.monotonic() - swept > SWEEP:
                     swept = time.monotonic()
-                    sweep(self.board, self.workspace)
+                    sweep(self.claims, self.workspace)
             except sa.exc.OperationalError as error:
                 LOGGER.warning("the database does not answer: %s", str(error).partition("\n")[0])
                 if time.monotonic() - seen > self._dead:

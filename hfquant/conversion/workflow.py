@@ -14,8 +14,8 @@ from typing import Any, cast
 from dbos import DBOS
 
 from ..errors import HfquantError, ResourceError
-from .board import Claim
 from .child import FULL
+from .claims import Claim
 from .executors import TaskFailed
 from .job import LOCAL_STEPS, REMOTE_STEPS, Failure, State, Unwanted
 from .queue import WORKFLOW
@@ -37,18 +37,18 @@ class Conversions:
     def convert(self, job: str, attempt: int) -> str:
         """An attempt of a job, from where it is -> the state that it ended in."""
         claim = Claim(job, attempt, self.worker)
-        row = self.tools.board.take(claim, self.tools.workspace.id)
+        row = self.tools.claims.take(claim, self.tools.workspace.id)
         if row is None:
             return "unwanted"
         with self._lock:
             self.running[job] = attempt
         try:
-            with self.tools.workspace.locked(job, lambda: self.tools.board.wanted(claim)):
+            with self.tools.workspace.locked(job, lambda: self.tools.claims.wanted(claim)):
                 return self._steps(Steps(self.tools, row, claim))
         except Unwanted:
             return "unwanted"
         except ResourceError as error:
-            self.tools.board.finish(claim, "failed", explain(error, str))
+            self.tools.claims.finish(claim, "failed", explain(error, str))
             return "failed"
         finally:
             with self._lock:
@@ -67,7 +67,7 @@ class Conversions:
 
     def step(self, job: str, attempt: int, name: str) -> dict[str, Any]:
         """One step -> {state, value or failure}: an error is an outcome like another, and written down too."""
-        row = self.tools.board.find(job)
+        row = self.tools.claims.find(job)
         if row is None or row["attempt"] != attempt:
             return {"state": "unwanted"}
         steps, began = Steps(self.tools, row, Claim(job, attempt, self.worker)), time.monotonic()
@@ -92,16 +92,16 @@ class Conversions:
 
     def _show(self, steps: Steps, name: str, state: str, seconds: float | None) -> None:
         """The step as its owner sees it."""
-        row = self.tools.board.find(steps.job)
+        row = self.tools.claims.find(steps.job)
         if row is not None:
             shown = [[n, state, seconds] if n == name else [n, s, t] for n, s, t in row["steps"]]
             told = {"name": name, "state": state, "seconds": seconds}
-            self.tools.board.note(steps.claim, [("step", told)], steps=shown)
+            self.tools.claims.note(steps.claim, [("step", told)], steps=shown)
 
     def _end(self, steps: Steps, state: str, failure: Mapping[str, Any] | None) -> None:
         if state != "unwanted":
             told = None if failure is None else Failure(**failure)
-            self.tools.board.finish(steps.claim, cast(State, state), told)
+            self.tools.claims.finish(steps.claim, cast(State, state), told)
 
 
 def explain(error: Exception, public: Callable[[str], str]) -> Failure:

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from typer.testing import Result
 
-from hfquant.cli import engine
+from hfquant.cli import engine_service
 from hfquant.conversion import sandbox
 from hfquant.errors import RequestError
 from tests.conversion.jobs.forks import start
@@ -99,7 +99,7 @@ def test_with_a_secret_the_token_travels_sealed(run: Run, monkeypatch: pytest.Mo
     secret = run("worker", "--new-secret").stdout.strip()
     monkeypatch.setenv("HFQUANT_SECRET", secret)
     job = run("jobs", "submit", *ASK).stdout.strip()
-    with engine.service() as service:
+    with engine_service.service() as service:
         kept = service.vault.take(job)
         assert kept is not None
         assert kept.value == "hf_" + "a" * 34
@@ -107,7 +107,7 @@ def test_with_a_secret_the_token_travels_sealed(run: Run, monkeypatch: pytest.Mo
 
 
 def test_without_its_packages_it_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(engine, "find_spec", lambda name: None)
+    monkeypatch.setattr(engine_service, "find_spec", lambda name: None)
     with pytest.raises(RequestError, match="needs the package `dbos`") as refused:
-        engine.service()
+        engine_service.service()
     assert refused.value.hint == "`pip install 'hfquant[service]'`"

@@ -17,6 +17,7 @@ from huggingface_hub.utils import _http
 from hfquant import load
 from hfquant.conversion import hub as pushing
 from hfquant.conversion import retry
+from hfquant.conversion.access import check_access
 from hfquant.errors import CheckpointError, HubError, QualityError
 from hfquant.measure import card
 from tests.hub.faults import Kind
@@ -219,7 +220,7 @@ def test_what_others_made_is_not_overwritten(hub: Hub, folder: Path, tmp_path: P
     (theirs / "pytorch_model.bin").write_bytes(b"x")
     hub.store.upload("alice/theirs", theirs)
     with pytest.raises(HubError, match="holds files that hfquant did not make"):
-        pushing.check_access("alice/theirs")
+        check_access("alice/theirs")
     with pytest.raises(HubError, match="holds files that hfquant did not make"):
         pushing.push(folder, "alice/theirs")
     assert commits(hub, "alice/theirs") == 1
@@ -237,14 +238,14 @@ def test_what_hfquant_made_without_provenance_is_known(hub: Hub, folder: Path, t
         document = {"quantization_config": {"quant_method": "gptq", "meta": {"quantizer": ["hfquant"]}}}
     (ours / name).write_text(json.dumps(document))
     hub.store.upload("alice/ours", ours)
-    assert pushing.check_access("alice/ours").exists
+    assert check_access("alice/ours").exists
 
 
 def test_who_may_not_push(hub: Hub, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     hub.store.create("alice/small")
     hub.store.orgs["company"] = {"alice"}
-    assert pushing.check_access("company/new").exists is False
-    assert pushing.check_access("new").repo == "alice/new"
+    assert check_access("company/new").exists is False
+    assert check_access("new").repo == "alice/new"
     log_in(monkeypatch, hub, "bob")
     for repo, problem in (
         ("alice/small", "rights"),
@@ -254,19 +255,19 @@ def test_who_may_not_push(hub: Hub, folder: Path, monkeypatch: pytest.MonkeyPatc
         with pytest.raises(HubError, match=problem):
             pushing.push(folder, repo)
     with pytest.raises(HubError, match="does not exist yet"):
-        pushing.check_access("bob/none", pr=True)
+        check_access("bob/none", pr=True)
     for bad in ("a/b/c", "../x", "bob/..", "bob/x;rm", ""):
         with pytest.raises(HubError):
-            pushing.check_access(bad)
+            check_access(bad)
     hub.store.read_only.add(TOKENS["bob"])
     with pytest.raises(HubError, match="may only read"):
-        pushing.check_access("bob/small")
+        check_access("bob/small")
     log_in(monkeypatch, hub, None)
     with pytest.raises(HubError, match="not logged in"):
-        pushing.check_access("alice/small")
+        check_access("alice/small")
     monkeypatch.setenv("HF_TOKEN", "hf_" + "wrong" * 6)
     with pytest.raises(HubError, match="Invalid") as wrong:
-        pushing.check_access("alice/small")
+        check_access("alice/small")
     assert "wrongwrong" not in str(wrong.value)
 
 

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import sqlalchemy as sa
 
-from hfquant.conversion.board import Claim
+from hfquant.conversion.claims import Claim
 from hfquant.conversion.database import tokens
 from hfquant.conversion.job import LOCAL_STEPS
 from hfquant.conversion.steps import Steps
@@ -91,14 +91,14 @@ def test_killed_while_compressing(desk: Desk, calm: Calm, name: str, recipe: Any
     """The child dies with its worker, and the next one goes on behind the last finished block."""
 
     def prepare(worker: Worker) -> None:
-        note = worker.board.note
+        note = worker.claims.note
 
         def patched(claim: Claim, happened: Any, **changes: Any) -> None:
             note(claim, happened, **changes)
             if any(kind == "layer" and data["block"] == 1 for kind, data in happened):
                 die()
 
-        worker.board.note = patched  # type: ignore[method-assign]
+        worker.claims.note = patched  # type: ignore[method-assign]
 
     job = desk.submit(recipe=recipe)
     assert desk.work(prepare).wait() == -signal.SIGKILL

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from hfquant.conversion import service as serving
-from hfquant.conversion.board import Claim
+from hfquant.conversion.claims import Claim, Claims
 from hfquant.conversion.job import Failure
 from hfquant.conversion.queue import workflow_id
 from hfquant.conversion.service import Service
@@ -44,6 +44,11 @@ def service(
             _empty(made)
 
 
+def working(service: Service) -> Claims:
+    """What a worker of this service would ask."""
+    return Claims(service._database, service._queue, service.vault, service.settings.limits)
+
+
 def _empty(service: Service) -> None:
     import sqlalchemy as sa
 
@@ -71,8 +76,8 @@ def queued(service: Service) -> list[str]:
 def end(service: Service, job: str, state: Any = "done") -> None:
     """What a worker would do with a job."""
     attempt = service._board.find(job)["attempt"]  # type: ignore[index]
-    service._board.take(Claim(job, attempt, "w"), "here")
-    service._board.finish(Claim(job, attempt, "w"), state, Failure("Bug", "x") if state == "failed" else None)
+    working(service).take(Claim(job, attempt, "w"), "here")
+    working(service).finish(Claim(job, attempt, "w"), state, Failure("Bug", "x") if state == "failed" else None)
     service._queue.cancel(job, attempt)
 
 
@@ -212,19 +217,19 @@ def test_what_was_decided_about_a_job_cannot_be_undone_by_its_worker(
 ) -> None:
     job = submit(1)
     old = Claim(job, 1, "w")
-    service._board.take(old, "here")
-    assert service._board.wanted(old)
-    assert not service._board.wanted(replace(old, worker="other")), "it is another worker's"
+    working(service).take(old, "here")
+    assert working(service).wanted(old)
+    assert not working(service).wanted(replace(old, worker="other")), "it is another worker's"
     service.cancel(job, "alice")
-    assert not service._board.wanted(old)
-    service._board.note(old, [("log", {"text": "late"})], card="late")
-    service._board.finish(old, "done")
+    assert not working(service).wanted(old)
+    working(service).note(old, [("log", {"text": "late"})], card="late")
+    working(service).finish(old, "done")
     assert service.status(job, "alice").state == "cancelled"
     assert service.card(job, "alice") is None
     service.resume(job, "alice", TOKENS["alice"])
-    assert service._board.take(old, "here") is None
-    assert service._board.take(Claim(job, 2, "w"), "here") is not None
-    assert service._board.take(Claim(job, 2, "v"), "elsewhere") is None, "its files are out of reach there"
+    assert working(service).take(old, "here") is None
+    assert working(service).take(Claim(job, 2, "w"), "here") is not None
+    assert working(service).take(Claim(job, 2, "v"), "elsewhere") is None, "its files are out of reach there"
     moved = service.status(job, "alice")
     assert (moved.attempt, moved.state) == (3, "queued")
     assert queued(service)[-1] == job
