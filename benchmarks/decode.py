@@ -11,9 +11,7 @@ Writes results/decode.json and results/decode.md next to this file.
 """
 
 import argparse
-import json
 import os
-import platform
 import statistics
 import time
 from collections.abc import Callable, Iterator
@@ -22,10 +20,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import transformers
+from reporting import write
 from torch import Tensor, nn
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
+from hfquant.machine import hardware, versions
 from hfquant.runtime import cache
 from hfquant.runtime.nn import QLinear
 from hfquant.tensors import formats
@@ -103,16 +102,6 @@ def compare(
     return row
 
 
-def hardware() -> dict[str, Any]:
-    name = platform.processor()
-    if Path("/proc/cpuinfo").exists():
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-        name = next((line.split(":")[1].strip() for line in lines if line.startswith("model name")), name)
-    load = os.getloadavg()[0] if hasattr(os, "getloadavg") else None
-    capability = torch.backends.cpu.get_cpu_capability()
-    return {"cpu": name, "cores": os.cpu_count(), "capability": capability, "load_at_start": load}
-
-
 def variants(quick: bool) -> Iterator[Grid]:
     for bits, group_size, symmetric in product(range(2, 9), (64, 128, -1), (True, False)):
         if not quick or (group_size == 64 and symmetric) or bits == 4:
@@ -124,7 +113,7 @@ def table(document: dict[str, Any]) -> str:
     lines = [
         "# Decode at batch 1: compressed / bfloat16 (below 1 is faster)",
         "",
-        f"{machine['cpu']}, {machine['cores']} cores, {machine['capability']}, load {machine['load_at_start']:.1f} "
+        f"{machine['processor']}, {machine['cores']} cores, {settings['instructions']}, load {settings['load']:.1f} "
         f"at the start; {settings['threads']} thread(s), torch {document['versions']['torch']}, "
         f"transformers {document['versions']['transformers']}.  Prompt {settings['prompt']} tokens, "
         f"{settings['tokens']} decoded, median of {settings['rounds']} interleaved rounds.  "
@@ -158,8 +147,9 @@ def main() -> None:
     torch.set_num_threads(args.threads)
     document: dict[str, Any] = {
         "hardware": hardware(),
-        "versions": {"torch": torch.__version__, "transformers": transformers.__version__},
-        "settings": {k: getattr(args, k) for k in ("threads", "rounds", "tokens", "prompt")} | {"batch": 1},
+        "versions": versions(),
+        "settings": {k: getattr(args, k) for k in ("threads", "rounds", "tokens", "prompt")}
+        | {"batch": 1, "load": os.getloadavg()[0], "instructions": torch.backends.cpu.get_cpu_capability()},
         "models": [],
     }
     for path in args.models:
@@ -175,9 +165,7 @@ def main() -> None:
         for grid in variants(args.quick):
             rows.append(compare(model, original, grid, run, args.rounds))
             print(f"{Path(path).name} {grid}: {rows[-1]['cpu_ratio']:.2f}", flush=True)
-            args.out.mkdir(parents=True, exist_ok=True)
-            (args.out / "decode.json").write_text(json.dumps(document, indent=1) + "\n")
-            (args.out / "decode.md").write_text(table(document))
+            write(args.out / "decode", document, table(document))
 
 
 if __name__ == "__main__":

@@ -8,19 +8,19 @@ system, not this script, enforces the limit.
 """
 
 import argparse
-import json
 import shutil
 import subprocess
 import sys
 import tempfile
 from pathlib import Path
 
-import torch
+import numpy as np
+from reporting import write
+from synthetic import Shape, build
 
 from hfquant.machine import hardware, versions
-from hfquant.tensors.shards import Entry, write_checkpoint
 
-WIDTH, INNER, HEADS, VOCABULARY = 1536, 3072, 16, 2048
+SHAPE = Shape(1536, 3072, 16, 16, 2048)
 CHILD = """
 import resource, sys
 if int(sys.argv[4]):
@@ -32,31 +32,6 @@ for _ in compress(model, recipe, out, calibration=model + "/tokens.npy", samples
     pass
 print(peak_memory())
 """
-
-
-def build(folder: Path, blocks: int) -> int:
-    """-> bytes of weights"""
-    import numpy as np
-    from transformers import AutoModelForCausalLM, LlamaConfig
-
-    folder.mkdir(parents=True)
-    config = LlamaConfig(
-        hidden_size=WIDTH, intermediate_size=INNER, num_hidden_layers=blocks, num_attention_heads=HEADS,
-        vocab_size=VOCABULARY, dtype="bfloat16", tie_word_embeddings=True,
-    )  # fmt: skip
-    config.architectures = ["LlamaForCausalLM"]
-    config.save_pretrained(folder)
-    with torch.device("meta"):
-        shapes = {n: tuple(p.shape) for n, p in AutoModelForCausalLM.from_config(config).named_parameters()}
-
-    def make(shape: tuple[int, ...]) -> torch.Tensor:
-        return torch.ones(shape, dtype=torch.bfloat16) if len(shape) == 1 else torch.randn(shape).mul_(0.02).bfloat16()
-
-    torch.manual_seed(0)
-    plan = [Entry(n, s, torch.bfloat16, lambda s=s: make(s)) for n, s in shapes.items() if n != "lm_head.weight"]
-    write_checkpoint(folder, plan, max_shard_size=500_000_000)
-    np.save(folder / "tokens.npy", np.random.default_rng(0).integers(0, VOCABULARY, 16 * 256 + 1))
-    return sum(e.nbytes for e in plan)
 
 
 def run(folder: Path, recipe: str, limit: int) -> int:
@@ -74,14 +49,15 @@ def main() -> None:
     parser.add_argument("--recipe", default=str(Path(__file__).with_suffix(".yaml")))
     parser.add_argument("--out", type=Path)
     args = parser.parse_args()
-    per_block = 2 * (4 * WIDTH * WIDTH + 3 * WIDTH * INNER)
-    deep = max(64, round(args.gigabytes * 1e9 / per_block))
+    deep = max(64, round(args.gigabytes * 1e9 / SHAPE.block))
     rows = []
     with tempfile.TemporaryDirectory(prefix="flat-") as work:
         for blocks, limit in ((8, 0), (deep, int(args.limit * 1e9))):
-            size = build(Path(work) / str(blocks), blocks)
-            peak = run(Path(work) / str(blocks), args.recipe, limit)
-            shutil.rmtree(Path(work) / str(blocks))
+            folder = Path(work) / str(blocks)
+            size = build(folder, blocks, SHAPE, shard=500_000_000)
+            np.save(folder / "tokens.npy", np.random.default_rng(0).integers(0, SHAPE.vocabulary, 16 * 256 + 1))
+            peak = run(folder, args.recipe, limit)
+            shutil.rmtree(folder)
             rows.append(
                 {
                     "blocks": blocks,
@@ -102,8 +78,7 @@ def main() -> None:
             "hardware": hardware(),
             "versions": versions(),
         }
-        args.out.parent.mkdir(parents=True, exist_ok=True)
-        args.out.with_suffix(".json").write_text(json.dumps(document, indent=1) + "\n")
+        write(args.out, document)
 
 
 if __name__ == "__main__":

@@ -11,6 +11,8 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
 
+from reporting import write
+
 from hfquant.conversion.fleet import status
 from hfquant.conversion.fleet.reconcile import make_plan
 from hfquant.conversion.fleet.sight import Original
@@ -44,8 +46,7 @@ def main() -> None:
     }
     print(row)
     if args.out:
-        document = {"rows": [row], "hardware": hardware(), "versions": versions()}
-        args.out.with_suffix(".json").write_text(json.dumps(document, indent=1) + "\n")
+        write(args.out, {"rows": [row], "hardware": hardware(), "versions": versions()})
 
 
 if __name__ == "__main__":

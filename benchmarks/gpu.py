@@ -9,7 +9,6 @@ run, ends the run.  Writes results/gpu.json and results/gpu.md next to this file
 """
 
 import argparse
-import json
 import statistics
 from collections.abc import Callable
 from functools import partial
@@ -18,6 +17,7 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
+from reporting import write
 from torch import Tensor
 
 from hfquant.machine import versions
@@ -165,13 +165,11 @@ def main() -> None:
         "copying": copying(),
         "rows": [],
     }
-    args.out.mkdir(parents=True, exist_ok=True)
     with torch.no_grad(), kernels.mode("gpu_exact,gpu_rounded"):
         for shape in args.shapes.split(","):
             out, columns = map(int, shape.split("x"))
             document["rows"] += measure(out, columns, list(map(int, args.rows.split(","))), args.quick)
-            (args.out / "gpu.json").write_text(json.dumps(document, indent=1) + "\n")
-            (args.out / "gpu.md").write_text(table(document))
+            write(args.out / "gpu", document, table(document))
             print(table(document), flush=True)
 
 

@@ -11,7 +11,6 @@ anything is timed.  Writes results/kernels_cpu.json and results/kernels_cpu.md n
 """
 
 import argparse
-import json
 import os
 import time
 from collections.abc import Callable
@@ -22,6 +21,7 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
+from reporting import write
 from torch import Tensor
 
 from hfquant.machine import hardware, versions
@@ -224,14 +224,12 @@ def main() -> None:
         "reading": reading(),
         "rows": [],
     }
-    args.out.mkdir(parents=True, exist_ok=True)
     for shape in args.shapes.split(","):
         out, columns = map(int, shape.split("x"))
         for rows in map(int, args.rows.split(",")):
             document["rows"].append(measure(out, columns, rows, args))
             print(shape, rows, {n: round(r, 2) for n, r in document["rows"][-1]["ratio_to_bf16"].items()}, flush=True)
-            (args.out / "kernels_cpu.json").write_text(json.dumps(document, indent=1) + "\n")
-            (args.out / "kernels_cpu.md").write_text(table(document))
+            write(args.out / "kernels_cpu", document, table(document))
 
 
 if __name__ == "__main__":

@@ -8,13 +8,13 @@ window, one at a time, as it applies to new tokens only.  Scored in float32.
 """
 
 import argparse
-import json
 import math
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import torch
+from reporting import write
 from transformers import AutoModelForCausalLM, AutoTokenizer
 from transformers.cache_utils import DynamicCache
 
@@ -82,9 +82,7 @@ def main() -> None:
             "piece": PIECE, "steps": given.steps, "window": 64, "group": 64, "dtype": "float32",
         }  # fmt: skip
         result = {"settings": settings, "hardware": hardware(), "versions": versions(), "rows": rows}
-        given.out.parent.mkdir(parents=True, exist_ok=True)
-        given.out.with_suffix(".json").write_text(json.dumps(result, indent=2) + "\n")
-        given.out.with_suffix(".md").write_text(table(result))
+        write(given.out, result, table(result))
 
 
 def table(result: dict[str, Any]) -> str:

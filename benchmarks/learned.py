@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from reporting import write
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 import hfquant
@@ -94,7 +95,7 @@ def main() -> None:
         "hardware": hardware(),
         "versions": versions(),
     }
-    args.out.with_suffix(".json").write_text(json.dumps({"settings": settings, "rows": rows}, indent=1) + "\n")
+    write(args.out, {"settings": settings, "rows": rows})
 
 
 if __name__ == "__main__":

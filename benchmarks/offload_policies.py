@@ -9,7 +9,6 @@ the best of the whole sweep that keeps the same budget.
 
 import argparse
 import gc
-import json
 import random
 import tempfile
 from dataclasses import replace
@@ -18,8 +17,9 @@ from typing import Any
 
 import psutil
 import torch
-from offload_model import build, evicting
 from offload_ways import Watch
+from reporting import write
+from synthetic import build, evicting
 
 from hfquant.compress.memory import give_back
 from hfquant.machine import hardware, versions
@@ -129,9 +129,7 @@ def main() -> None:
         "disk_read": 1 / cost.feed.seconds, "load": psutil.getloadavg()[1],
     }  # fmt: skip
     result = {"settings": settings, "hardware": hardware(), "versions": versions(), "rows": rows}
-    given.out.parent.mkdir(parents=True, exist_ok=True)
-    given.out.with_suffix(".json").write_text(json.dumps(result, indent=2) + "\n")
-    given.out.with_suffix(".md").write_text(table(result))
+    write(given.out, result, table(result))
 
 
 def table(result: dict[str, Any]) -> str:

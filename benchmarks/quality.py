@@ -18,6 +18,7 @@ import time
 from pathlib import Path
 
 import torch
+from reporting import write
 
 from hfquant.machine import hardware, versions
 from hfquant.measure.evaluate import perplexity
@@ -43,7 +44,7 @@ def main() -> None:
         rows.append(measure(args, name, windows))
         print({k: v for k, v in rows[-1].items()}, flush=True)
         if args.out:
-            write(args, rows)
+            record(args, rows)
 
 
 def tokens(args: argparse.Namespace) -> torch.Tensor:
@@ -100,7 +101,7 @@ def score(folder: str | Path, windows: torch.Tensor, original: bool = False) -> 
     return round(perplexity(load(str(folder), dtype=torch.float32), windows).perplexity, 3)
 
 
-def write(args: argparse.Namespace, rows: list[dict]) -> None:
+def record(args: argparse.Namespace, rows: list[dict]) -> None:
     settings = {k: str(v) for k, v in vars(args).items() if k not in ("out", "recipes", "model", "calibration", "text")}
     settings |= {"model": Path(args.model).name, "calibration": Path(args.calibration).name}
     settings |= {
@@ -108,15 +109,13 @@ def write(args: argparse.Namespace, rows: list[dict]) -> None:
         "hardware": hardware(),
         "versions": versions(),
     }
-    args.out.parent.mkdir(parents=True, exist_ok=True)
-    args.out.with_suffix(".json").write_text(json.dumps({"settings": settings, "rows": rows}, indent=1) + "\n")
     columns = ["recipe", "format", "perplexity", "compress_seconds", "peak_memory_MB", "MB"]
     lines = ["| " + " | ".join(columns) + " |", "|" + "---|" * len(columns)]
     lines += ["| " + " | ".join(str(row.get(c, "")) for c in columns) + " |" for row in rows]
     lines += ["", f"{settings['model']}; calibration {settings['calibration']}, {args.samples} x {args.seq_len} tokens;"
               f" scored on {settings['text']}, first {args.windows} windows of {args.window_len}, float32;"
               f" {settings['hardware']['processor']}, {settings['hardware']['cores']} cores."]  # fmt: skip
-    args.out.with_suffix(".md").write_text("\n".join(lines) + "\n")
+    write(args.out, {"settings": settings, "rows": rows}, "\n".join(lines) + "\n")
 
 
 if __name__ == "__main__":

@@ -17,6 +17,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from reporting import write
 from transformers import AutoTokenizer
 
 from hfquant.machine import hardware, versions
@@ -105,7 +106,7 @@ def main() -> None:
     settings = {"model": Path(args.model).name, "calibration": Path(args.calibration).name + ", 64 x 512 tokens",
                 "text": Path(args.text).name + ", first 64 windows of 512, float32", "threads": torch.get_num_threads(),
                 "hardware": hardware(), "versions": versions() | {"gptqmodel": "7.6.0"}}  # fmt: skip
-    args.out.with_suffix(".json").write_text(json.dumps({"settings": settings, "rows": rows}, indent=1) + "\n")
+    write(args.out, {"settings": settings, "rows": rows})
 
 
 if __name__ == "__main__":

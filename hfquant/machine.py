@@ -70,7 +70,7 @@ def available_memory() -> int | None:
 def hardware() -> dict[str, Any]:
     """The machine, in words and numbers that may stand on a public card."""
     found: dict[str, Any] = {
-        "processor": _processor(),
+        "processor": processor(),
         "cores": os.cpu_count(),
         "threads": torch.get_num_threads(),
         "memory_bytes": _proc("meminfo").get("MemTotal"),
@@ -87,7 +87,8 @@ def versions() -> dict[str, str]:
     return {"hfquant": __version__, "python": platform.python_version(), **libraries}
 
 
-def _processor() -> str:
+def processor() -> str:
+    """Its name, as the system says it."""
     path = Path("/proc/cpuinfo")
     lines = path.read_text().splitlines() if path.is_file() else []
     named = (line.partition(":")[2].strip() for line in lines if line.startswith("model name"))

@@ -13,6 +13,7 @@ import psutil
 import torch
 
 from ... import storage
+from ...machine import processor
 from .clock import undisturbed
 from .pieces import room
 from .reader import Handle, Reader
@@ -86,9 +87,9 @@ def measure(folder: Path) -> Hardware:
     copied = COPIED / _best(lambda: target.copy_(source))
     there, back = _device(source)
     return Hardware(
-        processor=_processor(),
+        processor=processor(),
         cores=min(cores(), torch.get_num_threads() + 1),
-        memory=_total_memory(),
+        memory=psutil.virtual_memory().total,
         disk_read=SAMPLE / read,
         disk_write=SAMPLE / written,
         read_cpu=min(1.0, cpu / read),
@@ -146,21 +147,10 @@ def _device(source: torch.Tensor) -> tuple[float, float]:
     return len(source) / _best(lambda: move(there, pinned)), len(source) / _best(lambda: move(pinned, there))
 
 
-def _processor() -> str:
-    path = Path("/proc/cpuinfo")
-    lines = path.read_text().splitlines() if path.is_file() else []
-    named = (line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
-    return next(named, platform.processor() or platform.machine())
-
-
-def _total_memory() -> int:
-    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-
-
 def profile(folder: Path, fresh: bool = False) -> Hardware:
     """What was measured within the last week for this machine and this disk, or is now."""
     cache = storage.cache_folder() / "hardware.json"
-    key = f"{platform.node()} {_processor()} {cores()} {torch.get_num_threads()} {os.stat(folder).st_dev}"
+    key = f"{platform.node()} {processor()} {cores()} {torch.get_num_threads()} {os.stat(folder).st_dev}"
     known = _remembered(cache)
     entry = known.get(key)
     if entry and not fresh and time.time() - entry["at"] < WEEK:

@@ -1,40 +1,56 @@
-"""A Llama-type model of any size with random bfloat16 weights, for what is measured of offloading."""
+"""A Llama-type model of any size with random bfloat16 weights, for what is measured of memory and of offloading."""
 
 import multiprocessing
 import os
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 
 from hfquant.tensors.shards import Entry, write_checkpoint
 
-WIDTH, INNER, HEADS, VOCABULARY = 1536, 4608, 12, 1024
-BLOCK = 2 * (WIDTH * WIDTH * 8 // 3 + 3 * WIDTH * INNER)  # bytes
+
+@dataclass(frozen=True)
+class Shape:
+    """Of a model: features of the stream and inside, heads, of which some for keys and values, and tokens it knows."""
+
+    width: int = 1536
+    inner: int = 4608
+    heads: int = 12
+    key_heads: int = 4
+    vocabulary: int = 1024
+
+    @property
+    def block(self) -> int:
+        """Bytes of one."""
+        keys = self.width * self.key_heads // self.heads
+        return 2 * (2 * self.width * (self.width + keys) + 3 * self.width * self.inner)
 
 
-def build(folder: Path, blocks: int) -> int:
+def build(folder: Path, blocks: int, shape: Shape = Shape(), shard: int = 60_000_000) -> int:  # frozen
     """-> bytes of weights"""
     from transformers import AutoModelForCausalLM, LlamaConfig
 
     folder.mkdir(parents=True)
     config = LlamaConfig(
-        hidden_size=WIDTH, intermediate_size=INNER, num_hidden_layers=blocks, num_attention_heads=HEADS,
-        num_key_value_heads=HEADS // 3, vocab_size=VOCABULARY, dtype="bfloat16", tie_word_embeddings=True,
+        hidden_size=shape.width, intermediate_size=shape.inner, num_hidden_layers=blocks,
+        num_attention_heads=shape.heads, num_key_value_heads=shape.key_heads, vocab_size=shape.vocabulary,
+        dtype="bfloat16", tie_word_embeddings=True,
     )  # fmt: skip
     config.architectures = ["LlamaForCausalLM"]
     config.save_pretrained(folder)
     with torch.device("meta"):
         shapes = {n: tuple(p.shape) for n, p in AutoModelForCausalLM.from_config(config).named_parameters()}
 
-    def make(shape: tuple[int, ...]) -> torch.Tensor:
-        return torch.ones(shape, dtype=torch.bfloat16) if len(shape) == 1 else torch.randn(shape).mul_(0.02).bfloat16()
+    def make(of: tuple[int, ...]) -> torch.Tensor:
+        return torch.ones(of, dtype=torch.bfloat16) if len(of) == 1 else torch.randn(of).mul_(0.02).bfloat16()
 
     torch.manual_seed(0)
     plan = [Entry(n, s, torch.bfloat16, lambda s=s: make(s)) for n, s in shapes.items() if n != "lm_head.weight"]
-    write_checkpoint(folder, plan, max_shard_size=60_000_000)
+    write_checkpoint(folder, plan, max_shard_size=shard)
     return sum(e.nbytes for e in plan)
 
 
