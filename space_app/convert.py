@@ -111,9 +111,10 @@ def _options_form(recipe: gr.Dropdown, values: gr.State) -> None:
             for row in ([f for f in group if f.kind != "bool"], [f for f in group if f.kind == "bool"]):
                 with gr.Row():
                     widgets |= {field.key: _widget(field) for field in row}
-        # all of them each time: of two that are changed quickly, neither is lost
+        # all of them each time: of two that are changed quickly, neither is lost; through the queue: only there
+        # gradio notices that `values` has changed
         gr.on([widget.change for widget in widgets.values()], _collect(list(widgets)), list(widgets.values()), values,
-              trigger_mode="always_last", queue=False, show_progress="hidden", api_visibility="private")  # fmt: skip
+              trigger_mode="always_last", show_progress="hidden", api_visibility="private")  # fmt: skip
 
 
 def _widget(field: options.Field) -> Any:
