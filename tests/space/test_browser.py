@@ -27,6 +27,7 @@ playwright = pytest.importorskip("playwright.sync_api", reason="needs playwright
 
 @pytest.fixture
 def browser() -> Iterator[Any]:
+    """Asked for before `site`, so that it ends after it: a worker is a fork that holds the browser's pipes open."""
     with playwright.sync_playwright() as started:
         found = started.chromium.launch(executable_path=CHROMIUM, args=QUIET)
         yield found
@@ -72,7 +73,7 @@ def expect(locator: Any) -> Any:
     return playwright.expect(locator)
 
 
-def test_from_the_login_to_the_pushed_model(site: Site, browser: Any) -> None:
+def test_from_the_login_to_the_pushed_model(browser: Any, site: Site) -> None:
     page, wrong = open_page(browser, site.url, 1280)
     log_in(page)
 
@@ -127,7 +128,7 @@ def test_from_the_login_to_the_pushed_model(site: Site, browser: Any) -> None:
     assert wrong + more == []
 
 
-def test_on_a_phone_by_keyboard_and_for_those_who_hear_it(site: Site, browser: Any) -> None:
+def test_on_a_phone_by_keyboard_and_for_those_who_hear_it(browser: Any, site: Site) -> None:
     page, wrong = open_page(browser, site.url, 390, "dark")
     expect(page.locator("#status")).to_contain_text("Not logged in", timeout=SLOW)
     model = page.get_by_label("Model", exact=True)
