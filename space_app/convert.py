@@ -105,7 +105,7 @@ def _options_form(recipe: gr.Dropdown, values: gr.State) -> None:
         except HfquantError as error:
             gr.Markdown(views.failure(error))
             return
-        widgets = {}
+        widgets: dict[str, Any] = {}
         for title, group in groups.items():
             gr.Markdown(f"**{title}**")
             for row in ([f for f in group if f.kind != "bool"], [f for f in group if f.kind == "bool"]):
