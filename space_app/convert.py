@@ -105,14 +105,16 @@ def _options_form(recipe: gr.Dropdown, values: gr.State) -> None:
         except HfquantError as error:
             gr.Markdown(views.failure(error))
             return
+        widgets: dict[str, Any] = {}
         for title, group in groups.items():
             gr.Markdown(f"**{title}**")
             for row in ([f for f in group if f.kind != "bool"], [f for f in group if f.kind == "bool"]):
                 with gr.Row():
-                    for field in row:
-                        widget = _widget(field)
-                        widget.change(_collect(field.key), [widget, values], values, queue=False,
-                                      show_progress="hidden", api_visibility="private")  # fmt: skip
+                    widgets |= {field.key: _widget(field) for field in row}
+        # all of them each time: of two that are changed quickly, neither is lost; through the queue: only there
+        # gradio notices that `values` has changed
+        gr.on([widget.change for widget in widgets.values()], _collect(list(widgets)), list(widgets.values()), values,
+              trigger_mode="always_last", show_progress="hidden", api_visibility="private")  # fmt: skip
 
 
 def _widget(field: options.Field) -> Any:
@@ -132,8 +134,8 @@ def _widget(field: options.Field) -> Any:
     return gr.Textbox(value="" if field.value is None else str(field.value), max_lines=1, **common)
 
 
-def _collect(key: str) -> Callable[[Any, dict[str, Any]], dict[str, Any]]:
-    return lambda value, values: {**values, key: value}
+def _collect(keys: list[str]) -> Callable[..., dict[str, Any]]:
+    return lambda *values: dict(zip(keys, values, strict=True))
 
 
 def request(

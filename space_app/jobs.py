@@ -17,13 +17,12 @@ from space_app.login import Caller, Login
 
 SHOWN = 400  # lines of the log
 EVERY = 1.0  # seconds
-COLUMNS = ["begun", "model", "recipe", "state", "size", "perplexity / original's"]
 LAYER = ["layer", "error", "name"]
 COMPARED = ["megabytes", "perplexity ratio", "recipe"]
 HISTORY = 50
 LOGGED_OUT = "**Log in to see your jobs.** They go on while nobody looks."
 NONE_YET = "**No jobs yet.** Begin one under *Convert*: it shows here, today and when you come back."
-NOTHING: dict[str, Any] = {"job": None, "number": 0, "layers": [], "log": []}
+NOTHING: dict[str, Any] = {"job": None, "number": 0, "layers": {}, "log": []}
 RETRIES = ("failed", "cancelled", "done")
 
 
@@ -60,11 +59,7 @@ class Jobs:
         chosen = job if job in known else found[0].id
         reports = {one.id: self.service.report(one.id, caller.user) for one in found if one.has_report}
         choices = [(_label(one), one.id) for one in found]
-        listed = [
-            *[gr.update(visible=True)] * 2,
-            gr.update(value=[views.row(one, reports.get(one.id)) for one in found]),
-            _compared(found, reports),
-        ]
+        listed = [*[gr.update(visible=True)] * 2, views.history(found, reports), _compared(found, reports)]
         first, rest = self._watch(chosen, caller, dict(NOTHING))
         return [*first, gr.update(choices=choices, value=chosen, visible=True), *rest, *listed]
 
@@ -98,7 +93,8 @@ class Jobs:
         ]  # fmt: skip
         told: list[Any] = [gr.skip(), gr.skip()]  # nothing is drawn again that has not changed
         if new or fresh:
-            plot = pd.DataFrame(seen["layers"], columns=LAYER)
+            rows = [(n, error, name) for n, (name, error) in enumerate(seen["layers"].items(), 1)]
+            plot = pd.DataFrame(rows, columns=LAYER)
             told = [gr.update(value=plot, visible=bool(seen["layers"])), "\n".join(seen["log"])]
         filled = [views.headline(now), views.stepper(now), *told, *buttons, *result]
         return [seen, gr.update(active=not now.is_final)], filled
@@ -120,7 +116,7 @@ class Jobs:
     def _empty(self, text: str) -> list[Any]:
         hidden = gr.update(visible=False)
         return [dict(NOTHING), gr.update(active=False), hidden, text, "", hidden, "", *[hidden] * 5, hidden,
-                "", "", "", "", hidden, hidden, gr.update(value=[]), hidden]  # fmt: skip
+                "", "", "", "", hidden, hidden, "", hidden]  # fmt: skip
 
     def refresh(self, event: Any) -> None:
         """After an event, show everything anew."""
@@ -191,8 +187,7 @@ def build(service: Service, login: Login, job: gr.BrowserState) -> Jobs:
         )
     with gr.Column(visible=False) as parts["all"]:
         gr.Markdown("### All your jobs")
-        parts["history"] = gr.Dataframe([], headers=COLUMNS, interactive=False, elem_id="history", wrap=True,
-                                        label="All your jobs", show_label=False)  # fmt: skip
+        parts["history"] = gr.Markdown(elem_id="history", elem_classes="plain")
         parts["compared"] = gr.ScatterPlot(pd.DataFrame([], columns=COMPARED), x="megabytes", y="perplexity ratio",
                                            color="recipe", height=260, title="Size and what it cost", visible=False,
                                            tooltip="all", elem_id="compared")  # fmt: skip
@@ -201,12 +196,12 @@ def build(service: Service, login: Login, job: gr.BrowserState) -> Jobs:
 
 def _after(seen: Mapping[str, Any], fresh: Sequence[Event]) -> dict[str, Any]:
     """What is known of a job after some more events."""
-    layers, log, number = list(seen["layers"]), list(seen["log"]), seen["number"]
+    layers, log, number = dict(seen["layers"]), list(seen["log"]), seen["number"]
     for event in fresh:
         number = max(number, event.number)
         data = event.data
         if event.kind == "layer" and data.get("error") is not None:
-            layers.append([len(layers) + 1, data["error"], data["name"]])
+            layers[data["name"]] = data["error"]  # told again by a job that goes on: it is the same layer
         text = data.get("text") or (f"{data.get('name')}: {data.get('state')}" if event.kind == "step" else None)
         if text:
             log.append(str(text))

@@ -134,19 +134,23 @@ def comparison(report: Mapping[str, Any]) -> str:
     return "\n".join(lines)
 
 
-def row(job: Job, report: Mapping[str, Any] | None) -> list[str]:
-    """A line of the history."""
-    evaluation, output = ((report or {}).get(name) or {} for name in ("evaluation", "output"))
-    before, after = evaluation.get("reference_perplexity"), evaluation.get("perplexity")
-    recipe = job.request["recipe"]
-    return [
-        time.strftime("%Y-%m-%d %H:%M", time.localtime(job.created)),
-        str(job.request["model"]),
-        str(recipe.get("name") if isinstance(recipe, Mapping) else recipe),
-        STATES[job.state],
-        size(output["bytes"]) if output.get("bytes") else "",
-        f"{after / before:.3f}" if after and before else "",
-    ]
+def history(jobs: Sequence[Job], reports: Mapping[str, Mapping[str, Any] | None]) -> str:
+    """A table of jobs."""
+    lines = ["| begun | model | recipe | state | size | perplexity / original's |", "|---|---|---|---|---|---|"]
+    for job in jobs:
+        evaluation, output = ((reports.get(job.id) or {}).get(name) or {} for name in ("evaluation", "output"))
+        before, after = evaluation.get("reference_perplexity"), evaluation.get("perplexity")
+        recipe = job.request["recipe"]
+        cells = [
+            time.strftime("%Y-%m-%d %H:%M", time.localtime(job.created)),
+            code(str(job.request["model"])),
+            code(str(recipe.get("name") if isinstance(recipe, Mapping) else recipe)),
+            STATES[job.state],
+            size(output["bytes"]) if output.get("bytes") else "",
+            f"{after / before:.3f}" if after and before else "",
+        ]
+        lines.append("| " + " | ".join(cells) + " |")
+    return "\n".join(lines)
 
 
 def _goes_to(found: Preview) -> str:

@@ -27,6 +27,7 @@ playwright = pytest.importorskip("playwright.sync_api", reason="needs playwright
 
 @pytest.fixture
 def browser() -> Iterator[Any]:
+    """Asked for before `site`, so that it ends after it: a worker is a fork that holds the browser's pipes open."""
     with playwright.sync_playwright() as started:
         found = started.chromium.launch(executable_path=CHROMIUM, args=QUIET)
         yield found
@@ -61,15 +62,20 @@ def shot(page: Any, name: str) -> None:
         page.screenshot(path=str(Path(SHOTS) / f"{name}.png"), full_page=True)
 
 
+def log_in(page: Any) -> None:
+    """Not before the page has arrived: until then the button does not know whether it logs in or out."""
+    expect(page.locator("#status")).to_contain_text("Not logged in", timeout=SLOW)
+    page.locator("#login").click()
+    expect(page.locator("#status")).to_contain_text("alice", timeout=SLOW)
+
+
 def expect(locator: Any) -> Any:
     return playwright.expect(locator)
 
 
-def test_from_the_login_to_the_pushed_model(site: Site, browser: Any) -> None:
+def test_from_the_login_to_the_pushed_model(browser: Any, site: Site) -> None:
     page, wrong = open_page(browser, site.url, 1280)
-    expect(page.locator("#status")).to_contain_text("Not logged in", timeout=SLOW)
-    page.locator("#login").click()
-    expect(page.locator("#status")).to_contain_text("alice", timeout=SLOW)
+    log_in(page)
 
     model = page.get_by_label("Model", exact=True)
     model.press_sequentially("mod", delay=60)
@@ -96,8 +102,7 @@ def test_from_the_login_to_the_pushed_model(site: Site, browser: Any) -> None:
     expect(page.locator("#steps progress")).to_be_visible(timeout=SLOW)
     page.close()
     page, more = open_page(browser, site.url, 1280)  # another day, another browser: nothing is remembered there
-    page.locator("#login").click()
-    expect(page.locator("#status")).to_contain_text("alice", timeout=SLOW)
+    log_in(page)
     page.get_by_role("tab", name="Jobs").click()
     expect(page.locator("#steps progress")).to_be_visible(timeout=SLOW)
     expect(page.locator("#errors")).to_be_visible(timeout=SLOW)
@@ -123,7 +128,7 @@ def test_from_the_login_to_the_pushed_model(site: Site, browser: Any) -> None:
     assert wrong + more == []
 
 
-def test_on_a_phone_by_keyboard_and_for_those_who_hear_it(site: Site, browser: Any) -> None:
+def test_on_a_phone_by_keyboard_and_for_those_who_hear_it(browser: Any, site: Site) -> None:
     page, wrong = open_page(browser, site.url, 390, "dark")
     expect(page.locator("#status")).to_contain_text("Not logged in", timeout=SLOW)
     model = page.get_by_label("Model", exact=True)

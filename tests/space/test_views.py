@@ -1,0 +1,59 @@
+"""What is shown: everything that is not ours stands in code spans, and nothing is counted twice."""
+
+import re
+from typing import Any
+
+import pytest
+
+from hfquant.conversion.facts import Preview, Problem
+from hfquant.conversion.job import LOCAL_STEPS, Event, Failure, Job, Progress, Pushed, Step
+from hfquant.errors import HfquantError
+from space_app import jobs, views
+
+EVIL = "`x` <img src=x onerror=alert(1)> [y](javascript:alert(1)) | z"
+
+
+def job(**changes: Any) -> Job:
+    steps = tuple(Step(name, "waiting") for name in LOCAL_STEPS)
+    known: dict[str, Any] = {
+        "id": "1", "user": "alice", "state": "failed", "request": {"model": EVIL, "recipe": {"name": EVIL}}, "key": "k",
+        "revision": None, "attempt": 1, "created": 0.0, "started": None, "finished": None, "steps": steps,
+        "progress": Progress(),
+    }  # fmt: skip
+    return Job(**(known | changes))
+
+
+def outside(text: str) -> str:
+    """What of a Markdown text is not within a code span."""
+    return re.sub(r"(?<!`)(`+)(?!`).*?(?<!`)\1(?!`)", "", text)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        views.headline(job(failure=Failure("Bug", EVIL, EVIL))),
+        views.headline(job(state="done", pushed=Pushed(EVIL, "https://hub.example/a/b", EVIL))),
+        views.failure(HfquantError(EVIL, EVIL)),
+        views.history([job()], {}),
+        views.problems([Problem("license", EVIL, EVIL)]),
+        views.preview(
+            Preview(None, None, EVIL, False, True, EVIL, 4.0, 2, 1, 1, 1, 1.0, 0.0, (), (Problem("x", EVIL),))
+        ),
+    ],
+)  # fmt: skip
+def test_nothing_foreign_is_obeyed(text: str) -> None:
+    assert "onerror" in text, "it is shown"
+    assert not any(word in outside(text) for word in ("onerror", "javascript", "<img"))
+    assert all(row.count("|") == 7 for row in text.splitlines() if row.startswith("| 1970"))
+
+
+def test_the_stepper_is_html_of_our_own_words() -> None:
+    assert "img" not in views.stepper(job(progress=Progress(layers=3, layers_done=1)))
+
+
+def test_a_layer_that_is_told_again_is_one_layer() -> None:
+    told = [Event(n, 0.0, "layer", {"name": name, "error": n / 10}) for n, name in enumerate("aba", 1)]
+    seen = jobs._after(jobs.NOTHING, told)
+    assert seen["layers"] == {"a": 0.3, "b": 0.2}
+    assert seen["number"] == 3
+    assert jobs.NOTHING["layers"] == {}
