@@ -81,8 +81,8 @@ def bits(data: Mapping[str, Any]) -> Drawing | None:
         depth(bottom, range(len(blocks)))
         legend(figure, bottom)
     files = data.get("stored") or {}
-    layers = sum(row["bytes_after"] for row in data["layers"])
-    rest = f" {size(files['after'] - layers)} more are not in these layers." if files.get("after") else ""
+    beside = files["after"] - sum(row["bytes_after"] for row in rows) if files.get("after") else None
+    rest = "" if beside is None else f" {size(beside)} more are not in these layers."
     every = [float(row["bits"]) for row in rows]
     alt = (
         f"Above: bits per weight of each compressed layer by block, from {min(every):.3g} to {max(every):.3g}, scales"
