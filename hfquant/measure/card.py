@@ -120,7 +120,8 @@ def _results(report: Mapping[str, Any]) -> Iterator[EvalResult]:
     for row in _tasks(report):
         name = _plain(row["name"], "a task")
         if isinstance(row.get("value"), int | float):
-            yield EvalResult(task, "task", name, _plain(row["metric"], "score"), row["value"])
+            # results are sorted by the type of their data set, not by its name
+            yield EvalResult(task, name, name, _plain(row["metric"], "score"), row["value"])
 
 
 def _plain(text: object, otherwise: str) -> str:

@@ -29,25 +29,26 @@ from ..errors import CalibrationError
 
 Row = Mapping[str, Any]
 METRICS = ("acc", "acc_norm", "exact_match", "f1")
+ACC = {"metric": "acc", "aggregation": "mean", "higher_is_better": True}
 CHOICE = {
     "output_type": "multiple_choice",
     "doc_to_text": "{{query}}",
     "doc_to_target": "gold",
     "doc_to_choice": "choices",
-    "metric_list": [{"metric": "acc"}, {"metric": "acc_norm"}],
+    "metric_list": [ACC, {**ACC, "metric": "acc_norm"}],
 }
 BEGINNING = {
     "output_type": "multiple_choice",
     "doc_to_text": "{{gold}}",
     "doc_to_target": "{{continuation}}",
     "doc_to_choice": "{{context_options}}",
-    "metric_list": [{"metric": "acc"}],
+    "metric_list": [ACC],
 }
 FOLLOWS = {
     "output_type": "loglikelihood",
     "doc_to_text": "{{context}}",
     "doc_to_target": "{{continuation}}",
-    "metric_list": [{"metric": "acc"}],
+    "metric_list": [ACC],
 }
 
 

@@ -89,8 +89,8 @@ def channels(data: Mapping[str, Any]) -> Drawing | None:
     smoothed = max(float(row["channel_ratio_smoothed"]) for row in every)
     alt = (
         f"How many times the largest channel exceeds the median one at the inputs of {len(series)} kinds of"
-        f" layers{left_out}, by block, before and after smoothing. Before: up to {said(worst['channel_ratio'])} times, in"
-        f" block {worst['block']}. After smoothing with alpha 0.5: up to {said(smoothed)} times."
+        f" layers{left_out}, by block, before and after smoothing. Before: up to {said(worst['channel_ratio'])} times,"
+        f" in block {worst['block']}. After smoothing with alpha 0.5: up to {said(smoothed)} times."
     )
     return Drawing(figure, title, alt)
 

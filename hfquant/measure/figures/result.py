@@ -56,12 +56,10 @@ def bits(data: Mapping[str, Any]) -> Drawing | None:
         top, bottom = figure.subplots(2, 1, sharex=True, height_ratios=(1, 1.5))
         total = [0.0] * len(blocks)
         before = [0.0] * len(blocks)
-        alike = all(
-            len({row["bits"] for row in rows if (row["stack"], row["block"]) == place}) == 1 for place in blocks
-        )
+        alike = len({(row["stack"], row["block"], row["bits"]) for row in rows}) == len(blocks)
         for i, (name, listed) in enumerate(series.items()):
             style, places = i % len(MARKERS), [at[row["stack"], row["block"]] for row in listed]
-            # lines of equal bits lie on each other: each a little beside the last
+            # lines of equal bits lie on each other: each a little beside the last, unless all are equal
             shift = 0.0 if len(series) == 1 or alike else (i / (len(series) - 1) - 0.5) * 0.6
             top.plot(
                 [place + shift for place in places], [row["bits"] for row in listed], linestyle="none",
@@ -90,8 +88,8 @@ def bits(data: Mapping[str, Any]) -> Drawing | None:
     low, high = f"{min(every):.3g}", f"{max(every):.3g}"
     alt = (
         f"Above: bits per weight of each compressed layer by block, {low if low == high else f'from {low} to {high}'},"
-        f" scales included. Below: bytes of each block by kind of layer, together {size(sum(total) * step)} where the original"
-        f" has {size(sum(before))}.{rest}"
+        f" scales included. Below: bytes of each block by kind of layer, together {size(sum(total) * step)} where the"
+        f" original has {size(sum(before))}.{rest}"
     )
     return Drawing(figure, title, alt)
 
