@@ -65,6 +65,13 @@ def _choice(text: Callable[[Row], str], choices: Callable[[Row], Sequence[str]])
     return lambda row: {"query": text(row), "choices": list(choices(row)), "gold": int(row["gold"])}
 
 
+def _apart(row: Row) -> str:
+    """What follows a context, with the space between the two that lines leave out."""
+    context, continuation = str(row["context"]), str(row["continuation"])
+    together = context[-1:].isspace() or continuation[:1].isspace()
+    return continuation if together else f" {continuation}"
+
+
 KINDS = (
     Kind(
         frozenset({"goal", "sol1", "sol2"}),
@@ -73,7 +80,7 @@ KINDS = (
     ),
     Kind(frozenset({"ctx", "endings", "gold"}), CHOICE, _choice(lambda r: str(r["ctx"]), lambda r: r["endings"])),
     Kind(frozenset({"context_options", "continuation", "gold"}), BEGINNING, lambda r: r),
-    Kind(frozenset({"context", "continuation"}), FOLLOWS, lambda r: r),
+    Kind(frozenset({"context", "continuation"}), FOLLOWS, lambda r: {**r, "continuation": _apart(r)}),
     Kind(
         frozenset({"query", "choices", "gold"}),
         CHOICE,

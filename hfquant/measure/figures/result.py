@@ -56,7 +56,7 @@ def bits(data: Mapping[str, Any]) -> Drawing | None:
         top, bottom = figure.subplots(2, 1, sharex=True, height_ratios=(1, 1.5))
         total = [0.0] * len(blocks)
         before = [0.0] * len(blocks)
-        alike = len({(row["stack"], row["block"], row["bits"]) for row in rows}) == len(blocks)
+        alike = len({(row["stack"], row["block"], round(row["bits"], 2)) for row in rows}) == len(blocks)
         for i, (name, listed) in enumerate(series.items()):
             style, places = i % len(MARKERS), [at[row["stack"], row["block"]] for row in listed]
             # lines of equal bits lie on each other: each a little beside the last, unless all are equal
