@@ -8,6 +8,8 @@ HfquantError
 ├── CheckpointError    an output folder that is not ours, not finished or damaged
 ├── ResourceError      too little memory or disk for the plan
 ├── HubError           a push that the Hub refuses, or that did not arrive whole
+├── ShapeError         a tensor that does not fit the layer it was given to
+├── KernelError        a kernel that was asked for by a name that does not exist
 ├── ExportError        a target format that cannot say what a checkpoint holds
 ├── RequestError       a conversion that cannot be asked for like this
 ├── LimitError         a conversion that has to wait: too many of them, or too large a one
@@ -66,6 +68,12 @@ class FleetError(HfquantError): ...
 
 
 class TokenError(HfquantError): ...
+
+
+class ShapeError(HfquantError, ValueError): ...
+
+
+class KernelError(HfquantError): ...
 
 
 class QualityError(HfquantError):

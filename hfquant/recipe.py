@@ -15,7 +15,7 @@ from typing import Any, Literal, Self
 import yaml
 from pydantic import Field, model_validator
 
-from . import recipe_order, recipe_places
+from . import methods, recipe_order, recipe_places
 from .errors import RecipeError
 from .recipe_errors import validate
 from .recipe_names import read_grid
@@ -123,6 +123,11 @@ class Recipe(Strict):
         """Whether any step looks at the inputs of the layers, or a scale of theirs is measured."""
         static = self.activations is not None and self.activations.per == "static"
         return static or any(step.build().needs_hessian for step in self.steps)
+
+    @property
+    def distills(self) -> bool:
+        """Whether finished blocks are trained."""
+        return any(methods.kind(step.method) == "distill" for step in self.steps)
 
     @property
     def hash(self) -> str:

@@ -1,7 +1,8 @@
 """Which steps go together, and in which order.
 
 Steps on whole blocks come first (they prepare the weights), then pruning, then rounding, which makes up for what was
-pruned, and last what compensates the remaining error.  What is pruned or rounded twice is spoiled once.
+pruned, then what compensates the remaining error, and last what trains finished blocks.  What is pruned or rounded
+twice is spoiled once.
 """
 
 from collections.abc import Mapping, Sequence
@@ -10,7 +11,13 @@ from . import methods
 from .errors import RecipeError
 from .recipe_parts import GridSpec, Step
 
-DOES = {"block": "prepares blocks", "prune": "prunes", "quantize": "rounds", "compensate": "compensates"}
+DOES = {
+    "block": "prepares blocks",
+    "prune": "prunes",
+    "quantize": "rounds",
+    "compensate": "compensates",
+    "distill": "trains",
+}
 
 
 def rounds(step: Step) -> bool:

@@ -89,7 +89,7 @@ def expand(name: str) -> dict[str, Any]:
             raise RecipeError(f"recipe `{name}` has two {what}", "give bits once, e.g. `gptq-w4g128`")
     rounds = [methods.kind(step["method"]) == "quantize" or step.get("joint") for step in steps]
     if said["grids"] and said["grids"][0]["bits"] != 16 and not any(rounds):
-        after = [i for i, step in enumerate(steps) if methods.kind(step["method"]) == "compensate"]
+        after = [i for i, step in enumerate(steps) if methods.kind(step["method"]) in ("compensate", "distill")]
         steps.insert(min(after, default=len(steps)), {"method": "rtn"})
     if any(rounds) and not said["grids"]:
         raise RecipeError(f"recipe `{name}` does not say how many bits", "give bits once, e.g. `gptq-w4g128`")

@@ -24,6 +24,7 @@ SECTIONS = (
     "output",
     "evaluation",
     "sample",
+    "bench",
     "gate",
     "figures",
 )

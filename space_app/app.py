@@ -12,6 +12,7 @@ for name, value in {
 
 import argparse  # noqa: E402
 from collections.abc import Sequence  # noqa: E402
+from contextlib import ExitStack  # noqa: E402
 from pathlib import Path  # noqa: E402
 from typing import Any  # noqa: E402
 
@@ -19,11 +20,13 @@ import fastapi  # noqa: E402
 import gradio as gr  # noqa: E402
 import uvicorn  # noqa: E402
 from cryptography.fernet import Fernet  # noqa: E402
+from huggingface_hub import get_token  # noqa: E402
 
+from hfquant.conversion.fleet.serve import attached  # noqa: E402
 from hfquant.conversion.service import Service  # noqa: E402
 from hfquant.conversion.settings import Settings  # noqa: E402
 from hfquant.measure.markdown import code  # noqa: E402
-from space_app import api, convert, examples, jobs  # noqa: E402
+from space_app import api, convert, examples, fleet, jobs, look  # noqa: E402
 from space_app.login import Login  # noqa: E402
 from space_app.worker import Worker  # noqa: E402
 
@@ -32,12 +35,13 @@ Pick a model of the Hub and a recipe; see what the result will weigh, need and c
 The result is measured against the original and pushed with a card that says what was lost."""
 
 
-def build(service: Service, login: Login) -> gr.Blocks:
+def build(service: Service, login: Login, kept: fleet.Fleet | None = None) -> gr.Blocks:
     """The page on a service."""
     with gr.Blocks(title="hfquant") as page:
         job = gr.BrowserState(None, storage_key="hfquant-job")
-        with gr.Row():
-            gr.Markdown(INTRODUCTION)
+        with gr.Row(elem_id="head"):
+            with gr.Column(min_width=300):
+                gr.Markdown(INTRODUCTION)
             with gr.Column(scale=0, min_width=240):
                 if login.hub:
                     gr.LoginButton(elem_id="login")
@@ -49,6 +53,9 @@ def build(service: Service, login: Login) -> gr.Blocks:
                 watched = jobs.build(service, login, job)
             with gr.Tab("Examples", id="examples"):
                 examples.build()
+            if kept is not None:
+                with gr.Tab("Fleet", id="fleet") as tab:
+                    fleet.build(kept, tab)
         convert.connect(form, service, login, job, tabs, watched.refresh)
         watched.connect(tabs, form)
         api.expose(service, login)
@@ -56,8 +63,9 @@ def build(service: Service, login: Login) -> gr.Blocks:
         def arrive(http: gr.Request) -> tuple[str, Any]:
             return _status(login, http), convert.owners(login, http)
 
-        page.load(arrive, None, [status, form.owner], queue=False, api_visibility="private")
-        page.load(watched.show, [job, watched.seen], watched.outputs, api_visibility="private")
+        quiet: dict[str, Any] = {"queue": False, "show_progress": "hidden", "api_visibility": "private"}
+        page.load(arrive, None, [status, form.owner], **quiet)
+        page.load(watched.show, [job, watched.seen], watched.outputs, **quiet)
     return page
 
 
@@ -68,16 +76,22 @@ def _status(login: Login, http: gr.Request) -> str:
     return f"Logged in as {code(caller.user)}" if login.hub else "For you, on this machine"
 
 
-def create(service: Service, login: Login) -> fastapi.FastAPI:
-    """The server: the page at `/`, its API below it."""
+def create(
+    service: Service, login: Login, kept: fleet.Fleet | None = None, hooks: fastapi.APIRouter | None = None
+) -> fastapi.FastAPI:
+    """The server: the page at `/`, its API below it; a fleet's state, and the route of a webhook."""
     app = fastapi.FastAPI(title="hfquant", docs_url=None, redoc_url=None, openapi_url=None)
-    page = build(service, login)
+    for routes in (hooks, kept.routes() if kept is not None else None):
+        if routes is not None:
+            app.include_router(routes)
+    page = build(service, login, kept)
     page.queue(default_concurrency_limit=16, max_size=200)
     return gr.mount_gradio_app(
         app,
         page,
         path="/",
-        css_paths=Path(__file__).parent / "style.css",
+        theme=look.theme(),
+        css_paths=look.STYLE,
         footer_links=["api"],
         run_history=False,
         enable_monitoring=False,
@@ -94,19 +108,31 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--host", default="0.0.0.0" if on_space else "127.0.0.1")
     parser.add_argument("--port", type=int, default=int(os.environ.get("PORT", "7860")))
+    parser.add_argument("--fleet", type=Path, default=os.environ.get("HFQUANT_FLEET"))
     given = parser.parse_args(arguments)
-    serve(given.host, given.port)
+    serve(given.host, given.port, given.fleet)
 
 
-def serve(host: str, port: int) -> None:
-    """The page, its API and a worker, until interrupted."""
+def serve(host: str, port: int, manifest: Path | None = None) -> None:
+    """The page, its API and a worker, until interrupted.
+
+    manifest: of a fleet that is shown; with HFQUANT_WEBHOOK_SECRET, `/webhooks/hub` keeps it up to date.
+    """
     login = Login()
     login.may_listen(host)
     settings = Settings.read(own_login=not login.hub)
     if settings.secret is None:
         settings = Settings.read(own_login=not login.hub, secret=Fernet.generate_key().decode())
-    with Service(settings) as service, Worker(settings):
-        uvicorn.run(create(service, login), host=host, port=port, log_level="warning")
+    with ExitStack() as stack:
+        service = stack.enter_context(Service(settings))
+        stack.enter_context(Worker(settings))
+        kept = fleet.Fleet(Path(manifest), service, login) if manifest else None
+        secret = os.environ.get("HFQUANT_WEBHOOK_SECRET")
+        hooks = None
+        if kept is not None and secret:
+            own = get_token() if login.hub else None  # elsewhere the worker has this machine's login
+            hooks = stack.enter_context(attached(kept.manifest, service, secret, kept.user, own))
+        uvicorn.run(create(service, login, kept, hooks), host=host, port=port, log_level="warning")
 
 
 if __name__ == "__main__":

@@ -17,6 +17,7 @@ from space_app.login import Login
 
 SUGGESTED = 8
 EXECUTORS = {"on this machine": "local", "on Hugging Face Jobs, billed to you": "hf-jobs"}
+CHOOSE = "Choose a model first."
 VISIBILITY = {"as the original": None, "public": False, "private": True}
 
 
@@ -54,12 +55,12 @@ def build(service: Service, login: Login) -> Form:
     """The tab's content."""
     values = gr.State({})
     with gr.Row(equal_height=False):
-        with gr.Column(scale=3):
+        with gr.Column(scale=3, min_width=320):
             gr.Markdown("### 1. Model")
             model = gr.Textbox(label="Model", placeholder="namespace/name on the Hub", max_lines=1, elem_id="model")
             suggestions = gr.Dataset(components=["textbox"], samples=[], label="On the Hub", elem_id="suggestions",
                                      samples_per_page=SUGGESTED, visible=False)  # fmt: skip
-            facts = gr.Markdown(elem_id="facts")
+            facts = gr.Markdown(elem_id="facts", elem_classes="tiles")
             gr.Markdown("### 2. Recipe")
             goal = gr.Radio([*catalogue.GOALS, catalogue.BY_NAME], value="balanced", label="What matters most",
                             elem_id="goal")  # fmt: skip
@@ -70,24 +71,25 @@ def build(service: Service, login: Login) -> Form:
             described = gr.Markdown(catalogue.describe(first), elem_id="described")
             with gr.Accordion("Options of the recipe", open=False, elem_id="options"):
                 _options_form(recipe, values)
-        with gr.Column(scale=2, min_width=300):
             gr.Markdown("### 3. Result")
-            owner = gr.Dropdown([], label="Owner", elem_id="owner", info="you, or an organization of yours",
-                                visible=True)  # fmt: skip
-            name = gr.Textbox(
-                label="Name", elem_id="name", max_lines=1, info="empty: the model's name and the recipe's"
-            )
+            with gr.Row():
+                owner = gr.Dropdown([], label="Owner", elem_id="owner", info="you, or an organization of yours")
+                name = gr.Textbox(label="Name", elem_id="name", max_lines=1, info="empty: the one that is shown")
             visibility = gr.Radio(list(VISIBILITY), value="as the original", label="Who sees a new repository",
                                   elem_id="visibility")  # fmt: skip
-            pull_request = gr.Checkbox(label="as a pull request", elem_id="pull-request")
-            review = gr.Checkbox(label="let me look before it is pushed", elem_id="review")
-            terms = gr.Checkbox(label="I have read the original's licence and keep its terms", elem_id="terms")
-            executor = gr.Radio(list(EXECUTORS), value=next(iter(EXECUTORS)), label="Where it runs", elem_id="executor")
+            with gr.Row():
+                pull_request = gr.Checkbox(label="as a pull request", elem_id="pull-request")
+                review = gr.Checkbox(label="let me look before it is pushed", elem_id="review")
+            terms = gr.Checkbox(label="I have read the original's licence and keep its terms", elem_id="terms",
+                                visible=False)  # fmt: skip
+            executor = gr.Radio(list(EXECUTORS), value=next(iter(EXECUTORS)), label="Where it runs", elem_id="executor",
+                                visible=login.rents)  # fmt: skip
             hardware = gr.Dropdown([], label="Hardware", visible=False, elem_id="hardware")
             max_usd = gr.Number(label="At most, in US dollars", value=None, minimum=0, visible=False, elem_id="max-usd")
-    gr.Markdown("### 4. What it will cost and give")
-    preview = gr.Markdown("Choose a model first.", elem_id="preview", min_height=60)
-    start = gr.Button("Start", variant="primary", interactive=False, elem_id="start")
+        with gr.Column(scale=2, min_width=320, elem_id="summary"):
+            gr.Markdown("### 4. What it will cost and give")
+            preview = gr.Markdown(CHOOSE, elem_id="preview", elem_classes="tiles", min_height=60)
+            start = gr.Button("Start", variant="primary", interactive=False, elem_id="start")
     return Form(model, suggestions, facts, goal, recipe, described, values, owner, name, visibility, pull_request,
                 review, terms, executor, hardware, max_usd, preview, start)  # fmt: skip
 
@@ -95,7 +97,8 @@ def build(service: Service, login: Login) -> Form:
 def _options_form(recipe: gr.Dropdown, values: gr.State) -> None:
     """One field for each option of the recipe that is chosen; `values` collects them."""
 
-    @gr.render(inputs=recipe, show_progress="hidden")  # type: ignore[untyped-decorator]
+    # one at a time: two of gradio's forms that are built at once trip over each other
+    @gr.render(inputs=recipe, show_progress="hidden", concurrency_limit=1)  # type: ignore[untyped-decorator]
     def form(name: str) -> None:
         try:
             groups = options.fields(Recipe.parse(name))
@@ -118,6 +121,7 @@ def _widget(field: options.Field) -> Any:
         "info": field.info,
         "elem_id": f"option-{field.key.replace('.', '-')}",
         "min_width": 220,
+        "interactive": True,  # what is rendered later is else taken for an output
     }
     if field.kind == "bool":
         return gr.Checkbox(value=field.value, **common)
@@ -196,21 +200,26 @@ def connect(
         except HfquantError as error:
             return views.failure(error)
 
-    def cost(*asked: Any, **_: Any) -> tuple[str, Any]:
+    def cost(*asked: Any) -> tuple[str, Any, Any, Any]:
+        """The preview; whether it may start; whether terms have to be agreed to; the name if none is given."""
         *given, http = asked
-        if not str(given[0]).strip():
-            return "Choose a model first.", gr.update(interactive=False)
+        model, recipe, terms = str(given[0]).strip(), given[1], given[8]
+        shown = gr.update(placeholder=default_name(model, recipe) if model else "")
+        off = gr.update(interactive=False)
+        if not model:
+            return CHOOSE, off, gr.skip(), shown
         try:
             caller = login.caller(http)
             found = service.preview(
                 request(*given), user=caller.user if caller else None, token=caller.token if caller else None
             )
         except HfquantError as error:
-            return views.failure(error), gr.update(interactive=False)
+            return views.failure(error), off, gr.skip(), shown
         text = views.preview(found)
         if caller is None:
             text += "\n\n**Log in to start it.**"
-        return text, gr.update(interactive=found.allowed and caller is not None)
+        agree = gr.update(visible=terms or any(p.kind == "license" and p.blocks for p in found.problems))
+        return text, gr.update(interactive=found.allowed and caller is not None), agree, shown
 
     def start(*asked: Any) -> tuple[Any, Any, str]:
         *given, http = asked
@@ -252,7 +261,7 @@ def connect(
     changed = [form.model.submit, form.model.blur, form.suggestions.click, form.recipe.change, form.values.change,
                form.owner.change, form.name.blur, form.visibility.change, form.pull_request.change, form.terms.change,
                form.executor.change, form.hardware.change, form.max_usd.blur]  # fmt: skip
-    gr.on(changed, asked_with(cost), form.asked, [form.preview, form.start], trigger_mode="always_last",
-          api_visibility="private", show_progress="minimal")  # fmt: skip
+    gr.on(changed, asked_with(cost), form.asked, [form.preview, form.start, form.terms, form.name],
+          trigger_mode="always_last", api_visibility="private", show_progress="minimal")  # fmt: skip
     pressed = form.start.click(asked_with(start), form.asked, [job, tabs, form.preview], api_visibility="private")
     refresh(pressed)

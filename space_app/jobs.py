@@ -18,7 +18,11 @@ from space_app.login import Caller, Login
 SHOWN = 400  # lines of the log
 EVERY = 1.0  # seconds
 COLUMNS = ["begun", "model", "recipe", "state", "size", "perplexity / original's"]
+LAYER = ["layer", "error", "name"]
+COMPARED = ["megabytes", "perplexity ratio", "recipe"]
 HISTORY = 50
+LOGGED_OUT = "**Log in to see your jobs.** They go on while nobody looks."
+NONE_YET = "**No jobs yet.** Begin one under *Convert*: it shows here, today and when you come back."
 NOTHING: dict[str, Any] = {"job": None, "number": 0, "layers": [], "log": []}
 RETRIES = ("failed", "cancelled", "done")
 
@@ -40,43 +44,49 @@ class Jobs:
     def outputs(self) -> list[Any]:
         """What `show` fills, in its order."""
         names = ("seen", "timer", "chosen", "headline", "steps", "errors", "log", "cancel", "resume", "retry", "again",
-                 "delete", "result", "comparison", "before", "after", "card", "history", "compared")  # fmt: skip
+                 "delete", "result", "comparison", "before", "after", "card", "details", "all", "history",
+                 "compared")  # fmt: skip
         return [self.parts[name] for name in names]
 
     def show(self, job: str | None, seen: dict[str, Any], http: gr.Request) -> list[Any]:
         """Everything about the chosen job, and the list of all: on arrival, and when something was asked for."""
         caller = self.login.caller(http)
         if caller is None:
-            return self._empty("Log in to see your jobs.")
+            return self._empty(LOGGED_OUT)
         found = self.service.jobs(caller.user, limit=HISTORY)
         if not found:
-            return self._empty("No jobs yet.")
+            return self._empty(NONE_YET)
         known = {one.id for one in found}
         chosen = job if job in known else found[0].id
         reports = {one.id: self.service.report(one.id, caller.user) for one in found if one.has_report}
         choices = [(_label(one), one.id) for one in found]
-        listed = [gr.update(value=[views.row(one, reports.get(one.id)) for one in found]), _compared(found, reports)]
+        listed = [
+            *[gr.update(visible=True)] * 2,
+            gr.update(value=[views.row(one, reports.get(one.id)) for one in found]),
+            _compared(found, reports),
+        ]
         first, rest = self._watch(chosen, caller, dict(NOTHING))
         return [*first, gr.update(choices=choices, value=chosen, visible=True), *rest, *listed]
 
-    def tick(self, job: str | None, seen: dict[str, Any], http: gr.Request) -> list[Any]:
-        """What is new of the chosen job; the list is left alone."""
-        caller = self.login.caller(http)
+    def tick(self, seen: dict[str, Any], http: gr.Request) -> list[Any]:
+        """What is new of the job that is shown; the list is left alone."""
+        caller, job = self.login.caller(http), seen["job"]
         if caller is None or job is None:
-            return self._empty("Log in to see your jobs.")
+            return self._empty(LOGGED_OUT)
         try:
             first, rest = self._watch(job, caller, seen)
         except HfquantError as error:
             return self._empty(views.failure(error))
         if not first[1]["active"]:  # it has just ended: the list says so too
             return self.show(job, seen, http)
-        return [*first, gr.skip(), *rest, gr.skip(), gr.skip()]
+        return [*first, gr.skip(), *rest, *[gr.skip()] * 4]
 
     def _watch(self, job: str, caller: Caller, seen: dict[str, Any]) -> tuple[list[Any], list[Any]]:
         """(seen, timer), (everything from the headline to the card)."""
         now = self.service.status(job, caller.user)
-        fresh = self.service.events(job, caller.user, seen["number"] if seen["job"] == job else 0)
-        seen = _after(seen if seen["job"] == job else {**NOTHING, "job": job}, fresh)
+        new = seen["job"] != job
+        fresh = self.service.events(job, caller.user, 0 if new else seen["number"])
+        seen = _after({**NOTHING, "job": job} if new else seen, fresh)
         result = self._result(now, caller) if now.is_final else [gr.update(visible=False), *[gr.skip()] * 4]
         buttons = [
             gr.update(visible=now.state in ("queued", "running")),
@@ -86,8 +96,11 @@ class Jobs:
             gr.update(visible=True),
             gr.update(visible=now.is_final),
         ]  # fmt: skip
-        plot = pd.DataFrame(seen["layers"], columns=["layer", "error", "name"])
-        filled = [views.headline(now), views.stepper(now), plot, "\n".join(seen["log"]), *buttons, *result]
+        told: list[Any] = [gr.skip(), gr.skip()]  # nothing is drawn again that has not changed
+        if new or fresh:
+            plot = pd.DataFrame(seen["layers"], columns=LAYER)
+            told = [gr.update(value=plot, visible=bool(seen["layers"])), "\n".join(seen["log"])]
+        filled = [views.headline(now), views.stepper(now), *told, *buttons, *result]
         return [seen, gr.update(active=not now.is_final)], filled
 
     def _result(self, job: Job, caller: Caller) -> list[Any]:
@@ -106,10 +119,8 @@ class Jobs:
 
     def _empty(self, text: str) -> list[Any]:
         hidden = gr.update(visible=False)
-        plot = pd.DataFrame([], columns=["layer", "error", "name"])
-        compared = pd.DataFrame([], columns=["megabytes", "perplexity ratio", "recipe"])
-        return [dict(NOTHING), gr.update(active=False), hidden, text, "", plot, "", *[hidden] * 5, hidden,
-                "", "", "", "", gr.update(value=[]), gr.update(value=compared, visible=False)]  # fmt: skip
+        return [dict(NOTHING), gr.update(active=False), hidden, text, "", hidden, "", *[hidden] * 5, hidden,
+                "", "", "", "", hidden, hidden, gr.update(value=[]), hidden]  # fmt: skip
 
     def refresh(self, event: Any) -> None:
         """After an event, show everything anew."""
@@ -119,12 +130,12 @@ class Jobs:
     def connect(self, tabs: gr.Tabs, form: Form) -> None:
         """What happens when a button is pressed, a job chosen, a second has passed."""
         parts, quiet = self.parts, {"queue": False, "show_progress": "hidden", "api_visibility": "private"}
-        parts["timer"].tick(self.tick, [self.job, self.seen], self.outputs, trigger_mode="once", **quiet)
+        parts["timer"].tick(self.tick, self.seen, self.outputs, trigger_mode="once", **quiet)
         chosen = parts["chosen"].input(lambda job: job, parts["chosen"], self.job, **quiet)
         self.refresh(chosen)
         for name, act in self._actions().items():
-            self.refresh(parts[name].click(act, self.job, parts["said"], **quiet))
-        parts["again"].click(self._again, self.job, [form.model, tabs], **quiet)
+            self.refresh(parts[name].click(act, parts["chosen"], parts["said"], **quiet))
+        parts["again"].click(self._again, parts["chosen"], [form.model, tabs], **quiet)
 
     def _actions(self) -> dict[str, Callable[..., str]]:
         def acting(act: Callable[[str, Caller], Any]) -> Callable[..., str]:
@@ -165,25 +176,26 @@ def build(service: Service, login: Login, job: gr.BrowserState) -> Jobs:
                                     variant="stop" if name == "cancel" else "secondary")  # fmt: skip
     parts["said"] = gr.Markdown(elem_id="said")
     with gr.Column(visible=False, elem_id="result") as parts["result"]:
-        parts["comparison"] = gr.Markdown(elem_id="comparison")
+        parts["comparison"] = gr.Markdown(elem_id="comparison", elem_classes="plain")
         with gr.Row():
             parts["before"] = gr.Textbox(label="The original writes", lines=4, interactive=False, elem_id="before")
             parts["after"] = gr.Textbox(label="The compressed one writes", lines=4, interactive=False, elem_id="after")
         with gr.Accordion("The card", open=False):
             parts["card"] = gr.Markdown(elem_id="card")
-    empty = pd.DataFrame([], columns=["layer", "error", "name"])
-    parts["errors"] = gr.ScatterPlot(empty, x="layer", y="error", title="Relative output error of each layer",
-                                     height=240, tooltip=["name", "error"], elem_id="errors")  # fmt: skip
-    with gr.Accordion("Log", open=False):
+    parts["errors"] = gr.ScatterPlot(pd.DataFrame([], columns=LAYER), x="layer", y="error", height=240, visible=False,
+                                     title="Relative output error of each layer", tooltip=["name", "error"],
+                                     elem_id="errors")  # fmt: skip
+    with gr.Accordion("Log", open=False, visible=False) as parts["details"]:
         parts["log"] = gr.Textbox(
             lines=12, max_lines=12, interactive=False, label="Log", elem_id="log", autoscroll=True
         )
-    gr.Markdown("### All your jobs")
-    parts["history"] = gr.Dataframe([], headers=COLUMNS, interactive=False, elem_id="history", wrap=True)
-    compared = pd.DataFrame([], columns=["megabytes", "perplexity ratio", "recipe"])
-    parts["compared"] = gr.ScatterPlot(compared, x="megabytes", y="perplexity ratio", color="recipe", height=260,
-                                       title="Size and what it cost", visible=False, tooltip="all",
-                                       elem_id="compared")  # fmt: skip
+    with gr.Column(visible=False) as parts["all"]:
+        gr.Markdown("### All your jobs")
+        parts["history"] = gr.Dataframe([], headers=COLUMNS, interactive=False, elem_id="history", wrap=True,
+                                        label="All your jobs", show_label=False)  # fmt: skip
+        parts["compared"] = gr.ScatterPlot(pd.DataFrame([], columns=COMPARED), x="megabytes", y="perplexity ratio",
+                                           color="recipe", height=260, title="Size and what it cost", visible=False,
+                                           tooltip="all", elem_id="compared")  # fmt: skip
     return tab
 
 
@@ -215,4 +227,4 @@ def _compared(found: Sequence[Job], reports: Mapping[str, Mapping[str, Any] | No
         if before and after and size:
             recipe = job.request["recipe"]
             rows.append([size / 1e6, after / before, recipe.get("name") if isinstance(recipe, Mapping) else recipe])
-    return gr.update(value=pd.DataFrame(rows, columns=["megabytes", "perplexity ratio", "recipe"]), visible=bool(rows))
+    return gr.update(value=pd.DataFrame(rows, columns=COMPARED), visible=len(rows) > 1)

@@ -60,6 +60,8 @@ class Login:
         if self.hub and environment["SYSTEM"] != "spaces":
             # with anything else gradio signs its cookies with a key that everybody knows
             raise LoginError(f"`SYSTEM` is `{environment['SYSTEM']}`", "set it to `spaces`: the login needs it")
+        # the right to rent machines in a user's name is asked for only where the Space offers them
+        self.rents = not self.hub or "jobs" in environment["OAUTH_SCOPES"].split()
         self._known: dict[str, tuple[float, Caller]] = {}
 
     def may_listen(self, host: str) -> None:

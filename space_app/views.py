@@ -31,8 +31,6 @@ def failure(error: HfquantError) -> str:
 def facts(model: ModelFacts) -> str:
     """A model's card facts."""
     rows = {
-        "model": code(model.id),
-        "commit": code(model.revision[:12]),
         "parameters": count(model.parameters),
         "weights": f"{size(model.bytes)} in {model.files} file{'s' if model.files != 1 else ''}",
         "stored as": ", ".join(f"{code(kind)} {count(n)}" for kind, n in model.dtypes.items()),
@@ -40,6 +38,7 @@ def facts(model: ModelFacts) -> str:
         "licence": code(model.license) if model.license else "none named",
         "access": "open to all" if model.gated is False else "gated: its authors decide who may read it",
         "visibility": "private" if model.private else "public",
+        "commit": code(model.revision[:12]),
     }
     return _table(rows)
 
@@ -51,7 +50,8 @@ def preview(found: Preview) -> str:
         share = found.bytes_after / found.bytes_before
         bits = f", {found.bits_per_weight:.2f} bits per weight" if found.bits_per_weight is not None else ""
         rows = {
-            "size": f"{size(found.bytes_before)} → **{size(found.bytes_after)}** ({share:.0%}{bits})",
+            "size": f"{size(found.bytes_before)} → **{size(found.bytes_after)}**",
+            "of the original": f"**{share:.0%}**{bits}",
             "memory needed": _known(found.memory, size),
             "disk needed": _known(found.disk, size),
             "time": "about " + duration(found.seconds)
@@ -59,12 +59,12 @@ def preview(found: Preview) -> str:
             else "not known before it has begun",
             "price": "free" if not found.usd else f"at most ${found.usd:.2f}, billed to you by Hugging Face",
             "format": code(found.format or "–"),
-            "goes to": _goes_to(found),
         }
         parts.append(_table(rows))
+        parts.append(f"**Goes to** {_goes_to(found)}")
     if found.runtimes:
         lines = [f"- {'✔' if r.loads else '✘'} **{r.name}**: {r.note}" for r in found.runtimes]
-        parts.append("Who can load the result:\n\n" + "\n".join(lines))
+        parts.append("**Who can load the result**\n\n" + "\n".join(lines))
     return "\n\n".join(part for part in parts if part)
 
 
@@ -109,8 +109,8 @@ def stepper(job: Job) -> str:
                      f'<span class="sr"> {step.state}</span>{took}</li>')  # fmt: skip
     done = job.progress
     bar = ""
-    if done.layers:
-        text = f"{done.layers_done} of {done.layers} layers, block {done.blocks_done} of {done.blocks}"
+    if done.layers and not job.is_final:
+        text = f"{done.layers_done} of {done.layers} layers, {done.blocks_done} of {done.blocks} blocks"
         bar = f'<progress max="1" value="{done.share:.4f}" aria-label="compressed">{done.share:.0%}</progress> {text}'
     return f'<ol class="stepper" aria-label="Steps">{"".join(items)}</ol><p class="bar">{bar}</p>'
 
@@ -161,4 +161,5 @@ def _known(value: Any, form: Any) -> str:
 
 
 def _table(rows: Mapping[str, str]) -> str:
-    return "\n".join(f"- {name}: {value}" for name, value in rows.items())
+    """Two columns without a head: the style makes tiles of them."""
+    return "\n".join(["| | |", "|---|---|", *(f"| {name} | {value} |" for name, value in rows.items())])

@@ -1,4 +1,5 @@
-"""What every test runs under: no network, no progress bars, one thread, no memory that happens to be zero."""
+"""What every test runs under: no network, no progress bars, one thread, no memory that happens to be zero, and the
+reference instead of kernels unless it says otherwise."""
 
 import atexit
 import gc
@@ -10,6 +11,7 @@ import sys
 import tempfile
 
 os.environ["HF_HUB_OFFLINE"] = "1"
+os.environ["HFQUANT_KERNELS"] = "reference"  # layers compute what their weights say; kernels are tested as such
 os.environ["HF_HUB_DISABLE_PROGRESS_BARS"] = "1"
 os.environ["OPENBLAS_NUM_THREADS"] = "1"  # scipy's own threads spin: four times the work for matrices this small
 
@@ -33,7 +35,7 @@ from hfquant.measure.text import Text, cut
 from hfquant.model.calibration import token_batches
 from tests import families
 
-pytest_plugins = ["tests.hub.fixtures"]
+pytest_plugins = ["tests.hub.fixtures", "tests.poison"]
 
 transformers.utils.logging.disable_progress_bar()
 # Models of a megabyte lose more to waiting for a second thread than it brings; on a busy machine, tenfold.
@@ -44,6 +46,11 @@ def pytest_collection_finish() -> None:
     """What is imported by now stays: a collection of garbage, one after every block, need not look through it."""
     gc.collect()
     gc.freeze()
+
+
+def pytest_unconfigure() -> None:
+    """Or what libraries hold seems lost to them when the process ends, and they list it."""
+    gc.unfreeze()
 
 
 @pytest.fixture(autouse=True, scope="session")
@@ -62,24 +69,6 @@ def tokenized_once() -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(PreTrainedTokenizerBase, "__call__", remembered)
         yield
-
-
-@pytest.fixture(autouse=True)
-def poison(monkeypatch: pytest.MonkeyPatch) -> None:
-    """`torch.empty` and its kin return NaN or the largest integer: a cell nobody wrote fails its test."""
-    for name in ("empty", "empty_like"):
-        monkeypatch.setattr(torch, name, _poisoned(getattr(torch, name)))
-    monkeypatch.setattr(torch.Tensor, "new_empty", _poisoned(torch.Tensor.new_empty))
-
-
-def _poisoned(make: Callable[..., Tensor]) -> Callable[..., Tensor]:
-    def made(*args: Any, **kwargs: Any) -> Tensor:
-        tensor = make(*args, **kwargs)
-        if tensor.is_meta or tensor.dtype == torch.bool:
-            return tensor
-        return tensor.fill_(float("nan") if tensor.is_floating_point() else torch.iinfo(tensor.dtype).max)
-
-    return made
 
 
 Make = Callable[[str, Path], object]

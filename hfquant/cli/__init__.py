@@ -14,6 +14,7 @@ from typer.core import TyperGroup
 
 from ..errors import HfquantError
 from . import (
+    bench,
     compress,
     diagnose,
     evaluate,
@@ -56,6 +57,7 @@ app = typer.Typer(
 app.command("compress")(compress.compress)
 app.command("eval")(evaluate.evaluate)
 app.command("diagnose")(diagnose.diagnose)
+app.command("bench")(bench.bench)
 app.command("inspect")(inspect.inspect)
 app.command("recipes")(recipes.recipes)
 app.command("generate")(generate.generate)

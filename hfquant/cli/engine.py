@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from ..conversion.service import Service
     from ..conversion.settings import Settings
     from ..conversion.worker import Worker
+    from ..measure.bench import Bench
     from ..measure.layers import LayerFacts
     from ..measure.tasks import Tasks
     from ..measure.trail import StepError
@@ -59,6 +60,14 @@ def tasks(names: str, folder: Path | None, limit: int | None) -> "Tasks":
     from ..measure.tasks import find
 
     return find([name.strip() for name in names.split(",") if name.strip()], folder, limit)
+
+
+def bench(folder: Path, **settings: Any) -> "Bench":
+    """Run it beside its original."""
+    _quiet()
+    from ..measure.bench import bench
+
+    return bench(folder, **settings)
 
 
 def judge(report: dict[str, Any]) -> None:

@@ -41,6 +41,12 @@ def evaluate(
     limit: Annotated[
         int | None, typer.Option(min=1, metavar="N", help="Questions of each task.", show_default="all")
     ] = None,
+    kernels: Annotated[
+        str,
+        typer.Option(
+            metavar="KERNELS", help="`exact`: scores of the weights; `auto`: of what runs, input rounding included."
+        ),
+    ] = "exact",
     as_json: Json = False,
 ) -> None:
     """Measure a compressed model: perplexity, and how far it is from the original.
@@ -54,7 +60,14 @@ def evaluate(
         raise typer.BadParameter("`--task-files` and `--limit` belong to `--tasks`")
     with busy("measuring"):
         report = engine.verify(
-            folder, against=against, text=text, windows=windows, window_len=window_len, dtype=dtype, tasks=asked
+            folder,
+            against=against,
+            text=text,
+            windows=windows,
+            window_len=window_len,
+            dtype=dtype,
+            tasks=asked,
+            kernels=kernels,
         )
     if as_json:
         print_json({key: report.get(key) for key in ("evaluation", "sample", "gate")})

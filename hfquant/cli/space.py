@@ -1,5 +1,6 @@
 """`hfquant space`"""
 
+from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -10,6 +11,7 @@ from ..errors import ResourceError
 def space(
     host: Annotated[str, typer.Option(metavar="ADDRESS", help="Beyond loopback only with OAuth set up.")] = "127.0.0.1",
     port: Annotated[int, typer.Option(min=1, max=65535, metavar="N", help="Where the page answers.")] = 7860,
+    fleet: Annotated[Path | None, typer.Option(metavar="FILE", help="A fleet's YAML file: its state is shown.")] = None,
 ) -> None:
     """Open the web page on this machine: pick a model and a recipe, watch it run, push the result.
 
@@ -22,4 +24,4 @@ def space(
             raise
         raise ResourceError(f"the page needs the package `{error.name}`", "pip install 'hfquant[space]'") from error
     print(f"http://{host}:{port}")
-    serve(host, port)
+    serve(host, port, fleet)

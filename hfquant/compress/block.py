@@ -1,9 +1,10 @@
 """Compress one block: observe its inputs, apply the recipe's steps to its weights, put the result in their place."""
 
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from statistics import fmean
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -14,6 +15,7 @@ from ..tensors.grid import Grid
 from ..tensors.layer import Layer, Quantized
 from .activations import Stream
 from .observe import Group, Statistics, discover, observe, record_original, token_ranges
+from .portions import ROOM, portions
 from .rounding import Reading, Rounded, Rounding, measured
 from .streaming import Passage
 
@@ -35,11 +37,12 @@ class Finished:
 
 @dataclass(frozen=True)
 class Work:
-    """What is to be done with one block: a grid for every weight that is not kept, and the steps in order.
+    """What is to be done with one block: a grid for every weight that is not kept, and the steps in order, those for
+    each weight and those for the block when all its weights are finished.
 
     readings: how the inputs of these weights are rounded when they run.  scales: what those are divided by first, as
     steps for the whole block decided; notes: what these had to say.  free: whether the checkpoint's format can say all
-    of this, not only symmetric grids.
+    of this, not only symmetric grids.  room: bytes of statistics that are held together.
     """
 
     grids: Mapping[Weight, Grid]
@@ -49,6 +52,8 @@ class Work:
     scales: Mapping[Weight, Tensor] = field(default_factory=dict)
     notes: Mapping[Weight, tuple[str, ...]] = field(default_factory=dict)
     free: bool = True
+    room: int = ROOM
+    final_steps: Sequence[tuple[str, Any]] = ()
 
     @property
     def needs_hessian(self) -> bool:
@@ -84,31 +89,71 @@ def compress_block(
     groups = discover(block, passage, index, weights) if passage is not None else []
     inputs: dict[str, Stream] = {}
     if passage is not None and original is not None:
-        inputs = record_original(block, passage, index, groups, *original)
+        inputs = record_original(block, passage, index, groups if work.needs_original else [], *original)
     reached = {member for group in groups for member in group.members}
     stages = [[group] for group in groups] if work.sequential else [groups]
     for i, stage in enumerate(stages):
         if i and passage is not None and passage.outputs is not None:
             passage.outputs.keep([weight for later in stages[i:] for group in later for weight in group.members])
-        notes = _read(block, passage, index, stage, work, rounding)
-        seen = observe(block, passage, index, stage, inputs) if passage is not None and stage else {}
-        for group in stage:
-            statistics = {expert: s for (g, expert), s in seen.items() if g == group}
-            for done in _finish(group.members, masters, work, statistics, notes.get(group.leader, ())):
-                done = _as_read(done, work, rounding)
-                done.weight.put(block, done.Q.dequantize().view_as(masters[done.weight]))
-                yield done
-            if group.leader in inputs:
-                inputs.pop(group.leader).delete()
+        yield from _stage(block, masters, work, passage, index, rounding, stage, inputs)
     note = ("never reached in calibration",) if passage is not None else ()
     for weight in weights:
         if weight not in reached:
             unseen = Group(weight.module, (weight,))
             notes = _read(block, None, index, [unseen], work, rounding)
-            for done in _finish((weight,), masters, work, {}, (*note, *notes.get(weight.module, ()))):
+            for done in _finish((weight,), masters, work, None, (*note, *notes.get(weight.module, ()))):
                 done = _as_read(done, work, rounding)
-                weight.put(block, done.Q.dequantize().view_as(masters[weight]))
+                _put(block, done)
                 yield done
+
+
+def _stage(
+    block: nn.Module,
+    masters: Mapping[Weight, Tensor],
+    work: Work,
+    passage: Passage | None,
+    index: int,
+    rounding: Rounding,
+    stage: Sequence[Group],
+    inputs: dict[str, Stream],
+) -> Iterator[Finished]:
+    """The weights of groups that are all observed in front of the finished ones, in as many portions as it takes."""
+    notes = _read(block, passage, index, stage, work, rounding)
+    waiting: list[Finished] = []  # until all of the stage has been seen
+    experts = {g: _Experts(g.members[0], work, notes.get(g.leader, ())) for g in stage if g.is_experts}
+    todo = list(portions(block, stage, work.room, inputs))
+    for portion in todo:
+        assert passage is not None, "without text nothing is reached"
+        seen = observe(block, passage, index, list(portion), inputs, portion)
+        last = portion is todo[-1]
+        while last and waiting:
+            _put(block, waiting.pop())
+        for group, some in portion.items():
+            if group in experts:
+                for expert in some:
+                    experts[group].add(masters[group.members[0]][expert], seen.pop((group, expert), None))
+                complete = some.stop == len(masters[group.members[0]])
+                finished: Iterable[Finished] = [experts[group].finished()] if complete else []
+            else:
+                said = notes.get(group.leader, ())
+                finished = _finish(group.members, masters, work, seen.pop((group, 0), None), said)
+            for done in finished:
+                done = _as_read(done, work, rounding)
+                _put(block, done) if last else waiting.append(done)
+                yield done
+            if group.leader in inputs:
+                inputs.pop(group.leader).delete()
+
+
+def _put(block: nn.Module, done: Finished) -> None:
+    """Have the block run with a finished weight; experts one by one, as all of them in float32 are large."""
+    experts = done.weight.experts(block)
+    if done.weight.kind != "experts":
+        done.weight.put(block, done.Q.dequantize())
+        return
+    rows, p = done.Q.shape[0] // experts, block.get_parameter(done.weight.name)
+    for expert in range(experts):
+        p.data[expert].copy_(done.Q.rows(slice(expert * rows, (expert + 1) * rows)).dequantize())
 
 
 def _read(
@@ -148,18 +193,22 @@ def _finish(
     members: Sequence[Weight],
     masters: Mapping[Weight, Tensor],
     work: Work,
-    statistics: Mapping[int, Statistics],
+    seen: Statistics | None,
     notes: tuple[str, ...] = (),
 ) -> Iterator[Finished]:
+    """Weights that read the same input; or experts that none reached."""
     if members[0].kind == "experts":
-        yield _finish_experts(members[0], masters[members[0]], work, statistics, notes)
+        experts = _Experts(members[0], work, notes)
+        for W in masters[members[0]]:
+            experts.add(W, None)
+        yield experts.finished()
         return
     # Rows do not influence each other: weights that share H and grid go through the steps as one tall matrix, up to
     # the first step for which they do.
     by_grid: dict[Grid, list[Weight]] = {}
     for member in members:
         by_grid.setdefault(work.grids[member], []).append(member)
-    H, C = (statistics[0].H, statistics[0].C) if statistics else (None, None)
+    H, C = (seen.H, seen.C) if seen is not None else (None, None)
     H, C = (_divided(t, work.scales.get(members[0])) for t in (H, C))
     for grid, same in by_grid.items():
         start = time.perf_counter()
@@ -181,25 +230,39 @@ def _finished(weight: Weight, layer: Layer, work: Work, seconds: float) -> Finis
     return Finished(weight, Q, work.steps[-1][0], error, seconds, layer.notes, layer.trail)
 
 
-def _finish_experts(
-    weight: Weight, W: Tensor, work: Work, statistics: Mapping[int, Statistics], notes: tuple[str, ...]
-) -> Finished:
-    start = time.perf_counter()
-    steps = [(name, step) for name, step in work.steps if getattr(step, "experts", True)]
-    if without := [name for name, step in work.steps if not getattr(step, "experts", True)]:
-        notes = (*notes, f"fused experts go without {' and '.join(without)}")
-    layers = []
-    for expert in range(W.shape[0]):
-        seen = statistics.get(expert)
-        layer = Layer(name=f"{weight.name}[{expert}]", W=W[expert].float(), H=None if seen is None else seen.H)
-        layers.append(_with_trail(_steps([layer], steps, work.grids[weight], work.scale_dtype), steps))
-    starved = [e for e in range(W.shape[0]) if (statistics[e].tokens if e in statistics else 0) < STARVED]
-    if statistics and starved:
-        counts = ", ".join(f"{e} ({statistics[e].tokens if e in statistics else 0})" for e in starved)
-        notes = (*notes, f"experts that fewer than {STARVED} tokens reached: {counts}")
-    Q = Quantized.concatenate([layer.stored(work.scale_dtype) for layer in layers])
-    trail = tuple((name, fmean(layer.trail[i][1] for layer in layers)) for i, (name, _) in enumerate(steps))
-    return Finished(weight, Q, steps[-1][0], trail[-1][1], time.perf_counter() - start, notes, trail)
+class _Experts:
+    """The experts of one tensor, finished one by one.  Of each is kept what will be stored, nothing in float32."""
+
+    def __init__(self, weight: Weight, work: Work, notes: tuple[str, ...]) -> None:
+        self.weight, self.work, self.notes = weight, work, notes
+        self.steps = [(name, step) for name, step in work.steps if getattr(step, "experts", True)]
+        if without := [name for name, step in work.steps if not getattr(step, "experts", True)]:
+            self.notes = (*notes, f"fused experts go without {' and '.join(without)}")
+        self.stored: list[Quantized] = []
+        self.trails: list[tuple[tuple[str, float], ...]] = []
+        self.tokens: list[int] = []
+        self.seconds = 0.0
+
+    def add(self, W: Tensor, seen: Statistics | None) -> None:
+        """The next one.  W [out, in]; seen: of the tokens that reached it, None if none did."""
+        start = time.perf_counter()
+        name = f"{self.weight.name}[{len(self.stored)}]"
+        layer = Layer(name=name, W=W.float(), H=None if seen is None else seen.H)
+        states = _steps([layer], self.steps, self.work.grids[self.weight], self.work.scale_dtype)
+        layer = _with_trail(states, self.steps)
+        self.stored.append(layer.stored(self.work.scale_dtype))
+        self.trails.append(layer.trail)
+        self.tokens.append(0 if seen is None else seen.tokens)
+        self.seconds += time.perf_counter() - start
+
+    def finished(self) -> Finished:
+        starved = ", ".join(f"{expert} ({n})" for expert, n in enumerate(self.tokens) if n < STARVED)
+        notes = self.notes
+        if any(self.tokens) and starved:
+            notes = (*notes, f"experts that fewer than {STARVED} tokens reached: {starved}")
+        Q = Quantized.concatenate(self.stored)
+        trail = tuple((name, fmean(own[i][1] for own in self.trails)) for i, (name, _) in enumerate(self.steps))
+        return Finished(self.weight, Q, self.steps[-1][0], trail[-1][1], self.seconds, notes, trail)
 
 
 def _steps(

@@ -8,15 +8,18 @@ import torch
 from torch import Tensor, nn
 
 from ..model.blocks import Weight
-from ..recipe import Recipe
+from ..recipe import Recipe, Step
 from .block import Work
 from .rounding import Reading
 from .streaming import Passage
 from .view import BlockView, Prepared
 
 
-def is_block_step(step: Any) -> bool:
-    return getattr(step, "scope", "linear") == "block"
+def in_scope(steps: Sequence[Step], scope: str) -> list[tuple[str, Any]]:
+    """The steps, ready to be called, that are for whole blocks ("block"), for one weight ("linear"), or for blocks
+    whose weights are all compressed ("finished")."""
+    built = [(step.method, step.build()) for step in steps]
+    return [(name, step) for name, step in built if getattr(step, "scope", "linear") == scope]
 
 
 @torch.no_grad()

@@ -3,13 +3,16 @@
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cache
 from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
+from ..model.inputs import positions
 from ..model.skeleton import Skeleton
 from ..recipe import Recipe
+from .portions import ROOM, nbytes
 
 if TYPE_CHECKING:
     from .layout import LayerPlan
@@ -29,6 +32,38 @@ class Estimate:
     seconds: float | None
 
 
+@dataclass(frozen=True)
+class Held:
+    """Bytes of a block's statistics.  total: of all that are observed in front of the same weights; largest: of one
+    input; together: what is in memory at once, in a room of that size."""
+
+    total: int
+    largest: int
+    together: int
+
+    @property
+    def runs(self) -> int:
+        """How often the block runs to gather them, over what one would do."""
+        return -(-self.total // max(1, self.together)) if self.total else 1
+
+
+def held(recipe: Recipe, layers: "Sequence[LayerPlan]", itemsize: int, room: int) -> Held:
+    """At most: layers that share an input are not known here, and each counts."""
+    built = [step.build() for step in recipe.steps]
+    sequential = any(getattr(step, "true_sequential", False) for step in built)
+    beside = any(getattr(step, "needs_original", False) for step in built)
+    stages: dict[object, int] = {}
+    largest = 0
+    for layer in layers:
+        copies = layer.bytes_before // itemsize // (layer.shape[0] * layer.shape[1])
+        each = nbytes(layer.shape[1], beside and layer.kind != "experts")
+        stage = layer.name if sequential else layer.block
+        stages[stage] = stages.get(stage, 0) + each * copies
+        largest = max(largest, each)
+    total = max(stages.values())
+    return Held(total, largest, min(total, max(room, largest)))
+
+
 def estimate(
     skeleton: Skeleton,
     recipe: Recipe,
@@ -36,8 +71,12 @@ def estimate(
     tokens: Tensor | None,
     batch: int,
     dtype: torch.dtype,
+    room: int = ROOM,
 ) -> Estimate:
-    """From shapes alone, but for the probe of the machine's speed.  dtype: of what is stored unquantized."""
+    """From shapes alone, but for the probe of the machine's speed.
+
+    dtype: of what is stored unquantized.  room: bytes of statistics that may be held together.
+    """
     source = skeleton.source
     replaced = {name for layer in layers for name in skeleton.stored.get(layer.name, [])}
     kept = sum(
@@ -46,47 +85,99 @@ def estimate(
         if name not in replaced
     )
     packed = sum(layer.bytes_after for layer in layers)
-    hidden = int(getattr(source.config.get_text_config(decoder=True), "hidden_size", 0))
-    streams = 0 if tokens is None else 2 * tokens.numel() * hidden * skeleton.dtype.itemsize
+    statistics = held(recipe, layers, source.dtype.itemsize, room)
+    streams = 0 if tokens is None else _streams(skeleton, recipe, layers, tokens)
     return Estimate(
         parameters=source.parameters,
         bytes_before=source.total_bytes,
         bytes_after=kept + packed,
-        peak_memory=_peak(skeleton, layers, tokens, batch, hidden),
+        peak_memory=_peak(skeleton, layers, tokens, batch, statistics, recipe.distills),
         disk=kept + 2 * packed + streams,
-        seconds=_seconds(skeleton, recipe, layers, tokens),
+        seconds=_seconds(skeleton, recipe, layers, tokens, statistics.runs),
     )
 
 
-def _peak(skeleton: Skeleton, layers: "Sequence[LayerPlan]", tokens: Tensor | None, batch: int, hidden: int) -> int:
-    """Either the embeddings while calls are recorded, or one block with its statistics and activations."""
+def _hidden(skeleton: Skeleton) -> int:
+    return int(getattr(skeleton.source.config.get_text_config(decoder=True), "hidden_size", 0))
+
+
+def _streams(skeleton: Skeleton, recipe: Recipe, layers: "Sequence[LayerPlan]", tokens: Tensor) -> int:
+    """Bytes of disk for hidden states: those before and after a block; of an encoder that is done, its last and a copy
+    for the decoder's calls; where the original model runs beside, its own and what one block's layers read; and what
+    the finished layers of a block return, where they are remembered."""
+    samples, seq = tokens.shape
+    lengths = positions(skeleton.source.config, seq)
+    row = _hidden(skeleton) * skeleton.dtype.itemsize
+    before = 2 * row * lengths["encoder"] * samples if "encoder" in lengths else 0
+    longest = max(lengths.values()) * samples
+    streams = max(2 * row * longest, before + 2 * row * seq * samples)
+    built = [step.build() for step in recipe.steps]
+    if any(getattr(step, "needs_original", False) for step in built):
+        streams += (2 * row + _widest(layers, 1) * skeleton.dtype.itemsize) * longest
+    if any(getattr(step, "true_sequential", False) for step in built):
+        streams += _widest(layers, 0) * skeleton.dtype.itemsize * longest  # what finished layers return, see `outputs`
+    return streams
+
+
+def _widest(layers: "Sequence[LayerPlan]", side: int) -> int:
+    """The most features that a block's layers have together; side: 0 of their outputs, 1 of their inputs."""
+    widths: dict[int, int] = {}
+    for layer in layers:
+        if layer.kind != "experts":
+            widths[layer.block] = widths.get(layer.block, 0) + layer.shape[side]
+    return max(widths.values(), default=0)
+
+
+def _peak(
+    skeleton: Skeleton,
+    layers: "Sequence[LayerPlan]",
+    tokens: Tensor | None,
+    batch: int,
+    statistics: Held,
+    distills: bool,
+) -> int:
+    """The embeddings while calls are recorded, or one block with its statistics and activations, or it in training."""
     blocks: dict[int, int] = {}
+    packed: dict[int, int] = {}
     for layer in layers:
         blocks[layer.block] = blocks.get(layer.block, 0) + layer.bytes_before // skeleton.source.dtype.itemsize
+        packed[layer.block] = packed.get(layer.block, 0) + layer.bytes_after
     widest = max(layer.shape[1] for layer in layers)
     largest = max(layer.shape[0] * layer.shape[1] for layer in layers)
-    weights = max(blocks.values()) * (4 + skeleton.dtype.itemsize)  # float32 masters, and what runs
+    # float32 masters, what runs, what is packed; and of experts, the codes of all
+    weights = max(blocks.values()) * (4 + skeleton.dtype.itemsize) + max(packed.values())
+    experts = [layer.bytes_before // skeleton.source.dtype.itemsize for layer in layers if layer.kind == "experts"]
+    weights += 2 * max(experts, default=0)
     if tokens is None:
         return LIBRARIES + weights + 16 * largest
     inside = sum(p.numel() for n, p in skeleton.model.named_parameters() if n in {layer.name for layer in layers})
     outside = (sum(p.numel() for p in skeleton.model.parameters()) - inside) * skeleton.dtype.itemsize
-    rows = batch * tokens.shape[1]
+    rows = batch * max(positions(skeleton.source.config, tokens.shape[1]).values())
+    hidden = _hidden(skeleton)
     activations = rows * (6 * hidden + 5 * widest) * skeleton.dtype.itemsize + 4 * rows * widest
-    solving = 28 * widest * widest + 20 * largest  # H, its float64 factors; W, its errors and codes
-    return LIBRARIES + max(outside + activations, weights + activations + solving)
+    # H, its float64 factors; W, its errors and codes; and the statistics that wait for their turn
+    solving = 28 * widest * widest + 20 * largest + max(0, statistics.together - nbytes(widest))
+    training = 0
+    if distills:  # codes before rounding, their gradients and moments, what runs; what a step keeps for its way back
+        training = 36 * max(blocks.values()) + rows * (24 * hidden + 14 * widest) * 4
+    return LIBRARIES + max(outside + activations, weights + activations + solving, weights + training)
 
 
-def _seconds(skeleton: Skeleton, recipe: Recipe, layers: "Sequence[LayerPlan]", tokens: Tensor | None) -> float:
+def _seconds(
+    skeleton: Skeleton, recipe: Recipe, layers: "Sequence[LayerPlan]", tokens: Tensor | None, runs: int
+) -> float:
     """Arithmetic over the speed of a small product, plus what is bound by memory."""
     forward, exact = _speed(skeleton.dtype), _speed(torch.float32)
     weights = sum(layer.bytes_before // skeleton.source.dtype.itemsize for layer in layers)
     fitting = 60 * weights / 0.4e9  # 40 ranges tried, a few passes over memory each
     if tokens is None:
         return fitting
-    passes = 4.0  # the layers of a block are observed one behind the other, then the block is run
+    passes = 1.5 + runs  # the layers of a block are observed one behind the other, each pass over what is left of it
     observe = sum(tokens.numel() * layer.shape[1] ** 2 for layer in layers) * 0.6
     solve = sum(layer.shape[0] * layer.shape[1] ** 2 * 14.0 for layer in layers)
-    return fitting + passes * 2 * weights * tokens.numel() / forward + (observe + solve) / exact
+    taught = sum(step.options["steps"] * step.options["tokens"] for step in recipe.steps if step.method == "lkd")
+    learn = 3.5 * 2 * weights * taught / forward  # forward, and twice as much back
+    return fitting + learn + passes * 2 * weights * tokens.numel() / forward + (observe + solve) / exact
 
 
 def forward_seconds(parameters: int, tokens: int, dtype: torch.dtype) -> float:
@@ -94,6 +185,7 @@ def forward_seconds(parameters: int, tokens: int, dtype: torch.dtype) -> float:
     return 2.0 * parameters * tokens / _speed(dtype)
 
 
+@cache
 def _speed(dtype: torch.dtype, size: int = 768) -> float:
     """Floating-point operations per second of a matrix product."""
     a = torch.randn(size, size).to(dtype)

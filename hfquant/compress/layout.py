@@ -14,8 +14,10 @@ from ..recipe import Recipe
 from ..tensors import formats
 from ..tensors.formats import Wire
 from ..tensors.grid import Grid
-from .estimate import Estimate, estimate
+from .estimate import Estimate, estimate, held
+from .portions import ROOM
 from .selection import Target, select, stored_bytes, wire_for
+from .streaming import largest_batch
 
 
 @dataclass(frozen=True)
@@ -59,22 +61,31 @@ def lay_out(source: Source, recipe: Recipe, device: str = "cpu") -> Layout:
     return Layout(skeleton=skeleton, stacks=found, targets=targets, wire=wire, layers=layers, dtype=dtype)
 
 
-def fit(laid: Layout, recipe: Recipe, tokens: Tensor | None, max_memory: int | None = None) -> tuple[int, Estimate]:
-    """The largest batch, of at most 2048 tokens, whose estimated peak stays below `max_memory`, and its estimate.
+def fit(
+    laid: Layout, recipe: Recipe, tokens: Tensor | None, max_memory: int | None = None
+) -> tuple[int, int, Estimate]:
+    """The largest batch, and the most room for statistics, whose estimated peak stays below `max_memory`, and its
+    estimate.  Smaller batches cost little time, less room costs runs through the blocks; only batches, in whose order
+    sums are added, decide bytes.
 
     Of the tokens only the shape matters.  Raises ResourceError if no batch is small enough.
     """
-    batch = 1 if tokens is None else max(1, min(tokens.shape[0], 2048 // tokens.shape[1]))
+    batch, room = 1 if tokens is None else largest_batch(tokens, recipe), ROOM
+    layers = list(laid.layers.values())
+    least = held(recipe, layers, laid.skeleton.source.dtype.itemsize, 0).largest
     while True:
-        expected = estimate(laid.skeleton, recipe, list(laid.layers.values()), tokens, batch, laid.dtype)
+        expected = estimate(laid.skeleton, recipe, layers, tokens, batch, laid.dtype, room)
         if max_memory is None or expected.peak_memory <= max_memory:
-            return batch, expected
-        if batch == 1:
+            return batch, room, expected
+        if batch > 1:
+            batch //= 2
+        elif tokens is not None and room > least:
+            room = max(least, room // 2)
+        else:
             raise ResourceError(
                 f"about {expected.peak_memory / 1e6:,.0f} MB are needed, {max_memory / 1e6:,.0f} MB are allowed",
                 "allow more with `--max-memory`, use fewer or shorter samples, or a recipe without calibration",
             )
-        batch //= 2
 
 
 def compute_dtype(source: Source, device: str = "cpu") -> torch.dtype:

@@ -120,19 +120,25 @@ def observe(
     index: int,
     groups: Sequence[Group],
     original: Mapping[str, Stream] | None = None,
+    experts: Mapping[Group, range] | None = None,
+    batches: Sequence[int] | None = None,
 ) -> dict[tuple[Group, int], Statistics]:
-    """Run all batches and sum what reaches the groups: (group, expert) -> statistics, expert 0 for ordinary ones.
+    """Run all batches, or these, and sum what reaches the groups: (group, expert) -> statistics, expert 0 for ordinary
+    ones.
 
     A batch is left as soon as the last of these groups has been reached.  `original`, from `record_original`, holds
-    the inputs of the same layers in the original model; with it C is summed too.
+    the inputs of the same layers in the original model; with it C is summed too.  experts: of a group, those to look
+    at; by default all.
     """
     found: dict[tuple[Group, int], Statistics] = {}
-    for batch, (at, n) in enumerate(passage.batches):
+    for batch in range(len(passage.batches)) if batches is None else batches:
+        at, n = passage.batches[batch]
 
         def add(group: Group, call: Call, at: int = at, n: int = n) -> None:
             if group.is_experts:
-                experts = block.get_submodule(group.leader)
-                for expert, x in _expert_inputs(experts, group.members[0], call):
+                module, weight = block.get_submodule(group.leader), group.members[0]
+                wanted = range(weight.experts(block)) if experts is None else experts[group]
+                for expert, x in _expert_inputs(module, weight, call, wanted):
                     found.setdefault((group, expert), Statistics(x.shape[-1])).add(x)
                 return
             x, beside = _flat(_input(*call)), None
@@ -230,7 +236,7 @@ def _flat(x: Tensor) -> Tensor:
     return x.reshape(-1, x.shape[-1])
 
 
-def _expert_inputs(experts: Any, weight: Weight, call: Call) -> Iterator[tuple[int, Tensor]]:
+def _expert_inputs(experts: Any, weight: Weight, call: Call, wanted: range) -> Iterator[tuple[int, Tensor]]:
     """(expert, the tokens that reach it [tokens, in]) for one of the tensors of a fused-experts module."""
     args, kwargs = call
     hidden_states = _flat(_input(args, kwargs))
@@ -238,7 +244,7 @@ def _expert_inputs(experts: Any, weight: Weight, call: Call) -> Iterator[tuple[i
     routed = routed.reshape(hidden_states.shape[0], -1)
     first = experts.gate_up_proj if experts.has_gate else experts.up_proj
     into_down = weight.name.endswith("down_proj")
-    for expert in range(first.shape[0]):
+    for expert in wanted:
         x = hidden_states[(routed == expert).any(-1)]
         if not len(x):
             continue

@@ -91,13 +91,14 @@ class Outputs:
             self._written.pop(name)
 
     def close(self) -> None:
-        """Everything as it was, nothing left on disk."""
+        """Everything as it was, nothing left on disk.  What is closed twice stays closed."""
         for name, before in self._patched.items():
             module = self.block.get_submodule(name)
             if before is None:
                 del module.forward
             else:
                 module.forward = before
+        self._patched.clear()
         for name in list(self._streams):
             self._forget(name)
 
@@ -108,11 +109,11 @@ def remembering(block: nn.Module, passage: Passage | None) -> Iterator[None]:
     if passage is None:
         yield
         return
-    passage.outputs = Outputs(block, passage)
+    outputs = passage.outputs = Outputs(block, passage)
     try:
         yield
     finally:
-        passage.outputs.close()
+        outputs.close()
         passage.outputs = None
 
 

@@ -21,8 +21,8 @@ from ..tensors.encoding import Encoding
 from ..tensors.formats import Wire
 from ..tensors.grid import Grid
 from .activations import Stream
-from .block import Finished, Work, compress_block
-from .blocksteps import is_block_step, prepare, readings
+from .block import Finished, Work
+from .blocksteps import in_scope, prepare, readings
 from .ends import compress_end
 from .finish import finish
 from .layout import LayerPlan
@@ -33,6 +33,7 @@ from .plan import Plan, clear, plan
 from .rounding import Rounding
 from .selection import stored_bytes
 from .streaming import Passage, Streamer
+from .student import finish_block
 
 
 @dataclass(frozen=True)
@@ -72,9 +73,9 @@ def compress(model: "str | Path | Source | Plan", *args: Any, **kwargs: Any) -> 
 class _Run:
     def __init__(self, plan: Plan) -> None:
         self.plan, self.journal, self.skeleton = plan, plan.journal, plan.skeleton
-        steps = [(step.method, step.build()) for step in plan.recipe.steps]
-        self.block_steps = [(name, step) for name, step in steps if is_block_step(step)]
-        self.steps = [(name, step) for name, step in steps if not is_block_step(step)]
+        self.block_steps, self.steps, self.final_steps = (
+            in_scope(plan.recipe.steps, scope) for scope in ("block", "linear", "finished")
+        )
         self.format = formats.load(plan.wire.format)
         self.index = {name: i for i, name in enumerate(n for stack in plan.stacks for n in stack.blocks)}
         self.rows: list[dict[str, Any]] = []
@@ -136,7 +137,7 @@ class _Run:
 
     @property
     def _needs_original(self) -> bool:
-        return any(getattr(step, "needs_original", False) for _, step in self.steps)
+        return any(getattr(step, "needs_original", False) for _, step in [*self.steps, *self.final_steps])
 
     def _original(self, passage: Passage) -> Stream | None:
         """The original model's hidden states before the first block: the same as everyone's."""
@@ -174,7 +175,8 @@ class _Run:
         found = {w: target for w, target in targets.items() if target is not None}
         work = Work(
             {w: target.grid for w, target in found.items()}, self.steps, self.plan.wire.scale_dtype,
-            readings=readings(found, self.plan.recipe), free=self.format.name == "native",
+            readings=readings(found, self.plan.recipe), free=self.format.name == "native", room=self.plan.room,
+            final_steps=self.final_steps,
         )  # fmt: skip
         masters, work, prepared = prepare(block, self.block_steps, work, passage, i, self.plan.dtype, self.plan.device)
         for p in block.parameters():
@@ -183,9 +185,9 @@ class _Run:
         if passage is not None and original is not None:
             both = (original, self._at(passage, i + 1, "original"))
         rows: list[dict[str, Any]] = []
-        tensors = carried_parts(self.skeleton, name, prepared.changed)
+        tensors: dict[str, Tensor] = {}
         with Rounding(block) as rounding, remembering(block, passage):
-            for done in compress_block(block, masters, work, passage, i, rounding, both):
+            for done in finish_block(block, masters, work, prepared, passage, i, rounding, both, self.plan.dtype):
                 layer = self.plan.layers[f"{name}.{done.weight.name}"]
                 tensors |= named_parts(self.skeleton, self.format, layer.name, layer.kind, done.Q)
                 result = self._result(layer, done)
@@ -193,6 +195,7 @@ class _Run:
                 yield result
             if passage is not None:
                 self._advance(passage, block, i)
+        tensors |= carried_parts(self.skeleton, name, prepared.changed)
         if both is not None:
             both[1].sync()
         self.skeleton.drop_module(name)

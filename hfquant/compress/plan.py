@@ -29,7 +29,11 @@ from .selection import Target
 
 @dataclass(frozen=True, kw_only=True)
 class Plan:
-    """A compression, checked and estimated.  `layers` by parameter name; `resumed` blocks are already finished."""
+    """A compression, checked and estimated.
+
+    layers: by parameter name.  batch: samples that run together.  room: bytes of statistics that are held together.
+    resumed: blocks that are already finished.
+    """
 
     source: Source
     recipe: Recipe
@@ -42,6 +46,7 @@ class Plan:
     dtype: torch.dtype
     tokens: Tensor | None
     batch: int
+    room: int
     device: str
     journal: Journal
     fingerprint: Mapping[str, Any]
@@ -76,7 +81,7 @@ def plan(
     """Check a compression and estimate what it will need; nothing is written but an unpacked GGUF source.
 
     model: folder, GGUF file or Hub id, or what `open_source` made of one.  max_memory: bytes; batches are made
-    smaller to stay below it.
+    smaller to stay below it, and statistics gathered in more runs.
     Raises an HfquantError for whatever would stop the work later.
     """
     chosen = _with_calibration(Recipe.parse(recipe), source=calibration, samples=samples, seq_len=seq_len, seed=seed)
@@ -87,7 +92,7 @@ def plan(
     laid = lay_out(source, chosen, device)
     tokens = _tokens(source, chosen, laid.skeleton.model)
     identity = survey(source, laid.dtype)
-    batch, expected = fit(laid, chosen, tokens, max_memory)
+    batch, room, expected = fit(laid, chosen, tokens, max_memory)
     fingerprint = _fingerprint(identity, chosen, tokens, laid.wire, laid.dtype, device) | {
         "batch": batch,
         "compute_dtype": str(laid.skeleton.dtype),
@@ -96,7 +101,7 @@ def plan(
     _check_disk(out, expected)
     return Plan(
         source=source, recipe=chosen, out=out, skeleton=laid.skeleton, stacks=laid.stacks, targets=laid.targets,
-        wire=laid.wire, layers=laid.layers, dtype=laid.dtype, tokens=tokens, batch=batch, device=device,
+        wire=laid.wire, layers=laid.layers, dtype=laid.dtype, tokens=tokens, batch=batch, room=room, device=device,
         journal=journal, fingerprint=fingerprint, estimate=expected, resumed=resumed, fresh=fresh,
     )  # fmt: skip
 

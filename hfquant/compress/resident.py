@@ -15,12 +15,13 @@ from ..model.skeleton import Skeleton
 from ..recipe import Recipe
 from ..tensors.layer import Layer, Quantized
 from .activations import Stream
-from .block import Work, compress_block
-from .blocksteps import is_block_step, prepare, readings
+from .block import Work
+from .blocksteps import in_scope, prepare, readings
 from .outputs import remembering
 from .rounding import Rounding
 from .selection import Target
-from .streaming import Streamer
+from .streaming import Streamer, largest_batch
+from .student import finish_block
 
 
 @dataclass(frozen=True)
@@ -63,29 +64,30 @@ def compress_model(
     [n, seq], all of one length.  free: whether the format can store more than symmetric grids.  Hidden states between
     blocks lie in a temporary folder.
     """
-    built = [(step.method, step.build()) for step in recipe.steps]
-    block_steps, steps = ([(n, s) for n, s in built if is_block_step(s) == which] for which in (True, False))
+    block_steps, steps, final_steps = (in_scope(recipe.steps, scope) for scope in ("block", "linear", "finished"))
     tokens = torch.cat(list(batches)).cpu()
     dtype = next(p.dtype for p in model.parameters() if p.is_floating_point())
     inside: set[str] = set()
     with tempfile.TemporaryDirectory(prefix="hfquant-") as folder:
         skeleton = cast(Skeleton, Resident(model, dtype))
-        streamer = Streamer(skeleton, tokens, Path(folder), min(len(tokens), max(1, 2048 // tokens.shape[1])))
+        streamer = Streamer(skeleton, tokens, Path(folder), largest_batch(tokens, recipe))
         for passage in streamer.passages():
             original = None
             for i, name in enumerate(passage.stack.blocks):
                 block = model.get_submodule(name)
                 found = {w: targets[f"{name}.{w.name}"] for w in weights(block) if f"{name}.{w.name}" in targets}
                 grids = {w: target.grid for w, target in found.items()}
-                work = Work(grids, steps, scale_dtype, readings=readings(found, recipe), free=free)
+                work = Work(
+                    grids, steps, scale_dtype, readings=readings(found, recipe), free=free, final_steps=final_steps
+                )
                 types = {p: p.dtype for p in block.parameters()}
                 for p in types:
                     p.data = p.data.float()
-                masters, work, _ = prepare(block, block_steps, work, passage, i, dtype)
+                masters, work, prepared = prepare(block, block_steps, work, passage, i, dtype)
                 masters = {w: W.clone() for w, W in masters.items()}
                 for p, own in types.items():
                     p.data = p.data.to(own)
-                if work.needs_original and original is None:
+                if original is None and (work.needs_original or final_steps):
                     original = passage.stream
                 both = None
                 if original is not None:
@@ -93,7 +95,7 @@ def compress_model(
                     both = (original, Stream(path, original.samples, original.shape, original.dtype))
                 before = passage.stream
                 with Rounding(block) as rounding, remembering(block, passage):
-                    for done in compress_block(block, masters, work, passage, i, rounding, both):
+                    for done in finish_block(block, masters, work, prepared, passage, i, rounding, both, dtype):
                         inside.add(f"{name}.{done.weight.name}")
                         yield f"{name}.{done.weight.name}", done.Q
                     passage.stream = passage.run(block, i, Path(folder) / f"{passage.stack.name}.stream.{i + 1:05d}")

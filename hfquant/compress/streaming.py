@@ -17,12 +17,22 @@ from ..errors import SourceError
 from ..model.blocks import Stack, hidden, stacks
 from ..model.inputs import model_inputs
 from ..model.skeleton import Skeleton
+from ..recipe import Recipe
 from .activations import Stream
 from .calls import Calls, Reached, first_tensor, like, stubbed
 from .memory import give_back
 
 if TYPE_CHECKING:
     from .outputs import Outputs
+
+TOGETHER = 2048  # tokens
+HELD_OUT = 8  # where blocks are trained, one batch in so many is kept for choosing the best step
+
+
+def largest_batch(tokens: Tensor, recipe: Recipe) -> int:
+    """How many sequences go through a block together.  tokens [samples, seq]"""
+    samples, length = tokens.shape
+    return max(1, min(samples // HELD_OUT if recipe.distills else samples, TOGETHER // length))
 
 
 @dataclass

@@ -10,6 +10,7 @@ from ..model.headers import DTYPES
 from ..model.hub import facts as page
 from ..model.hub import terms
 from ..model.remote import Look, Tensors, Token, read_config, read_headers
+from ..recipe import Recipe
 from . import hub, licences
 from .facts import ModelFacts, Problem
 from .request import Request
@@ -63,6 +64,18 @@ def problems(
         yield found_licence
     if facts.gated and request.private is False:
         yield Problem("license", f"{seen.model} is gated, its compressed copy would be public", None, blocks=False)
+
+
+def too_long(config: Mapping[str, Any], recipe: Recipe) -> Problem | None:
+    """Calibration that the compression would refuse, as far as config.json tells."""
+    inner = config.get("text_config")
+    told = inner if isinstance(inner, Mapping) else config
+    longest = told.get("max_position_embeddings", told.get("n_positions", told.get("max_target_positions")))
+    asked = recipe.calibration.seq_len
+    if not recipe.needs_calibration or not isinstance(longest, int) or asked <= longest:
+        return None
+    said = f"calibration sequences of {asked} tokens are longer than the model's {longest}"
+    return Problem("recipe", said, f"set `calibration.seq_len` to {longest}")
 
 
 def known(config: Mapping[str, Any]) -> bool:

@@ -34,9 +34,14 @@ def main() -> NoReturn:
             said.flush()
 
     order = json.loads(heard.readline())
-    tell({"event": "started", "network": shut(order["bounds"])})
+    network = shut()
+    # after the network, which one thread alone can leave, and before the limits: Python waits for ever for a thread
+    # that finds no memory to begin with
     if order["task"]["name"] != "layouts":  # that one reads more
         threading.Thread(target=_die_with_worker, args=(heard,), daemon=True).start()
+    if sys.platform != "win32":
+        limit(order["bounds"])
+    tell({"event": "started", "network": network})
     code = 1
     try:
         from .tasks import TASKS
@@ -80,11 +85,9 @@ def explained(error: BaseException) -> dict[str, Any]:
 FULL = {28: "the disk is full", 27: "a file grew larger than the job may write", 122: "the disk quota is used up"}
 
 
-def shut(bounds: Mapping[str, Any]) -> str:
-    """Limits, no network, death with the worker -> how the network was shut."""
+def shut() -> str:
+    """No network, death with the worker -> how the network was shut."""
     os.umask(0o077)
-    if sys.platform != "win32":
-        _limit(bounds)
     network = "refused by Python"
     if sys.platform == "linux":
         ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
@@ -96,7 +99,8 @@ def shut(bounds: Mapping[str, Any]) -> str:
     return network
 
 
-def _limit(bounds: Mapping[str, Any]) -> None:
+def limit(bounds: Mapping[str, Any]) -> None:
+    """Have the system enforce `Bounds`, on this process and those it begins."""
     import resource
 
     wanted = {

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from ..errors import ExportError
 from ..plugin import load
-from ..runtime.linear import correction
+from ..runtime.extras import correction
 from ..runtime.nn import Packed, QEmbedding, QLinear
 from ..tensors.layer import Quantized
 

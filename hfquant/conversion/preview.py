@@ -68,6 +68,8 @@ class Previewer:
             seen, config, tensors = see(wish.model, wish.revision, token)
             found.model = checks.describe(seen, config, tensors)
             found.problems += checks.problems(seen, config, tensors, self._settings.limits, wish)
+            if found.recipe is not None and (long := checks.too_long(config, wish.chosen())):
+                found.problems.append(long)
             if found.recipe is not None and not any(problem.blocks for problem in found.problems):
                 self._lay_out(found, wish, seen, config, tensors)
         target = None

@@ -95,7 +95,7 @@ def _layout(question: Mapping[str, Any]) -> dict[str, Any]:
         laid = lay_out(source, recipe)
     shape = recipe.calibration.samples, recipe.calibration.seq_len
     tokens = torch.empty(shape, dtype=torch.int64, device="meta") if recipe.needs_calibration else None
-    _, expected = fit(laid, recipe, tokens, question["memory"])
+    _, _, expected = fit(laid, recipe, tokens, question["memory"])
     weights = sum(layer.bytes_after for layer in laid.layers.values())
     count = sum(_parameters(laid, name) for name in laid.layers)
     return {

@@ -120,7 +120,7 @@ def _results(report: Mapping[str, Any]) -> Iterator[EvalResult]:
     for row in _tasks(report):
         name = _plain(row["name"], "a task")
         if isinstance(row.get("value"), int | float):
-            # results are sorted by the type of their data set, not by its name
+            # the name as the type too: results of one type are taken for those of one dataset
             yield EvalResult(task, name, name, _plain(row["metric"], "score"), row["value"])
 
 

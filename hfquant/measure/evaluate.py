@@ -6,6 +6,9 @@
 
 The windows have one length, so the mean over tokens is the mean over windows of the GPTQ paper's protocol.
 Logits come one window at a time, from any source; none are kept.
+
+Compressed layers run with exact kernels unless told otherwise: the numbers are those of the weights, not of how a
+kernel rounds what it reads.
 """
 
 from collections.abc import Iterable, Iterator
@@ -17,6 +20,7 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from ..errors import CheckpointError
+from ..runtime import kernels
 from .feed import Feed
 
 ROWS = 128  # tokens whose probabilities are in memory together
@@ -45,15 +49,17 @@ class Scores:
 
 
 @torch.no_grad()
-def logits(model: PreTrainedModel, windows: Tensor, feed: Feed | None = None) -> Iterator[Tensor]:
+def logits(model: PreTrainedModel, windows: Tensor, feed: Feed | None = None, mode: str = "exact") -> Iterator[Tensor]:
     """The model's logits, window by window: [1, seq, vocab] each, in the dtype it computes in.
 
-    windows int64 [n, seq].  Row t of the logits predicts token t + feed.shift.
+    windows int64 [n, seq].  Row t of the logits predicts token t + feed.shift.  mode: which kernels may run.
     """
     feed = feed or Feed(model.config)
     model.eval()
     for window in windows.split(1):
-        yield model(**to(feed.inputs(window), model), use_cache=False, return_dict=True).logits
+        with kernels.mode(mode):
+            found = model(**to(feed.inputs(window), model), use_cache=False, return_dict=True).logits
+        yield found
 
 
 def to(inputs: dict[str, Tensor], model: PreTrainedModel) -> dict[str, Tensor]:
@@ -67,20 +73,27 @@ def perplexity(model: PreTrainedModel, windows: Tensor, *, feed: Feed | None = N
 
 
 def compare(
-    reference: Iterable[Tensor] | None, model: PreTrainedModel, windows: Tensor, *, feed: Feed | None = None
+    reference: Iterable[Tensor] | None,
+    model: PreTrainedModel,
+    windows: Tensor,
+    *,
+    feed: Feed | None = None,
+    mode: str = "exact",
 ) -> Scores:
     """Score a model on windows int64 [n, seq], against the original's logits for the same windows.
 
     `reference` yields [1, seq, vocab] per window, as `logits` of the original does; None scores the model
-    alone.  Raises CheckpointError if original and model do not have the same vocabulary.
+    alone.  mode: which kernels may run, see `runtime.kernels`.  Raises CheckpointError if original and model do not
+    have the same vocabulary.
     """
     feed = feed or Feed(model.config)
-    scores = score(reference, logits(model, windows, feed), windows, feed)
+    scores = score(reference, logits(model, windows, feed, mode), windows, feed)
     settings = {
         "feed": feed.name,
         "dtype": str(model.dtype).removeprefix("torch."),
         "device": str(model.device),
         "threads": torch.get_num_threads(),
+        "kernels": mode,
     }
     return Scores(**{**scores.to_dict(), "settings": settings})
 

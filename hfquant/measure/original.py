@@ -36,7 +36,7 @@ def loaded(source: Source, dtype: torch.dtype) -> PreTrainedModel | None:
         return None
     cls: type[PreTrainedModel] = type(Skeleton(source, dtype).model)
     model: PreTrainedModel = cls.from_pretrained(source.path, dtype=dtype)
-    return model
+    return model.eval()
 
 
 def facts(source: Source) -> dict[str, Any]:

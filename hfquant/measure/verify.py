@@ -18,6 +18,7 @@ from ..model.source import Source
 from ..model.stream import stream_logits
 from ..plugin import load
 from ..recipe_parts import Gate
+from ..runtime.kernels import allowed
 from ..tensors import formats
 from . import card
 from .evaluate import Scores, compare
@@ -47,6 +48,7 @@ def verify(
     tasks: Tasks | None = None,
     enforce: bool = True,
     loader: Callable[..., PreTrainedModel] = load,
+    kernels: str = "exact",
 ) -> dict[str, Any]:
     """Measure the checkpoint in `out` -> the whole report, which is also in `out`/report.json.
 
@@ -60,11 +62,13 @@ def verify(
     tasks: asked of both models, of the original only if it fits into memory.
     enforce: raise if the report does not reach the recipe's gate.
     loader: called as `loader(out, dtype=...)`.
+    kernels: which may run while scores are taken (see `runtime.kernels`); speed and sample are those of the default.
 
     Report and card (README.md) are written before the gate is applied.  Raises CheckpointError for a damaged
-    checkpoint, SourceError for an original that cannot be opened, CalibrationError for an unusable text, and
-    QualityError from the gate.
+    checkpoint, SourceError for an original that cannot be opened, CalibrationError for an unusable text, KernelError
+    for kernels that do not exist, and QualityError from the gate.
     """
+    allowed(kernels)
     folder, began = Path(out), time.perf_counter()
     known, whole = report.read(folder), scan(folder)
     tokenizer = _tokenizer(folder)
@@ -73,10 +77,10 @@ def verify(
     limit = longest(config)
     ids = cut(wanted, tokenizer, min(window_len, limit or window_len), windows)
     start = prompt or _words(str(tokenizer.decode(ids[0, :PROMPT_TOKENS], skip_special_tokens=True)))
-    with opened(*_original(known, against)) as source:
+    with opened(*original_of(known, against)) as source:
         before = Footprint()
         model = loader(folder, dtype=dtype)
-        scores, kind = _scores(model, source, ids), model.dtype
+        scores, kind = _scores(model, source, ids, kernels), model.dtype
         asked = _ask(model, tokenizer, start, new_tokens, tasks, before)
         output = _output(folder, model)
         del model  # before the original is loaded
@@ -132,7 +136,7 @@ def _tokenizer(folder: Path) -> PreTrainedTokenizerBase:
     return found
 
 
-def _original(
+def original_of(
     known: Mapping[str, Any], against: str | Path | Source | None
 ) -> tuple[str | Path | Source | None, str | None]:
     """What to compare with, and its revision."""
@@ -142,10 +146,9 @@ def _original(
     return source.get("id"), source.get("revision")
 
 
-def _scores(model: PreTrainedModel, source: Source | None, windows: Tensor) -> Scores:
-    if source is None:
-        return compare(None, model, windows)
-    return compare(stream_logits(source, windows, dtype=model.dtype), model, windows)
+def _scores(model: PreTrainedModel, source: Source | None, windows: Tensor, mode: str) -> Scores:
+    originals = None if source is None else stream_logits(source, windows, dtype=model.dtype)
+    return compare(originals, model, windows, mode=mode)
 
 
 def _settled(scores: Scores, text: Text, windows: int | None) -> dict[str, Any]:

@@ -26,7 +26,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 from ..errors import RecipeError
 
-KINDS = ("block", "prune", "quantize", "compensate")  # in the order of a recipe
+KINDS = ("block", "prune", "quantize", "compensate", "distill")  # in the order of a recipe
 
 if TYPE_CHECKING:
     import torch

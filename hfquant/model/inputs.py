@@ -28,6 +28,13 @@ def model_inputs(config: PretrainedConfig, tokens: Tensor) -> dict[str, Tensor]:
     return {"input_ids": tokens, "decoder_input_ids": decoder}
 
 
+def positions(config: PretrainedConfig, seq: int) -> dict[str, int]:
+    """How many hidden states `seq` tokens become in the decoder, and in the encoder where there is one."""
+    if not config.is_encoder_decoder:
+        return {"decoder": seq}
+    return {"encoder": config.max_source_positions if hasattr(config, "num_mel_bins") else seq, "decoder": seq}
+
+
 def vocabulary(config: PretrainedConfig) -> int:
     """Token ids the model's embedding has room for."""
     return int(config.get_text_config(decoder=True).vocab_size)

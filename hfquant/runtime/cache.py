@@ -14,11 +14,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-Stamp = tuple[tuple[int, int], ...]
+Stamp = list[int]  # address and version of every component
 
 
-class _Entry:
-    """Everything derived from one list of components, by the first of them."""
+class Entry:
+    """Everything derived from one list of components, as they are now."""
 
     def __init__(self, owner: weakref.ref[Tensor], parts: Sequence[Tensor], stamp: Stamp) -> None:
         self.owner = owner
@@ -27,8 +27,15 @@ class _Entry:
         self.stamp = stamp
         self.derived: dict[Hashable, Any] = {}
 
+    def derive(self, key: Hashable, make: Callable[[], Any]) -> Any:
+        """`make()`, or what it returned when last called for this key.  If it takes memory, it has `nbytes`."""
+        if key not in self.derived:
+            with torch.no_grad():
+                self.derived[key] = make()
+        return self.derived[key]
 
-_ENTRIES: dict[int, _Entry] = {}
+
+_ENTRIES: dict[int, Entry] = {}
 
 
 def trackable(parts: Sequence[Tensor]) -> bool:
@@ -36,25 +43,23 @@ def trackable(parts: Sequence[Tensor]) -> bool:
     return not any(part.is_inference() for part in parts)
 
 
-def derive(parts: Sequence[Tensor], key: Hashable, make: Callable[[], Any]) -> Any:
-    """`make()`, or what it returned when last called for these components and this key.
-
-    What it makes must have `nbytes`.  Nothing is kept of components whose changes could not be noticed.
-    """
-    if not trackable(parts):
-        with torch.no_grad():
-            return make()
-    stamp = tuple((part.data_ptr(), part._version) for part in parts)
-    entry = _ENTRIES.get(id(parts[0]))
-    if entry is None or entry.owner() is not parts[0] or entry.stamp != stamp:
-        entry = _remember(parts, stamp)
-    if key not in entry.derived:
-        with torch.no_grad():
-            entry.derived[key] = make()
-    return entry.derived[key]
+def entry(parts: Sequence[Tensor]) -> Entry:
+    """What is known of these components.  Nothing is remembered of those whose changes could not be noticed."""
+    stamp: Stamp = []
+    try:
+        for part in parts:
+            stamp += (part.data_ptr(), part._version)
+    except RuntimeError:  # made under torch.inference_mode: no version
+        if trackable(parts):
+            raise
+        return Entry(weakref.ref(parts[0]), parts, stamp)
+    found = _ENTRIES.get(id(parts[0]))
+    if found is None or found.stamp != stamp or found.owner() is not parts[0]:
+        found = _remember(parts, stamp)
+    return found
 
 
-def _remember(parts: Sequence[Tensor], stamp: Stamp) -> _Entry:
+def _remember(parts: Sequence[Tensor], stamp: Stamp) -> Entry:
     key = id(parts[0])
 
     def drop(owner: object) -> None:
@@ -62,8 +67,8 @@ def _remember(parts: Sequence[Tensor], stamp: Stamp) -> _Entry:
         if key in _ENTRIES and _ENTRIES[key].owner is owner:
             del _ENTRIES[key]
 
-    entry = _ENTRIES[key] = _Entry(weakref.ref(parts[0], drop), parts, stamp)
-    return entry
+    made = _ENTRIES[key] = Entry(weakref.ref(parts[0], drop), parts, stamp)
+    return made
 
 
 def forget(parts: Sequence[Tensor]) -> None:
@@ -74,4 +79,4 @@ def forget(parts: Sequence[Tensor]) -> None:
 
 def size() -> int:
     """Bytes held by everything derived so far."""
-    return sum(pack.nbytes for entry in _ENTRIES.values() for pack in entry.derived.values())
+    return sum(getattr(pack, "nbytes", 0) for found in _ENTRIES.values() for pack in found.derived.values())

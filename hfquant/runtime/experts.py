@@ -116,7 +116,7 @@ class QExperts(nn.Module):
         return weighted.view(tokens, k, -1).sum(1).to(hidden_states.dtype)
 
     def _project(self, param: str, x: Tensor, expert: Tensor) -> Tensor:
-        weight = self.fmt.name, str(self.encoding), self.packed[param][1]
+        weight = self.fmt.name, str(self.encoding), *self.packed[param][1:]
         y: Tensor = torch.ops.hfquant.experts(x, expert, self.parts(param), *weight)
         if self.has_bias:
             bias = getattr(self, f"{param}_bias")[expert.clamp(max=self.num_experts - 1)].to(y.dtype)

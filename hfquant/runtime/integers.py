@@ -5,11 +5,11 @@ share all four:   s·t · Σ (c − z)(q − y)   =   s·t · (Σ c·q − y·Σ
 The bracket is an integer and is computed as one: int8 x int8 -> int32 products, and sums of codes for the corrections.
 Runs of columns that share less are one such product each, added up in float32.
 
-The fast path (torch._int_mm) and the reference (float64 products, exact below 2⁵³) return the same integers, and share
-what follows: their results are equal bit for bit.
+The `fast` product (torch._int_mm) and the `exact` one (float64, below 2⁵³) return the same integers, and share what
+follows: their results are equal bit for bit.
 """
 
-import os
+from collections.abc import Callable
 from dataclasses import dataclass
 from itertools import pairwise
 
@@ -18,8 +18,9 @@ from torch import Tensor
 
 from ..tensors.encoding import Activations
 from ..tensors.layer import Quantized
-from . import cache
 from .reference import Matrix
+
+Product = Callable[[Tensor, Tensor], Tensor]  # int8 [rows, n], int8 [out, n] -> int32 [rows, out], their exact product
 
 MOST = 1 << 15  # columns whose Σ (c − z)(q − y), below 2¹⁶ each, cannot overflow an int32
 EXACT = 1 << 10  # columns whose Σ c·q, at most 2¹⁴ each, is exact in float32
@@ -72,7 +73,7 @@ def spans(in_features: int, *widths: int) -> list[tuple[int, int]]:
     return list(pairwise(cuts))
 
 
-def linear(q: Tensor, scale: Tensor, zero: Tensor, matrix: Matrix) -> Tensor:
+def linear(q: Tensor, scale: Tensor, zero: Tensor, matrix: Matrix, product: Product) -> Tensor:
     """x Wᵀ with the weights alone, for an x that is rounded.
 
     q int8 [rows, in], its codes; scale, zero float32 [rows, 1], [rows, groups] or [1], as `tensors.activations` has
@@ -80,9 +81,7 @@ def linear(q: Tensor, scale: Tensor, zero: Tensor, matrix: Matrix) -> Tensor:
     """
     activations = matrix.encoding.activations
     assert activations is not None
-    W: Integers = cache.derive(
-        matrix.parts, ("integers", matrix.index), lambda: prepare(matrix.quantized().base.filled, activations)
-    )
+    W: Integers = matrix.derive("integers", lambda: prepare(matrix.quantized().base.filled, activations))
     y = scale.new_zeros(q.shape[0], matrix.shape[0])
     whole, grouped = zero.to(torch.int32), activations.per == "group"
     for run in W.runs:
@@ -100,10 +99,13 @@ def linear(q: Tensor, scale: Tensor, zero: Tensor, matrix: Matrix) -> Tensor:
     return y if grouped else y.mul_(scale)
 
 
-def product(q: Tensor, codes: Tensor) -> Tensor:
-    """q cᵀ in exact integers.  int8 [rows, n], int8 [out, n] -> int32 [rows, out]"""
-    if os.environ.get("HFQUANT_KERNELS") == "reference":
-        return (q.double() @ codes.double().T).to(torch.int32)
+def exact(q: Tensor, codes: Tensor) -> Tensor:
+    """q cᵀ in float64."""
+    return (q.double() @ codes.double().T).to(torch.int32)
+
+
+def fast(q: Tensor, codes: Tensor) -> Tensor:
+    """q cᵀ with the machine's instructions for it, if it has them."""
     if q.device.type == "cpu" and torch.cpu._is_vnni_supported():
         return torch._int_mm(q, codes.T)
     if q.device.type == "cuda" and not (q.shape[1] % 8 or codes.shape[0] % 8):

@@ -94,14 +94,15 @@ class CompressedLayer(DynamicLayer):  # type: ignore[misc]
         self._append("key_words", pack(codes.flatten(2, 3), self.bits))
         self._append("key_scale", scale.squeeze(3))
         self._append("key_low", low.squeeze(3))
-        channels = self._channels()
+        channels = self.channels
         codes, scale, low = encode(values.unflatten(3, (-1, channels)), self.bits, 4)
         self._append("value_words", pack(codes.flatten(3), self.bits))
         self._append("value_scale", scale.squeeze(4))
         self._append("value_low", low.squeeze(4))
         self.past += keys.shape[2]
 
-    def _channels(self) -> int:
+    @property
+    def channels(self) -> int:
         """Channels of a value that share a scale: at most a group, and a divisor of all."""
         d = self.sizes[1]
         return max(c for c in range(1, min(d, self.group) + 1) if d % c == 0)
@@ -115,7 +116,7 @@ class CompressedLayer(DynamicLayer):  # type: ignore[misc]
         return keys.flatten(2, 3).to(dtype)
 
     def _old_values(self, dtype: torch.dtype) -> Tensor:
-        codes = unpack(self.value_words, self.bits, self.sizes[1]).unflatten(3, (-1, self._channels()))
+        codes = unpack(self.value_words, self.bits, self.sizes[1]).unflatten(3, (-1, self.channels))
         values = codes * self.value_scale.unsqueeze(4).float() + self.value_low.unsqueeze(4).float()
         return values.flatten(3).to(dtype)
 

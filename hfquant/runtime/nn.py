@@ -11,7 +11,7 @@ from ..tensors.encoding import Encoding
 from ..tensors.formats import Format
 from ..tensors.grid import Grid
 from ..tensors.layer import Quantized
-from . import cache, ops  # noqa: F401  (ops registers torch.ops.hfquant)
+from . import cache, kernels, ops  # noqa: F401  (ops registers torch.ops.hfquant)
 from .declare import declare, keep_dtype
 from .reference import Matrix, dense
 from .view import ReadOnlyWeightError, WeightView
@@ -76,6 +76,22 @@ class Packed(nn.Module):
         return self
 
 
+def direct(x: Tensor, bias: Tensor | None) -> bool:
+    """Whether nobody watches: no gradient, no trace, no transform.
+
+    They need the operator, which costs more than a small layer.
+    """
+    needed = torch.is_grad_enabled() and (x.requires_grad or (bias is not None and bias.requires_grad))
+    return (
+        type(x) is Tensor
+        and not needed
+        and not torch.compiler.is_compiling()
+        and not torch._C._is_tracing()
+        and torch._C._len_torch_dispatch_stack() == 0
+        and torch._C._functorch.peek_interpreter_stack() is None
+    )
+
+
 class QLinear(Packed, nn.Linear):
     """y = x Wᵀ + b with W packed.  x [..., in] -> [..., out] in x's dtype.
 
@@ -125,8 +141,14 @@ class QLinear(Packed, nn.Linear):
     def forward(self, x: Tensor) -> Tensor:
         if torch.is_autocast_enabled(x.device.type):
             x = x.to(torch.get_autocast_dtype(x.device.type))
-        y: Tensor = torch.ops.hfquant.linear(x, self.bias, self.parts, *self._matrix[:-1])
-        return y
+        parts, bias = self.parts, self._parameters["bias"]
+        if not direct(x, bias):
+            y: Tensor = torch.ops.hfquant.linear(x, bias, parts, *self._matrix)
+            return y
+        bound: kernels.Bound | None = cache.entry(parts).derived.get(kernels.place(x))
+        if bound is not None and x.is_contiguous() and (bias is None or bias.dtype == x.dtype):
+            return bound(x, bias)
+        return kernels.linear(x, self.matrix, bias)
 
     def __getattr__(self, name: str) -> Any:
         # nn.Module comes here for whatever is not in __dict__ or on the class: parameters, and our view

@@ -1,8 +1,8 @@
 """The operators, as torch knows them: `hfquant::linear`, `experts`, `embedding` and `weight`.
 
-All take the packed components of a weight in the order of its format, and the encoding as text, so that one schema
-serves every format and whatever a layer may have.  Each is one opaque node for torch.compile; inside, the device's
-kernel runs if it takes the call, else the reference does.  Their gradients reach x and the bias, as if activations
+All take a weight as its packed components in the order of its format, and the encoding as text, so that one schema
+serves every format and whatever a layer may have.  Each is one opaque node for torch.compile; inside, `kernels`
+chooses who computes it.  Their gradients reach x and the bias, as if activations
 were not rounded; packed weights have none.
 """
 
@@ -15,17 +15,17 @@ from torch import Tensor
 
 from ..tensors import formats
 from ..tensors.encoding import Encoding
-from .linear import linear
+from .kernels import linear
 from .reference import Matrix
 
 LIBRARY = torch.library.Library("hfquant", "DEF")
-_WEIGHT = "Tensor[] parts, str fmt, str encoding, int out_features"
+_WEIGHT = "Tensor[] parts, str fmt, str encoding, int out_features, int in_features"
 LIBRARY.define(f"linear(Tensor x, Tensor? bias, {_WEIGHT}) -> Tensor")
 LIBRARY.define(f"experts(Tensor x, Tensor expert, {_WEIGHT}) -> Tensor")
-LIBRARY.define(f"experts_grad(Tensor grad, Tensor expert, {_WEIGHT}, int in_features) -> Tensor")
-LIBRARY.define(f"embedding(Tensor ids, {_WEIGHT}, int in_features, ScalarType dtype) -> Tensor")
-LIBRARY.define(f"weight({_WEIGHT}, int in_features, ScalarType dtype) -> Tensor")
-# In Python `*weight` is what _WEIGHT says, in that order, and in_features where it is not known from x.
+LIBRARY.define(f"experts_grad(Tensor grad, Tensor expert, {_WEIGHT}) -> Tensor")
+LIBRARY.define(f"embedding(Tensor ids, {_WEIGHT}, ScalarType dtype) -> Tensor")
+LIBRARY.define(f"weight({_WEIGHT}, ScalarType dtype) -> Tensor")
+# In Python `*weight` is what _WEIGHT says, in that order.
 
 
 def _matrix(*weight: Any) -> Matrix:
@@ -41,7 +41,7 @@ def _weight(*weight_and_dtype: Any) -> Tensor:
 
 def _linear(x: Tensor, bias: Tensor | None, *weight: Any) -> Tensor:
     """x Wᵀ + bias.  x [..., in] -> [..., out] in x's dtype."""
-    return linear(x, bias, _matrix(*weight, x.shape[-1]))
+    return linear(x, _matrix(*weight), bias)
 
 
 def _experts(x: Tensor, expert: Tensor, *weight: Any) -> Tensor:
@@ -50,10 +50,10 @@ def _experts(x: Tensor, expert: Tensor, *weight: Any) -> Tensor:
 
     x [rows, in]; expert int64 [rows]; every part with a leading expert dimension -> [rows, out]
     """
-    matrix = _matrix(*weight, x.shape[-1])
+    matrix = _matrix(*weight)
     y = x.new_zeros(x.shape[0], matrix.shape[0])
     for rows, one in _by_expert(expert, matrix):
-        y[rows] = linear(x[rows], None, one)
+        y[rows] = linear(x[rows], one, None)
     return y
 
 
@@ -84,15 +84,15 @@ def _embedding(ids: Tensor, *weight_and_dtype: Any) -> Tensor:
 
 
 def _linear_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
-    x, bias, parts, *ctx.weight = inputs
+    _, bias, parts, *ctx.weight = inputs
     ctx.save_for_backward(*parts)
-    ctx.in_features, ctx.bias_dtype = x.shape[-1], None if bias is None else bias.dtype
+    ctx.bias_dtype = None if bias is None else bias.dtype
 
 
 def _linear_backward(ctx: Any, grad: Tensor) -> tuple[Any, ...]:
     grad_x = grad_bias = None
     if ctx.needs_input_grad[0]:
-        W = torch.ops.hfquant.weight(ctx.saved_tensors, *ctx.weight, ctx.in_features, grad.dtype)
+        W = torch.ops.hfquant.weight(ctx.saved_tensors, *ctx.weight, grad.dtype)
         grad_x = grad @ W
     if ctx.needs_input_grad[1]:
         grad_bias = grad.flatten(0, -2).sum(0).to(ctx.bias_dtype)
@@ -100,23 +100,27 @@ def _linear_backward(ctx: Any, grad: Tensor) -> tuple[Any, ...]:
 
 
 def _experts_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
-    x, expert, parts, *ctx.weight = inputs
+    _, expert, parts, *ctx.weight = inputs
     ctx.save_for_backward(expert, *parts)
-    ctx.in_features = x.shape[-1]
 
 
 def _experts_backward(ctx: Any, grad: Tensor) -> tuple[Any, ...]:
     expert, *parts = ctx.saved_tensors
-    grad_x = torch.ops.hfquant.experts_grad(grad, expert, parts, *ctx.weight, ctx.in_features)
+    grad_x = torch.ops.hfquant.experts_grad(grad, expert, parts, *ctx.weight)
     return grad_x, None, [None] * len(parts), *[None] * len(ctx.weight)
 
 
 def _fake_linear(x: Tensor, bias: Tensor | None, *weight: Any) -> Tensor:
-    return x.new_empty(*x.shape[:-1], weight[-1])
+    torch._check(x.shape[-1] == weight[-1], lambda: f"a layer of {weight[-1]} inputs was given {list(x.shape)}")
+    return x.new_empty(*x.shape[:-1], weight[-2])
 
 
 def _fake_experts(x: Tensor, expert: Tensor, *weight: Any) -> Tensor:
-    return x.new_empty(x.shape[0], weight[-1])
+    return x.new_empty(x.shape[0], weight[-2])
+
+
+def _fake_experts_grad(grad: Tensor, expert: Tensor, *weight: Any) -> Tensor:
+    return grad.new_empty(grad.shape[0], weight[-1])
 
 
 def _fake_weight(parts: Sequence[Tensor], *weight: Any) -> Tensor:
@@ -132,7 +136,7 @@ def _fake_embedding(ids: Tensor, *weight: Any) -> Tensor:
 _IMPLEMENTATIONS: dict[str, tuple[Callable[..., Tensor], Callable[..., Tensor]]] = {
     "linear": (_linear, _fake_linear),
     "experts": (_experts, _fake_experts),
-    "experts_grad": (_experts_grad, _fake_experts),
+    "experts_grad": (_experts_grad, _fake_experts_grad),
     "embedding": (_embedding, _fake_embedding),
     "weight": (_weight, _fake_weight),
 }

@@ -1,15 +1,17 @@
 """Packed components -> dense weight.  What every kernel is compared with, and the fallback of all of them."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import cached_property, lru_cache
+from typing import Any
 
 import torch
 from torch import Tensor
 
+from ..errors import ShapeError
 from ..tensors import formats
 from ..tensors.encoding import Encoding
-from ..tensors.formats import Extras, Format
+from ..tensors.formats import Extras, Format, Spec
 from ..tensors.grid import Grid
 from ..tensors.layer import Quantized
 from . import cache
@@ -19,20 +21,33 @@ CHUNK = 1 << 19
 
 
 @lru_cache(maxsize=4096)
+def spec(fmt: str, encoding: Encoding, shape: tuple[int, int], scale_dtype: torch.dtype = torch.float32) -> Spec:
+    """The components of a weight: name -> (shape, dtype)."""
+    return formats.load(fmt).spec(encoding, shape, scale_dtype)
+
+
+@lru_cache(maxsize=4096)
 def component_names(fmt: str, encoding: Encoding, in_features: int) -> tuple[str, ...]:
     """The components of a format in the order in which the operators take them."""
-    return tuple(formats.load(fmt).spec(encoding, (1, in_features), torch.float32))
+    return tuple(spec(fmt, encoding, (1, in_features)))
 
 
-@dataclass(frozen=True)
+@dataclass(eq=False)  # made for every call: a frozen one takes three times as long to make
 class Matrix:
-    """A packed weight [out, in] as the operators are given it; `index` chooses an expert of stacked parts."""
+    """A packed weight [out, in] as the operators are given it; `index` chooses an expert of stacked parts.
+
+    Lives as long as one call, and looks up once what was derived from its parts.
+    """
 
     parts: Sequence[Tensor]
     fmt: Format
     encoding: Encoding
     shape: tuple[int, int]
     index: int | None = None
+
+    @property
+    def device(self) -> torch.device:
+        return self.parts[0].device
 
     @property
     def named(self) -> Mapping[str, Tensor]:
@@ -45,6 +60,33 @@ class Matrix:
         """What is stored beside the weights, as it is."""
         return self.fmt.extras(self.named, self.encoding)
 
+    @property
+    def trackable(self) -> bool:
+        """Whether what is derived from the parts can be kept: a change of them would be noticed."""
+        return cache.trackable(self.parts)
+
+    @cached_property
+    def entry(self) -> cache.Entry:
+        return cache.entry(self.parts)
+
+    def derive(self, key: Hashable, make: Callable[[], Any]) -> Any:
+        """`make()`, or what it returned for this key and weight before.  It must not refer to the parts."""
+        return self.entry.derive(key if self.index is None else (key, self.index), make)
+
+    def check(self) -> None:
+        """Raises ShapeError if the parts are not those of such a weight."""
+        scales = next((part.dtype for part in self.parts if part.is_floating_point()), torch.float32)
+        found = spec(self.fmt.name, self.encoding, self.shape, scales)
+        expected = {name: shape for name, (shape, _) in found.items()}
+        stacked = () if self.index is None else (self.parts[0].shape[0],)
+        given = [tuple(part.shape) for part in self.parts]
+        if given != [(*stacked, *shape) for shape in expected.values()]:
+            raise ShapeError(
+                f"a weight {list(self.shape)} stored as {self.fmt.name} {self.encoding} has components {expected}, "
+                f"not {given}",
+                "the input, or the number of outputs, is not that of this layer",
+            )
+
     def quantized(self) -> Quantized:
         """All that is stored."""
         return self.fmt.unpack(self.named, self.encoding, self.shape)
@@ -53,7 +95,7 @@ class Matrix:
         """The weights alone, without a mask.  Of sparse ones the codes are remembered: to place them takes long."""
         if self.encoding.sparsity is None:
             return self.quantized().base
-        kept: _Kept = cache.derive(self.parts, ("base", self.index), lambda: _Kept(self.quantized().base.filled))
+        kept: _Kept = self.derive("base", lambda: _Kept(self.quantized().base.filled))
         return kept.Q
 
     def dense(self, dtype: torch.dtype) -> Tensor:

@@ -6,6 +6,8 @@ Symmetric: scale = max|x| / (2ᵇ⁻¹ − 1), zero = 0 (SmoothQuant, arXiv:2211
 [min(x, 0), max(x, 0)] is spread over all 2ᵇ codes, so that 0 stays exact.
 """
 
+from typing import Any
+
 import torch
 from torch import Tensor
 
@@ -57,15 +59,37 @@ def quantize(x: Tensor, activations: Activations, scale: Tensor, zero: Tensor) -
 def fake_quantize(
     x: Tensor, activations: Activations, scale: Tensor | None = None, zero: Tensor | None = None
 ) -> Tensor:
-    """x [..., in] as the layer will read it, in the type of x.  scale, zero [1]: of static activations, else None."""
+    """x [..., in] as the layer will read it, in the type of x.  scale, zero [1]: of static activations, else None.
+
+    Gradients pass it as they come where x is inside the range, and not at all outside (straight-through).
+    """
+    values = x.detach()
     if activations.per != "static":
-        scale, zero = dynamic_scale(x, activations)
+        scale, zero = dynamic_scale(values, activations)
     assert scale is not None, "static activations have a stored scale"
     zero = torch.zeros_like(scale) if zero is None else zero
     scale, zero = scale.to(x.device), zero.to(x.device)
-    codes = quantize(x, activations, scale, zero)
+    codes = quantize(values, activations, scale, zero)
     s, z = (_spread(t, x.shape[-1], activations) for t in (scale, zero))
-    return codes.float().sub_(z).mul_(s).to(x.dtype)
+    read = codes.float().sub_(z).mul_(s).to(x.dtype)
+    if not (x.requires_grad and torch.is_grad_enabled()):
+        return read
+    inside = (values.float() - read.float()).abs() <= 0.5001 * s if activations.per == "static" else None
+    passed: Tensor = _Through.apply(x, read, inside)
+    return passed
+
+
+class _Through(torch.autograd.Function):
+    """(x, y, inside) -> y, with the gradient of x where `inside`, everywhere if that is None."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, y: Tensor, inside: Tensor | None) -> Tensor:
+        ctx.inside = inside
+        return y
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None]:
+        return grad if ctx.inside is None else grad * ctx.inside, None, None
 
 
 def _grouped(x: Tensor, activations: Activations) -> Tensor:

@@ -7,6 +7,7 @@ ever straddles a byte.
 """
 
 import math
+from collections.abc import Callable
 from functools import lru_cache
 from itertools import combinations
 
@@ -15,6 +16,10 @@ import torch.nn.functional as F
 from torch import Tensor
 
 WORD = 32
+
+# (words, widths of the planes in every row, codes of a row) -> codes, or None: the same as below in machine code, where
+# `runtime` has some for this machine
+faster: Callable[[Tensor, tuple[int, ...], int], Tensor | None] | None = None
 
 
 def words(count: int, bits: int) -> int:
@@ -38,6 +43,8 @@ def pack_stream(codes: Tensor, bits: int) -> Tensor:
 
 def unpack_stream(packed: Tensor, bits: int, n: int) -> Tensor:
     """The inverse of `pack_stream`.  int32 [rows, words] -> uint8 [rows, n]"""
+    if faster is not None and (found := faster(packed, (bits,), n)) is not None:
+        return found
     # Bytes rather than words (little-endian, so in stream order): a quarter of the memory traffic.
     octets = packed.contiguous().view(torch.uint8)
     if 8 % bits == 0:
@@ -98,6 +105,8 @@ def pack_planes(codes: Tensor, bits: int) -> Tensor:
 
 def unpack_planes(packed: Tensor, bits: int, n: int) -> Tensor:
     """The inverse of `pack_planes`.  int32 [rows, words] -> uint8 [rows, n]"""
+    if faster is not None and (found := faster(packed, planes(bits), n)) is not None:
+        return found
     codes = torch.zeros(packed.shape[0], n, dtype=torch.uint8, device=packed.device)
     at, shift = 0, 0
     for width in planes(bits):

@@ -90,6 +90,8 @@ def test_eval(run: Run, fake: object, tmp_path: Path) -> None:
         "windows": 4,
         "window_len": 128,
         "dtype": "auto",
+        "tasks": None,
+        "kernels": "exact",
     }
     found = json.loads(run("eval", tmp_path, "--json").stdout)
     assert set(found) == {"evaluation", "sample", "gate"}

@@ -13,5 +13,5 @@ def test_export_and_what_it_says(run: Callable[..., Result], built: Callable[[st
     assert dict(line.split(maxsplit=1) for line in done.stdout.splitlines())["format"] == "native"
     again = run("export", tmp_path / "small", "--to", "native", "-o", tmp_path / "out")
     assert (again.exit_code, "is not empty" in again.stderr) == (2, True)
-    unknown = run("export", tmp_path / "small", "--to", "onnx", "-o", tmp_path / "other")
+    unknown = run("export", tmp_path / "small", "--to", "tensorrt", "-o", tmp_path / "other")
     assert "hint: choose one of dense, compressed-tensors, gptq, native" in unknown.stderr

@@ -93,5 +93,5 @@ def test_streamed_logits_are_the_models(family: str, built: Callable[[str], Path
     streamed = torch.cat(list(stream_logits(source, tokens, dtype=torch.float32, batch=2)))
     skeleton = Skeleton(source, torch.float32)
     whole = type(skeleton.model).from_pretrained(built(family), dtype=torch.float32).eval()
-    for at, n in ((0, 2), (2, 2), (4, 1)):
+    for at, n in ((0, 1), (1, 2), (3, 2)):  # as the batches are cut: experts round by their neighbours
         assert torch.equal(streamed[at : at + n], whole(**model_inputs(source.config, tokens[at : at + n])).logits)

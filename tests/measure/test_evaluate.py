@@ -1,10 +1,11 @@
+import copy
 import math
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from transformers import AutoModelForCausalLM, AutoModelForSeq2SeqLM, PreTrainedModel
 
 from hfquant.errors import CheckpointError
@@ -12,6 +13,12 @@ from hfquant.measure.evaluate import compare, kl_divergence, logits, perplexity,
 from hfquant.measure.feed import Feed, longest
 from hfquant.model.source import open_source
 from hfquant.model.stream import stream_logits
+from hfquant.runtime import kernels
+from hfquant.runtime.nn import QLinear
+from hfquant.runtime.swap import dequantize_
+from hfquant.tensors import formats
+from hfquant.tensors.grid import Grid
+from tests.runtime.rounding import rounded
 
 from .models import nudged, save, tiny
 
@@ -170,3 +177,26 @@ def test_bfloat16_models_are_scored_in_float32(tmp_path: Path) -> None:
 
 def test_longest_window() -> None:
     assert longest(tiny().config) == 64
+
+
+@pytest.mark.skipif(not torch.backends.cpu.get_cpu_capability().startswith("AVX"), reason="needs a kernel that rounds")
+def test_scores_are_those_of_the_weights_not_of_the_kernels() -> None:
+    """Whatever may run elsewhere, a compressed model is scored as its decoded twin is; `mode` says otherwise."""
+    model = tiny()
+    for name, linear in list(model.model.layers.named_modules()):
+        if isinstance(linear, nn.Linear):
+            packed = QLinear.from_quantized(
+                rounded(linear.weight, Grid(4, 16)), None, formats.load("native"), torch.float32
+            )
+            model.model.layers.set_submodule(name, packed)
+    twin = copy.deepcopy(model)
+    dequantize_(twin, torch.float32)
+    expected = perplexity(twin, IDS).perplexity
+    with kernels.mode("auto"):
+        scores = perplexity(model, IDS)
+        assert scores.perplexity == pytest.approx(expected, rel=1e-6)
+        assert scores.settings["kernels"] == "exact"
+    rough = compare(None, model, IDS, mode="auto")
+    assert rough.settings["kernels"] == "auto"
+    assert rough.perplexity == pytest.approx(expected, rel=0.2)
+    assert rough.perplexity != pytest.approx(expected, rel=1e-6)

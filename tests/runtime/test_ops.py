@@ -8,7 +8,8 @@ import torch.nn.functional as F
 import transformers
 from torch import Tensor, nn
 
-from hfquant.runtime.kernels import cpu
+from hfquant.runtime import kernels
+from hfquant.runtime.kernels import int4pack
 from hfquant.runtime.nn import QEmbedding, QLinear
 from hfquant.runtime.reference import dense
 from hfquant.tensors import formats
@@ -25,7 +26,7 @@ def arguments(fmt: str, shape: tuple[int, int] = (32, 96), experts: int = 0) -> 
     grid = GRIDS[fmt]
     packed = [formats.load(fmt).pack(random(*shape, grid, seed)) for seed in range(max(experts, 1))]
     parts = [torch.stack([p[c] for p in packed]) if experts else packed[0][c] for c in packed[0]]
-    return parts, fmt, str(Encoding(grid)), shape[0]
+    return parts, fmt, str(Encoding(grid)), *shape
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
@@ -38,10 +39,10 @@ def test_opcheck_linear(fmt: str, dtype: torch.dtype) -> None:
 
 
 def test_opcheck_the_others() -> None:
-    *weight, rows = arguments("native")
-    torch.library.opcheck(torch.ops.hfquant.weight, (*weight, rows, 96, torch.bfloat16))
+    weight = arguments("native")
+    torch.library.opcheck(torch.ops.hfquant.weight, (*weight, torch.bfloat16))
     ids = torch.tensor([[3, 31], [0, 3]])
-    torch.library.opcheck(torch.ops.hfquant.embedding, (ids, *weight, rows, 96, torch.bfloat16))
+    torch.library.opcheck(torch.ops.hfquant.embedding, (ids, *weight, torch.bfloat16))
 
 
 @pytest.mark.parametrize("fmt", ["native", "compressed_tensors"])
@@ -49,7 +50,7 @@ def test_opcheck_experts(fmt: str) -> None:
     x, expert = torch.randn(6, 96, requires_grad=True), torch.tensor([2, 0, 0, 4, 2, 1])  # 4: there is none
     torch.library.opcheck(torch.ops.hfquant.experts, (x, expert, *arguments(fmt, experts=4)))
     grad = torch.randn(6, 32)
-    torch.library.opcheck(torch.ops.hfquant.experts_grad, (grad, expert, *arguments(fmt, experts=4), 96))
+    torch.library.opcheck(torch.ops.hfquant.experts_grad, (grad, expert, *arguments(fmt, experts=4)))
 
 
 @pytest.mark.parametrize("fmt", formats.NAMES)
@@ -111,10 +112,10 @@ def test_a_compressed_block_compiles_whole(backend: str, monkeypatch: pytest.Mon
     """No graph break; the same numbers; and the packs of eager code are found, not made again."""
     block, inputs = llama_block()
     made = []
-    prepare = cpu.prepare
-    monkeypatch.setattr(cpu, "prepare", lambda Q: made.append(1) or prepare(Q))
+    prepare = int4pack.prepare
+    monkeypatch.setattr(int4pack, "prepare", lambda Q: made.append(1) or prepare(Q))
     torch.compiler.reset()
-    with torch.no_grad():
+    with torch.no_grad(), kernels.mode("int4pack"):
         expected = block(**inputs)
         eager = len(made)
         compiled = torch.compile(block, fullgraph=True, backend=backend)

@@ -13,10 +13,10 @@ import uvicorn
 
 from space_app.app import create
 from space_app.login import Login
-from tests.conversion.jobs.conftest import Desk, calm, desk, model, settings
+from tests.conversion.jobs.conftest import Desk, calm, desk, made, model, settings
 from tests.hub.fixtures import TOKENS
 
-__all__ = ["calm", "desk", "model", "settings"]
+__all__ = ["calm", "desk", "made", "model", "settings"]
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
@@ -55,7 +55,7 @@ class serving:
     def __init__(self, app: Any) -> None:
         self._socket = socket.socket()
         self._socket.bind(("127.0.0.1", 0))
-        self._server = uvicorn.Server(uvicorn.Config(app, log_level="error"))
+        self._server = uvicorn.Server(uvicorn.Config(app, log_level="error", timeout_graceful_shutdown=1))
         self._thread = threading.Thread(target=self._server.run, args=([self._socket],), daemon=True)
 
     def __enter__(self) -> str:

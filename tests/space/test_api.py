@@ -1,11 +1,13 @@
 """Programs do what people do, with their own rights and no others."""
 
+from pathlib import Path
 from typing import Any
 
 import pytest
 from gradio_client import Client
 
 from tests.conversion.jobs.conftest import RECIPE
+from tests.hub.fixtures import TOKENS
 from tests.space.conftest import Site, bearer
 
 
@@ -65,3 +67,26 @@ def test_only_these_calls_are_offered(site: Site) -> None:
     offered = client(site, None).view_api(return_format="dict")["named_endpoints"]
     own = {name for name in offered if not name.startswith("/_")}  # the login button has one of gradio's
     assert own == {f"/{n}" for n in ("preview", "submit", "status", "jobs", "report", "cancel", "resume")}
+
+
+def test_the_documented_program_runs(site: Site, monkeypatch: pytest.MonkeyPatch, capsys: Any) -> None:
+    """Only names are changed."""
+    text = (Path(__file__).parents[2] / "docs" / "space.md").read_text("utf-8").partition("## For programs")[2]
+    program = "\n".join(line[4:] for line in text.splitlines() if line.startswith("    "))
+    names = {"https://your-name-hfquant.hf.space": site.url, "org/model": "alice/model", "your-name": "alice"}
+    for known, here in names.items():
+        program = program.replace(known, here)
+    monkeypatch.setenv("HF_TOKEN", TOKENS["alice"])
+    exec(compile(program, "space.md", "exec"), {})
+    shown = capsys.readouterr().out
+    assert "queued" in shown
+    (job,) = site.desk.service.jobs("alice")
+    assert (job.state, job.request["target"]) == ("cancelled", "alice/model-8bit")
+
+
+def test_what_a_model_is_called_is_not_obeyed(site: Site) -> None:
+    """Markdown and HTML in a caller's text come back as text, never as an error of ours."""
+    evil = "<img src=x onerror=alert(1)>](javascript:alert(1))"
+    seen = ask(client(site, "alice"), "preview", conversion={"model": evil, "recipe": evil})
+    assert not seen["allowed"]
+    assert seen["problems"]

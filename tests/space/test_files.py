@@ -14,7 +14,7 @@ def header() -> dict:
 
 
 def test_scopes_are_the_least() -> None:
-    assert set(header()["hf_oauth_scopes"]) == {"contribute-repos", "gated-repos", "read-repos", "jobs"}
+    assert set(header()["hf_oauth_scopes"]) == {"contribute-repos", "gated-repos", "read-repos"}
 
 
 def test_what_it_names_is_there() -> None:

@@ -1,5 +1,6 @@
 """Who may do what: on one's own machine, and where people log in with the Hub."""
 
+import os
 import time
 from types import SimpleNamespace
 from typing import Any
@@ -7,6 +8,7 @@ from typing import Any
 import pytest
 
 from space_app.login import OAUTH, OWN, Caller, Login, LoginError
+from tests.space.conftest import Site
 
 SPACE = {name: "x" for name in OAUTH} | {"SYSTEM": "spaces"}
 
@@ -38,6 +40,12 @@ def test_others_cannot_use_this_machines_login(host: str) -> None:
 def test_half_a_login_is_none(missing: str) -> None:
     with pytest.raises(LoginError, match=missing):
         Login({name: value for name, value in SPACE.items() if name != missing})
+
+
+def test_machines_are_offered_where_the_right_to_rent_them_is_asked_for() -> None:
+    assert Login({}).rents
+    assert Login(SPACE | {"OAUTH_SCOPES": "openid contribute-repos jobs"}).rents
+    assert not Login(SPACE | {"OAUTH_SCOPES": "openid contribute-repos"}).rents
 
 
 def test_where_gradio_would_sign_with_a_known_key_nobody_logs_in() -> None:
@@ -85,3 +93,24 @@ def test_on_ones_own_machine_headers_mean_nothing(monkeypatch: pytest.MonkeyPatc
     caller = Login({}).caller(http(session(), authorization="Bearer hf_a"))
     assert caller == Caller(OWN)
     assert caller.namespaces == []
+
+
+def test_a_cookie_signed_with_the_key_that_gradio_has_elsewhere_is_nobody(site: Site) -> None:
+    """Outside of a Space gradio signs with a constant, which everybody can read in its source."""
+    import base64
+    import hashlib
+    import json
+
+    import httpx
+    from itsdangerous import TimestampSigner
+
+    value = base64.b64encode(json.dumps(session()).encode())
+    answers = []
+    for key in ("-v4", os.environ["OAUTH_CLIENT_SECRET"] + "-v4"):
+        cookie = TimestampSigner(hashlib.sha256(key.encode()).hexdigest()).sign(value).decode()
+        call = httpx.post(f"{site.url}/gradio_api/call/jobs", json={"data": []}, cookies={"session": cookie}).json()
+        answers.append(
+            httpx.get(f"{site.url}/gradio_api/call/jobs/{call['event_id']}", cookies={"session": cookie}).text
+        )
+    assert "error" in answers[0], "forged"
+    assert "complete" in answers[1], "signed with the Space's own secret, the same cookie is a login"

@@ -5,8 +5,10 @@ import json
 import time
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote
 
 from ... import __version__
+from ...measure.markdown import code
 from ...tensors.shards import write_text
 from .reconcile import Plan
 from .verdict import Verdict
@@ -85,9 +87,6 @@ th, td {{ border-bottom: 1px solid #8886; padding: .4rem .6rem; text-align: left
 
 
 def _row(pair: dict[str, Any], endpoint: str) -> str:
-    metrics = pair["metrics"] or {}
-    before, after = metrics.get("reference_perplexity"), metrics.get("perplexity")
-    measured = f"{before:.4g} → {after:.4g}" if before and after else ""
     there = _link(endpoint, pair["target"]) if pair["result_commit"] else html.escape(pair["target"])
     cells = [
         _link(endpoint, pair["model"]),
@@ -95,9 +94,38 @@ def _row(pair: dict[str, Any], endpoint: str) -> str:
         there,
         f"{MARKS[pair['verdict']]} {html.escape(pair['verdict'])}",
         html.escape("; ".join(pair["reasons"])),
-        measured,
+        _measured(pair),
     ]
     return "<tr>" + "".join(f"<td>{cell}</td>" for cell in cells) + "</tr>"
+
+
+def markdown(plan: Plan, endpoint: str, now: float | None = None) -> str:
+    """The page's table for a page of Markdown; what is not ours stands in code spans."""
+    found = document(plan, now)
+    counts = ", ".join(f"{kind}: **{n}**" for kind, n in found["counts"].items()) or "nothing"
+    lines = [f"{counts}. As of {found['at']}.", "", "| model | recipe | result | state | why | perplexity |",
+             "|---|---|---|---|---|---|"]  # fmt: skip
+    for pair in found["pairs"]:
+        cells = [
+            _reference(endpoint, pair["model"]),
+            code(pair["recipe"]),
+            _reference(endpoint, pair["target"]) if pair["result_commit"] else code(pair["target"]),
+            f"{MARKS[pair['verdict']]} {pair['verdict']}",
+            code("; ".join(pair["reasons"])),
+            _measured(pair),
+        ]
+        lines.append("| " + " | ".join(cells) + " |")
+    return "\n".join(lines)
+
+
+def _reference(endpoint: str, repo: str) -> str:
+    return f"[{code(repo)}]({endpoint}/{quote(repo, safe='/')})"
+
+
+def _measured(pair: dict[str, Any]) -> str:
+    metrics = pair["metrics"] or {}
+    before, after = metrics.get("reference_perplexity"), metrics.get("perplexity")
+    return f"{before:.4g} → {after:.4g}" if before and after else ""
 
 
 def _link(endpoint: str, repo: str) -> str:

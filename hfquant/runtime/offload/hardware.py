@@ -12,6 +12,7 @@ from typing import Any
 import psutil
 import torch
 
+from ... import storage
 from .clock import undisturbed
 from .pieces import room
 from .reader import Handle, Reader
@@ -158,7 +159,7 @@ def _total_memory() -> int:
 
 def profile(folder: Path, fresh: bool = False) -> Hardware:
     """What was measured within the last week for this machine and this disk, or is now."""
-    cache = _cache_file()
+    cache = storage.cache_folder() / "hardware.json"
     key = f"{platform.node()} {_processor()} {cores()} {torch.get_num_threads()} {os.stat(folder).st_dev}"
     known = _remembered(cache)
     entry = known.get(key)
@@ -181,8 +182,3 @@ def _remembered(cache: Path) -> dict[str, Any]:
         return {key: entry for key, entry in known.items() if entry["measured"].keys() == names and entry["at"] >= 0}
     except (OSError, ValueError, LookupError, TypeError, AttributeError):
         return {}
-
-
-def _cache_file() -> Path:
-    base = os.environ.get("XDG_CACHE_HOME")
-    return (Path(base) if base else Path.home() / ".cache") / "hfquant" / "hardware.json"

@@ -72,6 +72,10 @@ class Reader:
     def __init__(self, threads: int, name: str = "hfquant-read") -> None:
         self.threads = max(1, threads)
         self.pool = ThreadPoolExecutor(self.threads, thread_name_prefix=name)
+        # all now: Python waits for ever for a thread that finds no memory to begin with
+        begun = threading.Barrier(self.threads)
+        for started in [self.pool.submit(begun.wait) for _ in range(self.threads)]:
+            started.result()
         self._local = threading.local()
         self.spent: list[tuple[float, float]] | None = None  # if set: seconds, and of a processor, of every request
 

@@ -6,6 +6,7 @@ model does before, between and after its blocks, how tokens are chosen and when 
 transformers' own code, whatever the family.
 """
 
+import gc
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -113,8 +114,8 @@ def run(
     loader: Loader,
     shelf: Shelf | None = None,
     seed: int | None = None,
-) -> Iterator[Lane]:
-    """Take all lanes to their end, `width` at a time; yields each as it ends.
+) -> Iterator[int]:
+    """Take all lanes to their end, `width` at a time; yields the index of each as it ends.
 
     seed: lane i draws as torch does after `manual_seed(seed + i)`.
     """
@@ -123,25 +124,34 @@ def run(
     try:
         while True:
             while more and len(active) < width:
-                lane = next(lanes, None)
-                more = lane is not None
-                if lane is not None:
-                    lane.start(None if seed is None else seed + lane.index)
-                    active.append(lane)
-                    yield from _ended(active)
+                more = _begin(lanes, active, seed)
+                yield from _ended(active)
             if not active:
                 return
             stage = _next(active, stage)
-            here = [lane for lane in active if lane.stage == stage]
             loader.enter(stage)
-            for lane, following in zip(here, [*here[1:], None], strict=True):
-                _pass(lane, stage, following, shelf)
+            _through([lane for lane in active if lane.stage == stage], stage, shelf)
             loader.leave(stage)
             yield from _ended(active)
             stage += 1
     finally:
         for lane in active:
             lane.stop()
+
+
+def _begin(lanes: Iterator[Lane], active: list[Lane], seed: int | None) -> bool:
+    """Have the next lane join; False if there is none."""
+    lane = next(lanes, None)
+    if lane is not None:
+        lane.start(None if seed is None else seed + lane.index)
+        active.append(lane)
+    return lane is not None
+
+
+def _through(here: Sequence[Lane], stage: int, shelf: Shelf | None) -> None:
+    """All lanes that wait for a stage through it."""
+    for lane, following in zip(here, [*here[1:], None], strict=True):
+        _pass(lane, stage, following, shelf)
 
 
 def _pass(lane: Lane, stage: int, following: Lane | None, shelf: Shelf | None) -> None:
@@ -162,7 +172,9 @@ def _next(active: Sequence[Lane], stage: int) -> int:
     return next((s for s in waiting if s >= stage), waiting[0])
 
 
-def _ended(active: list[Lane]) -> Iterator[Lane]:
-    for lane in [lane for lane in active if lane.done]:
-        active.remove(lane)
-        yield lane
+def _ended(active: list[Lane]) -> Iterator[int]:
+    """Which lanes have ended.  Not the lanes: whoever gets one holds its cache, which is most of what memory holds."""
+    while (at := next((at for at, lane in enumerate(active) if lane.done), None)) is not None:
+        index = active.pop(at).index
+        gc.collect()  # transformers leaves cycles behind
+        yield index

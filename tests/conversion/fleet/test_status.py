@@ -42,3 +42,15 @@ def test_page_and_document_hold_every_pair(tmp_path: Path) -> None:
     assert all(link.startswith("https://hub.example/") for link in tags.links)
     assert "29.4 → 31.2" in text
     assert text.count("<tr>") == 4
+
+
+def test_the_table_in_markdown_holds_every_pair_and_obeys_none() -> None:
+    results = {"acme/two-rtn-w8": Result(True, "3" * 40, broken=f"{EVIL} | [x](javascript:alert(1))")}
+    plan = make_plan(manifest(), Recorded({"org/one": "1" * 40, "org/two": "2" * 40}, results))
+    text = status.markdown(plan, "https://hub.example", now=0.0)
+    rows = [line for line in text.splitlines() if line.startswith("| [")]
+    assert len(rows) == 3
+    assert all(row.count("|") == 7 for row in rows), "nothing makes a column of its own"
+    assert "[`org/one`](https://hub.example/org/one)" in text
+    (evil,) = [row for row in rows if "script" in row]
+    assert EVIL in evil.split("`")[-2], "within a code span"

@@ -15,13 +15,14 @@ from typing import Any
 import pytest
 from cryptography.fernet import Fernet
 
+from hfquant import report
 from hfquant.conversion import tasks
 from hfquant.conversion.job import Job
 from hfquant.conversion.redact import log_to_stderr
 from hfquant.conversion.service import Service
 from hfquant.conversion.settings import Limits, Measuring, Settings
 from hfquant.conversion.worker import Worker
-from hfquant.measure import card, report
+from hfquant.measure import card
 from tests.compress.folders import digests
 from tests.hub.fixtures import TOKENS
 from tests.hub.server import Hub

@@ -175,7 +175,7 @@ def test_a_worker_that_was_taken_for_dead_leaves_its_jobs_alone(desk: Desk, calm
     job = desk.submit()
     late = desk.work(prepare, dead=1.0)
     wait(lambda: desk.job(job).step == "compress")
-    desk.work(dead=1.0, real=False)
+    desk.work(dead=1.0)
     assert late.wait() == 1
     assert_as_in_peace(desk, job, calm("rtn"))
     assert "took this worker for dead" in log(desk)

@@ -78,6 +78,8 @@ def test_problems_are_told_not_raised(desk: Desk, model: Path) -> None:
     assert not several.allowed
     assert all(problem.message and problem.hint for problem in several.problems)
     assert kinds(preview(desk.request(recipe="rtn-w4g32", changes=["keep=['*']"]))) == {"recipe": True}
+    assert kinds(preview(desk.request(recipe="gptq-w4g32"))) == {"recipe": True}, "sequences longer than the model's"
+    assert preview(desk.request(recipe="gptq-w4g32", changes=["calibration.seq_len=256"])).allowed
     desk.hub.store.upload("alice/private", model, private=True)
     assert kinds(preview(desk.request() | {"model": "alice/private"})) == {"missing": True}
     desk.hub.store.upload("alice/gated", model, gated="manual")

@@ -1,4 +1,4 @@
-"""Decoding on a CPU: torch's 4-bit kernel, for every width, group size and shape.
+"""torch's 4-bit kernel for few rows on a CPU, for every width, group size and shape.
 
 The kernel computes Σₖ x[k] · (scale[g] · (q[k] − 8) + offset[g]) with q in 0..15, groups g of 32, 64, 128 or
 256 columns, rows in multiples of 16, everything but the accumulator in bfloat16.  So:
@@ -10,20 +10,16 @@ The kernel computes Σₖ x[k] · (scale[g] · (q[k] − 8) + offset[g]) with q 
   groups      a scale is repeated over the kernel's smaller groups; a group of odd size is padded, x with it
 
 What differs from the reference: scales are rounded to bfloat16 (as the reference rounds the weights), and at
-4 bits the offset of an asymmetric grid is rounded too.  `tests/runtime/test_cpu.py` states the bound.
+4 bits the offset of an asymmetric grid is rounded too.  `tests/runtime/kernels/test_int4pack.py` states the bound.
 
 Memory: 4 bits per weight up to 4 bits, 8 above, plus 32 bits per kernel group, beside the packed parameters,
 which stay as they are so that they can be saved again.  A 4-bit model of group 64 holds 4.25 + 4.5 bits per
-weight, about half of bfloat16; an 8-bit one about as much as bfloat16.  HFQUANT_KERNELS=reference avoids it.
+weight, about half of bfloat16; an 8-bit one about as much as bfloat16.
 
-float16 activations are rounded to bfloat16 on the way in, float32 ones only with HFQUANT_KERNELS=bfloat16; by
-default they take the reference, which is exact and decodes 3 to 6 times slower than a dense layer.
+float16 and float32 activations are rounded to bfloat16 on the way in.
 """
 
 import math
-import os
-import sys
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -32,14 +28,14 @@ from torch import Tensor
 
 from ...tensors.grid import Grid
 from ...tensors.layer import Quantized
-from .. import cache
+from ..extras import after, before
 from ..reference import Matrix
 
 GROUPS = (256, 128, 64, 32)  # columns that may share a scale in the kernel
 ROWS = 16  # out_features the kernel handles together
 CHUNK = 1 << 22  # weights converted at a time; a multiple of 64 rows, the kernel's blocks
-# x rows (tokens) up to which the kernel beats decoding the weight once for all of them, by number of halves
-MAX_TOKENS = {1: 64, 2: 32}
+# rows of x up to which the kernel beats decoding the weight once for all of them, by number of halves
+MAX_ROWS = {1: 64, 2: 32}
 
 
 @dataclass(frozen=True)
@@ -149,48 +145,32 @@ def _interleave(scale: Tensor, offset: Tensor) -> Tensor:
     return F.pad(both, (0, 0, 0, -both.shape[1] % ROWS)).contiguous()
 
 
-def refuses(x: Tensor, parts: Sequence[Tensor], grid: Grid) -> str | None:
-    """Why the kernel does not take x [..., in]; None if it does."""
-    if grid.is_float:
-        return "weights are not quantized"
-    if x.device.type != "cpu" or parts[0].device.type != "cpu":
-        return f"activations on {x.device}, weights on {parts[0].device}"
-    wanted = os.environ.get("HFQUANT_KERNELS", "auto")
-    if x.dtype not in (torch.bfloat16, torch.float16) and wanted != "bfloat16":
-        return f"activations are {x.dtype}, the kernel would round them to bfloat16"
-    tokens = x.numel() // max(x.shape[-1], 1)
-    if not 0 < tokens <= MAX_TOKENS[halves(grid.bits)]:
-        return f"{tokens} rows, decoding the weight once is faster"
-    if torch.backends.cpu.get_cpu_capability() not in ("AVX2", "AVX512"):
-        return f"no vectorised 4-bit kernel for {torch.backends.cpu.get_cpu_capability()}"
-    if wanted == "reference":
-        return "HFQUANT_KERNELS=reference"
-    if not cache.trackable(parts):
-        return "weights made under torch.inference_mode: a change of them could not be noticed"
-    return None
+class Int4Pack:
+    name = "int4pack"
+    rank = 60
+    exact = False  # scales are rounded to bfloat16, and x if it is not
 
-
-def linear(x: Tensor, matrix: Matrix) -> Tensor | None:
-    """x Wᵀ with the weights alone, or None where the reference must do it.  x [..., in] -> [..., out]"""
-    reason = refuses(x, matrix.parts, matrix.encoding.grid)
-    explain(matrix, x, "the 4-bit kernel" if reason is None else f"the reference ({reason})")
-    if reason is not None:
+    def refuses(self, x: Tensor, matrix: Matrix) -> str | None:
+        if matrix.encoding.activations is not None:
+            return "inputs are rounded to integers"
+        if matrix.encoding.grid.is_float:
+            return "weights are not quantized"
+        if x.device.type != "cpu":
+            return f"for CPUs, not {x.device.type}"
+        if x.dtype == torch.float64:
+            return "inputs of 64 bits would be rounded to 16"
+        if x.shape[0] > MAX_ROWS[halves(matrix.encoding.grid.bits)]:
+            return f"{x.shape[0]} rows: decoding the weight once is faster"
+        if torch.backends.cpu.get_cpu_capability() not in ("AVX2", "AVX512"):
+            return f"no vectorised 4-bit kernel for {torch.backends.cpu.get_cpu_capability()}"
+        if not matrix.trackable:
+            return "weights made under torch.inference_mode: a change of them could not be noticed"
         return None
-    pack: Pack = cache.derive(matrix.parts, matrix.index, lambda: prepare(matrix.quantized().filled))
-    y = pack(x.reshape(-1, matrix.shape[1]).to(torch.bfloat16))
-    return y.view(*x.shape[:-1], matrix.shape[0]).to(x.dtype)
+
+    def linear(self, x: Tensor, matrix: Matrix, bias: Tensor | None) -> Tensor:
+        pack: Pack = matrix.derive("int4pack", lambda: prepare(matrix.quantized().base.filled))
+        x = before(x, matrix)
+        return after(pack(x.to(torch.bfloat16)).to(x.dtype), x, matrix, bias)
 
 
-_EXPLAINED: set[str] = set()
-
-
-def explain(matrix: Matrix, x: Tensor, path: str) -> None:
-    """With HFQUANT_EXPLAIN=1, say once per layer shape which path it takes."""
-    if os.environ.get("HFQUANT_EXPLAIN") != "1":
-        return
-    out_features, in_features = matrix.shape
-    dtype = str(x.dtype).removeprefix("torch.")
-    line = f"hfquant: {matrix.fmt.name} {matrix.encoding} {out_features}x{in_features}, {dtype}: {path}"
-    if line not in _EXPLAINED:
-        _EXPLAINED.add(line)
-        print(line, file=sys.stderr)
+KERNEL = Int4Pack()

@@ -1,22 +1,29 @@
 """The 4-bit kernel: when it runs, what it keeps, and that nothing it keeps can be stale."""
 
 import gc
+from collections.abc import Iterator
 
 import pytest
 import torch
 from torch import nn
 
-from hfquant.runtime import cache
-from hfquant.runtime.kernels import cpu
+from hfquant.runtime import cache, kernels
+from hfquant.runtime.kernels import int4pack
 from hfquant.runtime.nn import QLinear
 from hfquant.tensors import formats
 from hfquant.tensors.grid import Grid
 
-from .rounding import bound, random
+from ..rounding import bound, random
 
 pytestmark = pytest.mark.skipif(
     torch.backends.cpu.get_cpu_capability() not in ("AVX2", "AVX512"), reason="the kernel needs AVX2"
 )
+
+
+@pytest.fixture(autouse=True)
+def only_this_kernel() -> Iterator[None]:
+    with kernels.mode("int4pack"):
+        yield
 
 
 def layer_of(grid: Grid, seed: int = 0, out_features: int = 48, in_features: int = 96) -> QLinear:
@@ -37,11 +44,10 @@ def test_kernel_groups_cover_every_row(bits: int) -> None:
         (100, 30, 32),
     ):
         layer = layer_of(Grid(bits, group_size, False), out_features=17, in_features=in_features)
-        group, _, _ = cpu.kernel_groups(layer.grid, in_features)
+        group, _, _ = int4pack.kernel_groups(layer.grid, in_features)
         assert group == expected
         x = torch.randn(3, in_features).bfloat16()
-        y = cpu.linear(x, layer.matrix)
-        assert y is not None
+        y = int4pack.KERNEL.linear(x, layer.matrix, None)
         exact = x.double() @ layer.quantized().dequantize().double().T
         assert ((y - exact).abs() <= bound(x, layer.quantized(), y)).all()
         assert not torch.equal(y.double(), exact)  # the bound was of something
@@ -49,9 +55,9 @@ def test_kernel_groups_cover_every_row(bits: int) -> None:
 
 def test_converting_in_chunks_changes_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
     codes = torch.randint(0, 16, (200, 64), dtype=torch.uint8)
-    whole = cpu._convert(codes)
-    monkeypatch.setattr(cpu, "CHUNK", 1)
-    assert torch.equal(cpu._convert(codes), whole)
+    whole = int4pack._convert(codes)
+    monkeypatch.setattr(int4pack, "CHUNK", 1)
+    assert torch.equal(int4pack._convert(codes), whole)
 
 
 def test_reasons(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -59,46 +65,28 @@ def test_reasons(monkeypatch: pytest.MonkeyPatch) -> None:
     x = torch.randn(1, 96).bfloat16()
 
     def reason(x: torch.Tensor, layer: QLinear = layer) -> str | None:
-        return cpu.refuses(x, layer.parts, layer.grid)
+        return int4pack.KERNEL.refuses(x, layer.matrix)
 
     assert reason(x) is None
-    assert "float32" in str(reason(x.float()))
+    assert reason(x.float()) is None
+    assert "64 bits" in str(reason(x.double()))
     assert "1000 rows" in str(reason(x.expand(1000, -1)))
     assert "meta" in str(reason(x.to("meta")))
     with torch.inference_mode():
         made = layer_of(Grid(4, 32))
     assert "inference_mode" in str(reason(x, made))
-    monkeypatch.setenv("HFQUANT_KERNELS", "reference")
-    assert reason(x) == "HFQUANT_KERNELS=reference"
     monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda: "DEFAULT")
     assert "no vectorised 4-bit kernel" in str(reason(x))
 
 
-def test_explain_says_once_per_shape(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
-    monkeypatch.setattr(cpu, "_EXPLAINED", set())
-    layer = layer_of(Grid(4, 32))
-    layer(torch.randn(1, 96).bfloat16())
-    assert capsys.readouterr().err == ""
-    monkeypatch.setenv("HFQUANT_EXPLAIN", "1")
-    for _ in range(2):
-        layer(torch.randn(1, 96).bfloat16())
-        layer(torch.randn(1, 96))
-    said = capsys.readouterr().err.splitlines()
-    assert len(said) == 2
-    assert said[0] == "hfquant: native w4g32sym 48x96, bfloat16: the 4-bit kernel"
-    assert said[1].startswith("hfquant: native w4g32sym 48x96, float32: the reference (activations are")
-
-
-def test_float32_activations_on_request(monkeypatch: pytest.MonkeyPatch) -> None:
-    """HFQUANT_KERNELS=bfloat16 trades the exactness of float32 for the kernel's speed."""
-    layer, x = layer_of(Grid(8, 32)), torch.randn(1, 96)
-    exact = layer(x)
-    assert torch.equal(exact, x @ layer.dequantize(torch.float32).T)
-    monkeypatch.setenv("HFQUANT_KERNELS", "bfloat16")
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16])
+def test_other_types_are_rounded_to_bfloat16(dtype: torch.dtype) -> None:
+    layer, x = layer_of(Grid(8, 32)), torch.randn(1, 96).to(dtype)
     y = layer(x)
-    assert y.dtype == torch.float32
-    assert not torch.equal(y, exact)
+    assert y.dtype == dtype
+    exact = x.double() @ layer.quantized().dequantize().double().T
     assert ((y - exact).abs() <= bound(x, layer.quantized(), y)).all()
+    assert torch.equal(y, layer(x.bfloat16()).to(dtype))
 
 
 def changed(layer: QLinear, other: QLinear, how: str) -> QLinear:
@@ -155,8 +143,8 @@ def test_an_address_that_comes_back_is_not_taken_for_the_old_weight() -> None:
 
 def test_packs_are_made_once_and_die_with_the_weight(monkeypatch: pytest.MonkeyPatch) -> None:
     calls = []
-    prepare = cpu.prepare
-    monkeypatch.setattr(cpu, "prepare", lambda Q: calls.append(1) or prepare(Q))
+    prepare = int4pack.prepare
+    monkeypatch.setattr(int4pack, "prepare", lambda Q: calls.append(1) or prepare(Q))
     gc.collect()
     before, x = cache.size(), torch.randn(1, 96).bfloat16()
     layer = layer_of(Grid(8, 32))
