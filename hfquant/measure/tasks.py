@@ -29,25 +29,26 @@ from ..errors import CalibrationError
 
 Row = Mapping[str, Any]
 METRICS = ("acc", "acc_norm", "exact_match", "f1")
+ACC = {"metric": "acc", "aggregation": "mean", "higher_is_better": True}
 CHOICE = {
     "output_type": "multiple_choice",
     "doc_to_text": "{{query}}",
     "doc_to_target": "gold",
     "doc_to_choice": "choices",
-    "metric_list": [{"metric": "acc"}, {"metric": "acc_norm"}],
+    "metric_list": [ACC, {**ACC, "metric": "acc_norm"}],
 }
 BEGINNING = {
     "output_type": "multiple_choice",
     "doc_to_text": "{{gold}}",
     "doc_to_target": "{{continuation}}",
     "doc_to_choice": "{{context_options}}",
-    "metric_list": [{"metric": "acc"}],
+    "metric_list": [ACC],
 }
 FOLLOWS = {
     "output_type": "loglikelihood",
     "doc_to_text": "{{context}}",
     "doc_to_target": "{{continuation}}",
-    "metric_list": [{"metric": "acc"}],
+    "metric_list": [ACC],
 }
 
 
@@ -64,6 +65,13 @@ def _choice(text: Callable[[Row], str], choices: Callable[[Row], Sequence[str]])
     return lambda row: {"query": text(row), "choices": list(choices(row)), "gold": int(row["gold"])}
 
 
+def _apart(row: Row) -> str:
+    """What follows a context, with the space between the two that lines leave out."""
+    context, continuation = str(row["context"]), str(row["continuation"])
+    together = context[-1:].isspace() or continuation[:1].isspace()
+    return continuation if together else f" {continuation}"
+
+
 KINDS = (
     Kind(
         frozenset({"goal", "sol1", "sol2"}),
@@ -72,7 +80,7 @@ KINDS = (
     ),
     Kind(frozenset({"ctx", "endings", "gold"}), CHOICE, _choice(lambda r: str(r["ctx"]), lambda r: r["endings"])),
     Kind(frozenset({"context_options", "continuation", "gold"}), BEGINNING, lambda r: r),
-    Kind(frozenset({"context", "continuation"}), FOLLOWS, lambda r: r),
+    Kind(frozenset({"context", "continuation"}), FOLLOWS, lambda r: {**r, "continuation": _apart(r)}),
     Kind(
         frozenset({"query", "choices", "gold"}),
         CHOICE,

@@ -351,3 +351,12 @@ def test_vllm_is_named_only_where_it_has_kernels(grid: dict[str, Any], changes: 
     assert ("vllm serve" in card.render(report)) is may
     mixed = full(layers=[layer, layer | {"grid": layer["grid"] | {"bits": 8}}], **changes)
     assert "vllm serve" not in card.render(mixed)
+
+
+def test_every_task_has_results_of_its_own() -> None:
+    scores = {"acc": {"value": 0.5, "original": 0.6, "stderr": None}}
+    asked = {name: {"n": 2, "source": "x", "scores": scores} for name in ("arc_easy", "piqa")}
+    text = card.render(full(evaluation=full()["evaluation"] | {"tasks": asked}))
+    results = metadata(text)["model-index"][0]["results"]
+    assert [result["dataset"]["name"] for result in results] == ["hfquant evaluation", "arc_easy", "piqa"]
+    assert [len(result["metrics"]) for result in results] == [3, 1, 1]

@@ -75,6 +75,22 @@ def test_scores_are_those_of_the_models_own_probabilities(files: Path, trained: 
     assert found["piqa"]["source"] == "piqa_valid.jsonl"
 
 
+def test_what_a_model_would_have_written_is_right(trained: Callable[[str], Path], tmp_path: Path) -> None:
+    model = AutoModelForCausalLM.from_pretrained(trained("llama")).eval()
+    tokenizer = AutoTokenizer.from_pretrained(trained("llama"))
+    rows = []
+    for context in ("The lion and the", "Dorothy said to the", "They went to the"):
+        ids = tokenizer(context, add_special_tokens=False, return_tensors="pt")["input_ids"]
+        with torch.inference_mode():
+            written = tokenizer.decode([int(model(ids).logits[0, -1].argmax())])
+        if written[:1] == " " and likelihood(model, tokenizer, context, written)[1]:
+            rows += [{"context": context, "continuation": written[1:]}]  # as LAMBADA's lines have it
+            rows += [{"context": f"{context} ", "continuation": "xqzj"}]
+    assert rows
+    (tmp_path / "follows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    assert run(find(["follows"], tmp_path), model, tokenizer)["follows"]["acc"] == 0.5
+
+
 def test_eval_puts_both_models_scores_into_report_and_card(
     files: Path, trained: Callable[[str], Path], tmp_path: Path
 ) -> None:

@@ -22,7 +22,14 @@ def embeddings(data: Mapping[str, Any]) -> Drawing | None:
         ordered = [entry for place in places for entry in seen if (entry["kind"], entry["model"]) == place]
         axes = [every[entry["kind"], entry["model"]] for entry in ordered]
         for axis in set(every.values()) - set(axes):
-            axis.text(0.5, 0.5, "the same in the\ncompressed model", transform=axis.transAxes, ha="center", va="center")
+            axis.text(
+                0.5,
+                0.5,
+                "less than 1% apart\nin the compressed model",
+                transform=axis.transAxes,
+                ha="center",
+                va="center",
+            )
             axis.set_axis_off()
         for axis, entry in zip(axes, ordered, strict=True):
             style = models.index(entry["model"])

@@ -6,7 +6,7 @@ from typing import Any
 from matplotlib.axes import Axes
 
 from .series import Row, Series, by_role, first_panels
-from .style import DASHES, INKS, MARKERS, Drawing, band, below, depth, grid, height, legend, logarithmic, page
+from .style import DASHES, INKS, MARKERS, Drawing, band, below, depth, grid, height, legend, logarithmic, page, said
 
 
 def _inputs(data: Mapping[str, Any]) -> dict[str, Series]:
@@ -33,8 +33,8 @@ def tokens(data: Mapping[str, Any]) -> Drawing | None:
     alt = (
         f"Largest magnitude of every token at the inputs of {len(series)} kinds of layers{left_out}, by block:"
         f" smallest, median and largest token, and the band of the middle 90 percent. At the worst place, block"
-        f" {worst['block']}, tokens reach from {worst['tokens']['min']:.3g} to {worst['tokens']['max']:.3g}, a factor"
-        f" of {_token_ratio(worst):.3g}."
+        f" {worst['block']}, tokens reach from {said(worst['tokens']['min'])} to {said(worst['tokens']['max'])}, a"
+        f" factor of {said(_token_ratio(worst))}."
     )
     return Drawing(figure, title, alt)
 
@@ -80,8 +80,8 @@ def channels(data: Mapping[str, Any]) -> Drawing | None:
     smoothed = max(float(row["channel_ratio_smoothed"]) for row in every)
     alt = (
         f"How many times the largest channel exceeds the median one at the inputs of {len(series)} kinds of"
-        f" layers{left_out}, by block, before and after smoothing. Before: up to {worst['channel_ratio']:.3g} times, in"
-        f" block {worst['block']}. After smoothing with alpha 0.5: up to {smoothed:.3g} times."
+        f" layers{left_out}, by block, before and after smoothing. Before: up to {said(worst['channel_ratio'])} times,"
+        f" in block {worst['block']}. After smoothing with alpha 0.5: up to {said(smoothed)} times."
     )
     return Drawing(figure, title, alt)
 

@@ -56,13 +56,14 @@ def bits(data: Mapping[str, Any]) -> Drawing | None:
         top, bottom = figure.subplots(2, 1, sharex=True, height_ratios=(1, 1.5))
         total = [0.0] * len(blocks)
         before = [0.0] * len(blocks)
+        alike = len({(row["stack"], row["block"], round(row["bits"], 2)) for row in rows}) == len(blocks)
         for i, (name, listed) in enumerate(series.items()):
             style, places = i % len(MARKERS), [at[row["stack"], row["block"]] for row in listed]
-            # lines of equal bits lie on each other: each a little beside the last
-            shift = 0.0 if len(series) == 1 else (i / (len(series) - 1) - 0.5) * 0.6
+            # lines of equal bits lie on each other: each a little beside the last, unless all are equal
+            shift = 0.0 if len(series) == 1 or alike else (i / (len(series) - 1) - 0.5) * 0.6
             top.plot(
                 [place + shift for place in places], [row["bits"] for row in listed], linestyle="none",
-                marker=MARKERS[style], color=INKS[style], markersize=3.5,
+                marker="o" if alike else MARKERS[style], color="#333333" if alike else INKS[style], markersize=3.5,
             )  # fmt: skip
             stored = [row["bytes_after"] / step for row in listed]
             bottom.bar(
@@ -81,13 +82,14 @@ def bits(data: Mapping[str, Any]) -> Drawing | None:
         depth(bottom, range(len(blocks)))
         legend(figure, bottom)
     files = data.get("stored") or {}
-    layers = sum(row["bytes_after"] for row in data["layers"])
-    rest = f" {size(files['after'] - layers)} more are not in these layers." if files.get("after") else ""
+    beside = files["after"] - sum(row["bytes_after"] for row in rows) if files.get("after") else None
+    rest = "" if beside is None else f" {size(beside)} more are not in these layers."
     every = [float(row["bits"]) for row in rows]
+    low, high = f"{min(every):.3g}", f"{max(every):.3g}"
     alt = (
-        f"Above: bits per weight of each compressed layer by block, from {min(every):.3g} to {max(every):.3g}, scales"
-        f" included. Below: bytes of each block by kind of layer, together {size(sum(total) * step)} where the original"
-        f" has {size(sum(before))}.{rest}"
+        f"Above: bits per weight of each compressed layer by block, {low if low == high else f'from {low} to {high}'},"
+        f" scales included. Below: bytes of each block by kind of layer, together {size(sum(total) * step)} where the"
+        f" original has {size(sum(before))}.{rest}"
     )
     return Drawing(figure, title, alt)
 

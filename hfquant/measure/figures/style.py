@@ -133,6 +133,11 @@ def legend(figure: Figure, axis: Axes, columns: int = 4) -> None:
     figure.legend(handles, labels, loc="outside lower center", ncols=min(columns, len(labels)), frameon=False)
 
 
+def said(value: float) -> str:
+    """A number in a sentence: three digits, no exponent where people would write none."""
+    return f"{value:,.0f}" if 1000 <= value < 1e9 else f"{value:.3g}"
+
+
 def shorten(text: str, most: int = 34) -> str:
     """A name that fits above a panel, of characters that the font has."""
     shown = "".join(c if c.isascii() and c.isprintable() else "?" for c in text)
