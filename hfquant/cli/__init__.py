@@ -27,6 +27,7 @@ from . import (
     push,
     recipes,
     space,
+    train,
     worker,
 )
 from .output import complain
@@ -55,6 +56,7 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 app.command("compress")(compress.compress)
+app.command("train")(train.train)
 app.command("eval")(evaluate.evaluate)
 app.command("diagnose")(diagnose.diagnose)
 app.command("bench")(bench.bench)
