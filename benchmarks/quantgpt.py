@@ -3,9 +3,9 @@
     python benchmarks/quantgpt.py --work FOLDER --out RESULT [--family gpt2] [--epochs 4] [--seeds 3]
 
 The table: perplexity on the last tenth of the text, which no training saw, at weights-embeddings-inputs of 8-8-8,
-4-4-8 and 2-2-8; at 2 bit also with the other quantizers, with what hfquant does besides the paper, and without one of the
-two losses, over seeds.  Every checkpoint is written, loaded again and measured.  What is done is kept in FOLDER: a run
-that was interrupted goes on where it was.  BART writes the second half of each window from the first.
+4-4-8 and 2-2-8; at 2 bit also with the other quantizers, with what hfquant does besides the paper, and without one of
+the two losses, over seeds.  Every checkpoint is written, loaded again and measured.  What is done is kept in FOLDER: a
+run that was interrupted goes on where it was.  BART writes the second half of each window from the first.
 """
 
 import argparse
@@ -105,12 +105,15 @@ def perplexity(model: PreTrainedModel, items: Sequences) -> float:
     return math.exp(sum(float(loss(model, batch)) for batch in batches) / len(batches))
 
 
+def auto(family: str) -> Any:
+    return transformers.AutoModelForSeq2SeqLM if family == "bart" else transformers.AutoModelForCausalLM
+
+
 def teacher(family: str, args: argparse.Namespace, learn: Sequences, held: Sequences) -> PreTrainedModel:
     """Until held-out perplexity has not fallen for two epochs; its best epoch."""
     torch.manual_seed(0)
     config = CONFIGS[family](args.vocabulary, args.width)
-    auto = transformers.AutoModelForSeq2SeqLM if config.is_encoder_decoder else transformers.AutoModelForCausalLM
-    model = auto.from_config(config)
+    model = auto(family).from_config(config)
     steps = args.teacher_epochs * -(-len(learn) // BATCH)
     optimizer = torch.optim.AdamW(model.parameters(), lr=3e-3, weight_decay=0.1)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, 3e-3, total_steps=steps, pct_start=0.1)
@@ -176,8 +179,7 @@ def main() -> None:
         if not (source / "tokenizer.json").is_file():
             teacher(family, args, learn, held).save_pretrained(source)
             tokenizer.save_pretrained(source)
-        model = type(plan(source, "quantgpt-w2a8", str(text), args.work / "unused").skeleton.model)
-        original = model.from_pretrained(source, dtype=torch.float32)
+        original = auto(family).from_pretrained(source, dtype=torch.float32)
         teachers[family] = {"perplexity": perplexity(original, held), "parameters": original.num_parameters()}
         for name, seed in wanted(args.seeds):
             kept = args.work / f"{family}-{name.replace(' ', '_').replace(':', '')}-{seed}.json"

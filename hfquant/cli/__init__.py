@@ -23,6 +23,7 @@ from . import (
     generate,
     inspect,
     jobs,
+    merge,
     offload,
     push,
     recipes,
@@ -57,6 +58,7 @@ app = typer.Typer(
 )
 app.command("compress")(compress.compress)
 app.command("train")(train.train)
+app.command("merge")(merge.merge)
 app.command("eval")(evaluate.evaluate)
 app.command("diagnose")(diagnose.diagnose)
 app.command("bench")(bench.bench)

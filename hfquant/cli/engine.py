@@ -54,6 +54,14 @@ def train(plan: "Training", told: "Callable[[Mapping[str, float]], None]") -> di
     return train(plan, told)
 
 
+def merge(folder: Path, adapter: Path, out: Path, **settings: Any) -> dict[str, Any]:
+    """Put an adapter into a compressed model; the new one's report."""
+    quiet()
+    from ..train.adapter import merge
+
+    return merge(folder, adapter, out, **settings)
+
+
 def verify(folder: Path, **settings: Any) -> dict[str, Any]:
     """Reload and measure; the updated report."""
     quiet()
