@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -11,6 +11,9 @@ from .arguments import Json, Set
 from .compress import again
 from .output import busy, complain, log, print_facts, print_json
 from .summary import result
+
+if TYPE_CHECKING:
+    from ..train import Training
 
 
 def train(
@@ -59,14 +62,8 @@ def train(
     plan = engine.plan_training(
         model, chosen, text, out, options=options or (), save_every=save_every, fresh=fresh, device=device
     )
-    print_facts(
-        log(),
-        {
-            "recipe": f"{chosen.name}, stored as {plan.wire.format}",
-            "text": f"{len(plan.sequences):,} sequences, {plan.method.epochs:g} times, {plan.method.batch} in a step",
-            "resuming": None if plan.resume is None else f"from {plan.resume.name}",
-        },
-    )
+    if plan.first:
+        print_facts(log(), _facts(plan))
     try:
         done = engine.train(plan, _tell)
         if done is None:  # another process writes
@@ -78,6 +75,15 @@ def train(
         raise typer.Exit(130) from None
     print_json(report) if as_json else result(out, report)
     engine.judge(report)
+
+
+def _facts(plan: "Training") -> dict[str, str | None]:
+    method = plan.method
+    return {
+        "recipe": f"{plan.recipe.name}, stored as {plan.wire.format}",
+        "text": f"{len(plan.sequences):,} sequences, {method.epochs:g} times, {method.batch} in a step",
+        "resuming": None if plan.resume is None else f"from {plan.resume.name}",
+    }
 
 
 def _tell(logs: Mapping[str, float]) -> None:

@@ -10,11 +10,47 @@ q̄_i is the student's representation, smoothed over the times that the token wa
 """
 
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors.torch import load_file, save_file
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn.functional import cross_entropy, log_softmax, normalize, softmax
+
+
+class Projection(nn.Linear):
+    """Last hidden states of student and teacher -> what is compared, as a part of the student's own call.
+
+    Several processes share gradients of what is used inside a call alone: before it, the trainer leaves the teacher's
+    states in `teacher`; after it, the student's output has both projections under `KEY`.
+    """
+
+    KEY = "hfquant_projected"
+    NAME = "hfquant_projection"
+    teacher: Tensor | None = None
+
+    @classmethod
+    def put(cls, student: nn.Module, hidden: int, width: int, seed: int) -> None:
+        """Give it to a model; its states have `hidden` columns, what is compared has `width`."""
+        own = cls(hidden, width, bias=False)
+        nn.init.orthogonal_(own.weight, generator=torch.Generator().manual_seed(seed))
+        student.add_module(cls.NAME, own)
+        student.register_forward_hook(cls._called)
+
+    @classmethod
+    def _called(cls, student: nn.Module, args: Any, output: Any) -> dict[str, Any] | None:
+        own: Any = getattr(student, cls.NAME)
+        if own.teacher is None:
+            return None
+        projected, own.teacher = (own(last(output)), own(own.teacher)), None
+        return {**output, cls.KEY: projected}  # a dict: torch makes copies of outputs, of which it knows the fields
+
+
+def last(outputs: Any) -> Tensor:
+    """The hidden states behind the last block of what writes."""
+    found = outputs.decoder_hidden_states if "decoder_hidden_states" in outputs else outputs.hidden_states
+    states: Tensor = found[-1]
+    return states
 
 
 class Bank:

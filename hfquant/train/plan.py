@@ -13,7 +13,7 @@ from .. import __version__
 from ..compress.journal import Journal
 from ..compress.layout import Layout, lay_out
 from ..compress.plan import check_device, check_out, resumed_blocks
-from ..errors import RecipeError, TrainingError
+from ..errors import RecipeError, ResourceError, TrainingError
 from ..methods.quantgpt import Method
 from ..model.source import Source, open_source
 from ..model.survey import survey
@@ -55,6 +55,11 @@ class Training(Layout):
         return int(os.environ.get("WORLD_SIZE", "1"))
 
     @property
+    def first(self) -> bool:
+        """Whether this process is the one that writes."""
+        return os.environ.get("RANK", "0") == "0"
+
+    @property
     def batch(self) -> int:
         """Sequences that one process runs at once."""
         return self.method.batch // (self.processes * int(self.options.get("gradient_accumulation_steps", 1)))
@@ -87,6 +92,10 @@ def plan(
     assert isinstance(method, Method)
     given, journal = read_options(options), Journal(out)
     check_device(device)
+    if torch.device(device).index:
+        raise ResourceError(
+            f"the Trainer would not use `{device}`", "say `--device cuda`, and choose with CUDA_VISIBLE_DEVICES"
+        )
     check_out(out, journal, fresh)
     source = model if isinstance(model, Source) else open_source(model, staging=journal.folder / "source")
     laid = lay_out(source, chosen, device, training=True)
@@ -99,6 +108,7 @@ def plan(
         "hfquant": __version__, "torch": torch.__version__, "transformers": transformers.__version__,
         "source": survey(source, laid.dtype), "recipe": chosen.hash, "text": sha256, "format": laid.wire.format,
         "dtype": str(laid.dtype), "device": torch.device(device).type, "options": decide(given),
+        "processes": os.environ.get("WORLD_SIZE", "1"),
     }  # fmt: skip
     if not fresh:
         resumed_blocks(journal, fingerprint, out)

@@ -18,11 +18,12 @@ from ..errors import TrainingError
 from ..machine import hardware, peak_memory, versions
 from ..report import merge
 from ..tensors import formats
+from .contrastive import Projection
 from .data import arguments, collate
 from .modules import learning, round_inputs
 from .plan import Training
 from .scaling import Scaling
-from .trainer import PROJECTION, DistillationTrainer
+from .trainer import DistillationTrainer
 from .write import results, write
 
 SEEN = 8  # batches that inputs are looked at on, where that decides how they are rounded
@@ -73,11 +74,12 @@ def train(plan: Training, told: Told | None = None) -> dict[str, Any] | None:
 
 def begin(plan: Training, told: Told | None = None) -> DistillationTrainer:
     """Teacher and student in memory, and the Trainer that will bring them together."""
-    plan.out.mkdir(parents=True, exist_ok=True)
-    if plan.fresh:
-        clear(plan.out, plan.journal)
-        shutil.rmtree(plan.checkpoints, ignore_errors=True)
-    plan.journal.begin(plan.fingerprint)
+    if plan.first:
+        plan.out.mkdir(parents=True, exist_ok=True)
+        if plan.fresh:
+            clear(plan.out, plan.journal)
+            shutil.rmtree(plan.checkpoints, ignore_errors=True)
+        plan.journal.begin(plan.fingerprint)
     settings = _settings(plan)
     torch.manual_seed(plan.method.seed)
     teacher, student = _load(plan, dropout=True), _load(plan, dropout=plan.method.dropout)
@@ -104,9 +106,7 @@ def prepare(student: PreTrainedModel, plan: Training) -> None:
     round_inputs(student, plan.targets, Reading.of(plan.recipe.activations), _first(student, plan))
     if method.contrast:
         hidden = student.config.get_text_config(decoder=True).hidden_size
-        projection = nn.Linear(hidden, method.projection or hidden, bias=False)
-        nn.init.orthogonal_(projection.weight, generator=torch.Generator().manual_seed(method.seed))
-        student.add_module(PROJECTION, projection)
+        Projection.put(student, hidden, method.projection or hidden, method.seed)
 
 
 def _matrix(parameter: nn.Parameter, kind: str) -> Tensor:
@@ -140,9 +140,10 @@ def _without_dropout(config: PretrainedConfig) -> None:
 
 
 def _settings(plan: Training) -> TrainingArguments:
-    given = {"report_to": [], "logging_steps": 10, "disable_tqdm": True} | dict(plan.options)
+    given = {"report_to": [], "logging_steps": 10, "disable_tqdm": True, "ddp_find_unused_parameters": False}
+    given |= plan.options
     try:
-        return TrainingArguments(
+        found = TrainingArguments(
             output_dir=str(plan.checkpoints), learning_rate=plan.method.lr, num_train_epochs=plan.method.epochs,
             per_device_train_batch_size=plan.batch, seed=plan.method.seed, data_seed=plan.method.seed,
             save_strategy="steps", save_steps=plan.save_every, save_total_limit=2, remove_unused_columns=False,
@@ -152,6 +153,9 @@ def _settings(plan: Training) -> TrainingArguments:
         raise TrainingError(
             f"the Trainer refuses its options: {str(error).splitlines()[0]}", "look at what `--trainer` says"
         ) from error
+    if found.n_gpu > 1:  # the Trainer would copy the model to all of them; several processes do that better
+        found._n_gpu = 1
+    return found
 
 
 def _pad(plan: Training) -> int:

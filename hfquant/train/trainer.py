@@ -11,18 +11,17 @@ from transformers.pytorch_utils import Conv1D
 
 from ..errors import TrainingError
 from ..methods.quantgpt import Method
-from .contrastive import Bank, contrastive, soft_cross_entropy, token_scale
+from .contrastive import Bank, Projection, contrastive, last, soft_cross_entropy, token_scale
 from .data import IGNORED, arguments
 from .modules import learners
 
 BANK = "bank-{rank}.safetensors"
-PROJECTION = "hfquant_projection"
 
 
 class DistillationTrainer(Trainer):  # type: ignore[misc]
     """Trains a student that computes on its grids to match a teacher.
 
-    `student.hfquant_projection`, if it is there, maps last hidden states to what is compared.
+    The student has a `Projection` where the method asks for contrast.
     """
 
     def __init__(self, model: PreTrainedModel, *, teacher: PreTrainedModel, method: Method, **kwargs: Any) -> None:
@@ -40,9 +39,11 @@ class DistillationTrainer(Trainer):  # type: ignore[misc]
     ) -> Any:
         ids, labels, given = inputs["sequence"], inputs["labels"], arguments(self.teacher, inputs)
         hidden = self.method.contrast > 0
-        student = model(**given, output_hidden_states=hidden)
         with torch.no_grad():
             teacher = self.teacher(**given, output_hidden_states=hidden)
+        if hidden:
+            getattr(self.accelerator.unwrap_model(self.model), Projection.NAME).teacher = last(teacher)
+        student = model(**given, output_hidden_states=hidden)
         mask = labels != IGNORED
         terms = {}
         after, known = (labels, mask) if self._pairs else _next(labels, mask)
@@ -50,11 +51,11 @@ class DistillationTrainer(Trainer):  # type: ignore[misc]
         if self.method.token_scaled:
             weight = token_scale(teacher.logits, after, known)
         if self.method.logits:
-            terms["logits"] = self.method.logits * soft_cross_entropy(student.logits, teacher.logits, weight)
+            terms["logits"] = self.method.logits * soft_cross_entropy(student["logits"], teacher.logits, weight)
         if hidden:
-            terms["contrast"] = self.method.contrast * self._contrast(ids, _last(student), _last(teacher), mask)
+            terms["contrast"] = self.method.contrast * self._contrast(ids, student[Projection.KEY], mask)
         if self.method.truth:
-            lost = cross_entropy(student.logits.float().flatten(0, 1), after.flatten(), ignore_index=IGNORED)
+            lost = cross_entropy(student["logits"].float().flatten(0, 1), after.flatten(), ignore_index=IGNORED)
             terms["truth"] = self.method.truth * lost
         for name, term in terms.items():
             self._terms.setdefault(name, []).append(float(term.detach()))
@@ -65,9 +66,8 @@ class DistillationTrainer(Trainer):  # type: ignore[misc]
     def _pairs(self) -> bool:
         return bool(self.teacher.config.is_encoder_decoder)
 
-    def _contrast(self, ids: Tensor, student: Tensor, teacher: Tensor, mask: Tensor) -> Tensor:
-        project = getattr(self.accelerator.unwrap_model(self.model), PROJECTION)
-        q, t = (normalize(project(h).float(), dim=-1) for h in (student, teacher))
+    def _contrast(self, ids: Tensor, projected: tuple[Tensor, Tensor], mask: Tensor) -> Tensor:
+        q, t = (normalize(h.float(), dim=-1) for h in projected)
         smooth = self.bank.smooth(ids, q, mask) if self.model.training else q
         return contrastive(smooth, t, mask, self.method.temperature, self.method.negatives)
 
@@ -124,13 +124,6 @@ def last_checkpoint(folder: Path, processes: int = 1) -> Path | None:
     banks = [BANK.format(rank=rank) for rank in range(processes)]
     found = [c for c in folder.glob("checkpoint-*") if all((c / bank).is_file() for bank in banks)]
     return max(found, key=lambda c: int(c.name.rpartition("-")[2]), default=None)
-
-
-def _last(outputs: Any) -> Tensor:
-    """The hidden states behind the last block of what writes."""
-    found = outputs.decoder_hidden_states if "decoder_hidden_states" in outputs else outputs.hidden_states
-    last: Tensor = found[-1]
-    return last
 
 
 def _next(labels: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:

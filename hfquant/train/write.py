@@ -14,9 +14,9 @@ from ..compress.selection import STORED_AS, Target, stored_bytes
 from ..tensors import formats
 from ..tensors.formats import Wire
 from ..tensors.shards import Entry
+from .contrastive import Projection
 from .modules import Learning
 from .plan import Training
-from .trainer import PROJECTION
 
 
 def write(student: PreTrainedModel, plan: Training) -> tuple[list[str], Wire]:
@@ -65,7 +65,7 @@ def _entries(
     """The tensors in the order of the model: what is compressed as its components, all else in its own values."""
     fmt, tied = formats.load(wire.format), getattr(student, "all_tied_weights_keys", {})
     for name, tensor in student.state_dict().items():
-        if name in tied or ".scaling." in name or name.startswith(f"{PROJECTION}."):
+        if name in tied or ".scaling." in name or name.startswith(f"{Projection.NAME}."):
             continue
         if name not in targets:
             kept = dtype if tensor.is_floating_point() else tensor.dtype

@@ -1,5 +1,8 @@
 """Whole models learn on their grids: what is written is what was trained, and nothing stops it for good."""
 
+import json
+import subprocess
+import sys
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -140,6 +143,23 @@ def test_another_training_is_not_continued(trained: Callable[[str], Path], text:
         plan(trained("gpt2"), recipe(), text, tmp_path / "out", options=["max_grad_norm=2"])
     plan(trained("gpt2"), recipe(), text, tmp_path / "out", options=["logging_steps=1"])
     plan(trained("gpt2"), recipe(lr=1e-3), text, tmp_path / "out", fresh=True)
+
+
+@pytest.mark.slow
+def test_two_processes_learn_what_one_does(trained: Callable[[str], Path], text: str, tmp_path: Path) -> None:
+    """The batch of a step is theirs together, and gradients of what is compared are shared too."""
+    scores = []
+    for processes in (1, 2):
+        out = tmp_path / str(processes)
+        words = ["--recipe", "quantgpt-w4a8", "--text", text, "--out", str(out), "--set", "quantgpt.epochs=2"]
+        more = ["--set", "quantgpt.seq_len=64", "--set", "quantgpt.batch=8", "--json"]
+        launch = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", str(processes), "-m", "hfquant"]
+        subprocess.run([*launch, "train", str(trained("gpt2")), *words, *more], check=True, capture_output=True)
+        scores.append(json.loads((out / "report.json").read_text()))
+        assert not (out / ".hfquant").exists()
+    one, two = (score["compression"]["training"] for score in scores)
+    assert one["steps"] == two["steps"]
+    assert two["loss"] == pytest.approx(one["loss"], rel=0.01)
 
 
 REFUSED: dict[str, tuple[str, Any, list[str], str]] = {
