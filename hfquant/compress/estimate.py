@@ -188,7 +188,7 @@ def _seconds(
 
 
 def _squares(layers: "Sequence[LayerPlan]") -> int:
-    """Σ in² over the inputs that are summed.  Layers beside each other read the same one: q, k and v, not o; gate, up."""
+    """Σ in² over the inputs that are summed.  Layers side by side read the same one: q, k and v; gate and up."""
     beside: dict[tuple[int, str, int], int] = {}
     for layer in layers:
         if layer.kind != "experts":
