@@ -17,7 +17,9 @@ from .portions import ROOM, nbytes
 if TYPE_CHECKING:
     from .layout import LayerPlan
 
-SOLVE = 45.0  # operations per weight and input feature of GPTQ's sweep, searches and refinement, at a product's speed
+# what GPTQ's sweep and refinement take, measured: operations at a product's speed per weight and input feature, and
+# seconds per weight of what is bound by memory
+SOLVE, SWEEP = 95.0, 3e-7
 LIBRARIES = 420_000_000  # bytes that Python, torch and transformers take before anything is loaded
 
 
@@ -182,6 +184,7 @@ def _seconds(
     if any(getattr(step, "needs_hessian", False) for step in built):
         solve += tokens.numel() * _squares(layers) * (3.1 if beside else 1.1)  # H is symmetric, C is not
         solve += SOLVE * sum(layer.shape[0] * layer.shape[1] ** 2 for layer in layers)
+        fitting += SWEEP * weights
     taught = sum(step.options["steps"] * step.options["tokens"] for step in recipe.steps if step.method == "lkd")
     learn = 3.5 * 2 * weights * taught / forward  # forward, and twice as much back
     return fitting + learn + passes * 2 * weights * tokens.numel() / forward + solve / exact
