@@ -63,7 +63,9 @@ def _read_packed(model: PreTrainedModel) -> None:
     model.set_attn_implementation(NAME)
 
 
-def _provide(model: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[tuple[Any, ...], dict[str, Any]] | None:
+def _provide(
+    model: Any, args: tuple[Any, ...], kwargs: dict[str, Any]
+) -> tuple[tuple[Any, ...], dict[str, Any]] | None:
     """Before a forward pass: an empty cache that nobody chose becomes a compressed one."""
     how: KVCache | None = model.hfquant_kv_cache
     if how is None:
