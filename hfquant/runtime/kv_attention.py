@@ -23,6 +23,7 @@ from .kv_view import StatesView
 
 USUAL = "sdpa"  # the attention that everything else is left to
 NAME = "hfquant_packed_cache"
+Inputs = tuple[tuple[Any, ...], dict[str, Any]]  # of a forward pass
 CHANGES_SCORES = ("softcap", "s_aux", "position_bias")  # arguments of attention functions that `attend` does not take
 
 

@@ -15,7 +15,7 @@ from transformers.cache_utils import Cache, DynamicCache, DynamicLayer, EncoderD
 
 from ..errors import RecipeError
 from ..tensors.packing import pack_stream
-from .kv_packed import PackedTokens, unpack
+from .kv_packed import PackedTokens
 from .kv_view import views
 
 BITS = (2, 4, 8)
@@ -39,7 +39,7 @@ def encode(x: Tensor, bits: int, dim: int) -> tuple[Tensor, Tensor, Tensor]:
 
 
 def pack(codes: Tensor, bits: int) -> Tensor:
-    """uint8 [..., d] -> int32 [..., ⌈d·bits/32⌉]"""
+    """uint8 [..., d] -> int32 [..., ⌈d·bits/32⌉]; the inverse is `kv_packed.unpack`."""
     words = pack_stream(codes.reshape(-1, codes.shape[-1]), bits)
     return words.view(*codes.shape[:-1], -1)
 

@@ -105,7 +105,7 @@ def attend_reference(
     Scores and sums in float32, over pieces of at most `ROOM` codes.  Scales are multiplied into the query and into the
     weights of the tokens, not into codes, of which there are more.
     """
-    batch, heads, n, size = recent[0].shape
+    batch, heads, _, size = recent[0].shape
     q = query.float().view(batch, heads, -1, size) * scale
     step = max(1, ROOM // (batch * heads * size * tokens.group)) * tokens.group
     total = _Softmax()

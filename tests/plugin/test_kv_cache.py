@@ -33,9 +33,8 @@ def test_a_checkpoint_brings_its_cache(dense: Callable[[str], Path], tmp_path: P
     ids, greedy = torch.arange(4, 24)[None], {"max_new_tokens": 8, "do_sample": False, "return_dict_in_generate": True}
     found = [model.eval().generate(ids, **greedy) for model in (made, read, load(tmp_path / "streamed"))]
     assert all(torch.equal(out.sequences, found[0].sequences) for out in found)
-    assert all(
-        isinstance(layer, CompressedLayer) and layer.past for out in found for layer in out.past_key_values.layers
-    )
+    layers = [layer for out in found for layer in out.past_key_values.layers]
+    assert all(isinstance(layer, CompressedLayer) and layer.past for layer in layers)
     read.save_pretrained(tmp_path / "again")
     assert quantization_config(tmp_path / "again") == said
     plain = load(tmp_path / "streamed", dequantize=True).generate(ids, **greedy)
@@ -58,5 +57,5 @@ def test_what_does_not_fit_is_refused_before_work(dense: Callable[[str], Path], 
 def test_a_newer_cache_is_not_guessed_at() -> None:
     said = {"quant_method": "hfquant", "format": "native", "version": 1, "scale_dtype": "float16", "groups": [],
             "modules_to_not_convert": [], "kv_cache": {"bits": 4, "shape": "spiral"}}  # fmt: skip
-    with pytest.raises(FormatError, match="KV cache .* is not known"):
+    with pytest.raises(FormatError, match=r"KV cache .* is not known"):
         formats.parse(said)

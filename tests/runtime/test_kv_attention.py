@@ -81,9 +81,9 @@ def test_generation_reads_packed_tokens(
     assert len(calls) == 11 * model.config.num_hidden_layers
 
 
-@pytest.mark.parametrize("family", ["bloom", "gemma3"])
+@pytest.mark.parametrize("family", ["bloom", "gemma2"])
 def test_attention_of_their_own_decodes(family: str, built: Callable[[str], Path]) -> None:
-    """BLOOM adds biases to its scores; half of Gemma 3's layers have a window, which stays as it is."""
+    """BLOOM adds biases to its scores; half of Gemma 2's layers have a window, and stay as they are."""
     model = AutoModelForCausalLM.from_pretrained(built(family)).eval()
     ids, mask = prompt()
     cache = CompressedCache(model.config, 8, 4, 4)
@@ -158,6 +158,9 @@ def test_what_does_not_fit_is_refused(built: Callable[[str], Path]) -> None:
     model = AutoModelForCausalLM.from_pretrained(built("llama"))
     with pytest.raises(RecipeError, match=r"a cache of 3 bits does not exist\n\nhint: choose 8"):
         use_kv_cache(model, 3)
+    windowed = AutoModelForCausalLM.from_pretrained(built("gemma3"))
+    with pytest.raises(RecipeError, match="none of its layers keeps all tokens"):
+        use_kv_cache(windowed, 8)
     mamba = MambaForCausalLM(MambaConfig(vocab_size=16, hidden_size=8, num_hidden_layers=1, state_size=4))
     with pytest.raises(RecipeError, match="MambaForCausalLM has no use for `kv8`"):
         use_kv_cache(mamba, 8)
