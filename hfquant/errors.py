@@ -15,6 +15,7 @@ HfquantError
 ├── LimitError         a conversion that has to wait: too many of them, or too large a one
 ├── JobError           a job that does not exist (for this user), or is not in the state that this needs
 ├── FleetError         a manifest of conversions that cannot be read, or a webhook that is not safe to open
+├── TrainingError      a training that cannot be run as asked, or adapters that cannot be merged
 ├── TokenError         a token of the Hub that is missing, has expired or may not do this
 └── QualityError       the result was written, measured, and found to have collapsed
 """
@@ -65,6 +66,9 @@ class JobError(HfquantError): ...
 
 
 class FleetError(HfquantError): ...
+
+
+class TrainingError(HfquantError): ...
 
 
 class TokenError(HfquantError): ...

@@ -28,6 +28,7 @@ def rounds(step: Step) -> bool:
 def check(steps: Sequence[Step], grid: GridSpec, overrides: Mapping[str, GridSpec | None]) -> None:
     """Raises RecipeError for steps in an order that destroys what earlier ones did, or that lack something."""
     kinds = [methods.kind(step.method) for step in steps]
+    _alone(steps)
     _ordered(steps, kinds)
     _not_twice(steps, kinds)
     rounding = [step.method for step in steps if rounds(step)]
@@ -52,6 +53,15 @@ def check(steps: Sequence[Step], grid: GridSpec, overrides: Mapping[str, GridSpe
             raise RecipeError(
                 f"`overrides.{glob}` asks for {special.bits} bit, but no step rounds", "add a step such as `rtn`"
             )
+
+
+def _alone(steps: Sequence[Step]) -> None:
+    whole = [step.method for step in steps if methods.scope(step.method) == "model"]
+    if whole and len(steps) > 1:
+        raise RecipeError(
+            f"step `{whole[0]}` trains the whole model, and cannot be combined with other steps",
+            "leave the others out: it begins with weights as they are",
+        )
 
 
 def _ordered(steps: Sequence[Step], kinds: Sequence[str]) -> None:

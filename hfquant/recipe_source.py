@@ -10,7 +10,7 @@ import yaml
 from . import methods
 from .errors import RecipeError
 from .recipe_errors import unknown_key
-from .recipe_names import read_name
+from .recipe_names import read_grid, read_name
 
 PRESETS = Path(__file__).parent / "recipes"
 
@@ -118,6 +118,10 @@ def with_defaults(data: dict[str, Any]) -> dict[str, Any]:
     for step in data["steps"] if isinstance(data.get("steps"), list) else ():
         if isinstance(step, Mapping) and step.get("method") in methods.NAMES:
             defaults |= getattr(methods.load(step["method"]), "defaults", {})
+    grid = defaults.pop("grid", None)
+    if grid and isinstance(given := data.get("grid"), str | Mapping):
+        defaults["grid"] = grid | (read_grid(given) if isinstance(given, str) else dict(given))
+        data = {key: value for key, value in data.items() if key != "grid"}
     return data | {key: value for key, value in defaults.items() if key not in data}
 
 

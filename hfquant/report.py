@@ -21,6 +21,7 @@ SECTIONS = (
     "wire",
     "layers",
     "compression",
+    "adapter",
     "output",
     "evaluation",
     "sample",

@@ -1,5 +1,6 @@
 """Recipes by what one wants, for those who do not know their names yet."""
 
+from hfquant.recipe import Recipe
 from hfquant.recipe_source import presets, read_file
 
 GOALS = {
@@ -12,8 +13,8 @@ BY_NAME = "by name"
 
 
 def names() -> list[tuple[str, str]]:
-    """(label, name) of every preset."""
-    return [(name, name) for name in presets()]
+    """(label, name) of every preset, but for those that train: they need a text, and hours."""
+    return [(name, name) for name in presets() if not Recipe.parse(name).trains]
 
 
 def describe(name: str) -> str:

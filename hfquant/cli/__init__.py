@@ -23,10 +23,12 @@ from . import (
     generate,
     inspect,
     jobs,
+    merge,
     offload,
     push,
     recipes,
     space,
+    train,
     worker,
 )
 from .output import complain
@@ -55,6 +57,8 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 app.command("compress")(compress.compress)
+app.command("train")(train.train)
+app.command("merge")(merge.merge)
 app.command("eval")(evaluate.evaluate)
 app.command("diagnose")(diagnose.diagnose)
 app.command("bench")(bench.bench)

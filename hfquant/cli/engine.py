@@ -1,7 +1,7 @@
 """The calls from the command line into the library.  Here, and in the other `engine_*`, heavy imports happen."""
 
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from ..measure.tasks import Tasks
     from ..measure.trail import StepError
     from ..recipe import Recipe
+    from ..train import Training
 
 
 def read_recipe(recipe: str, changes: list[str] | None) -> "Recipe":
@@ -36,6 +37,29 @@ def layers(plan: "Plan") -> "Iterator[LayerResult]":
     from ..compress import compress
 
     return compress(plan)
+
+
+def plan_training(model: str, recipe: "Recipe", text: str, out: Path, **settings: Any) -> "Training":
+    """Everything checked, nothing done."""
+    quiet()
+    from ..train import plan
+
+    return plan(model, recipe, text, out, **settings)
+
+
+def train(plan: "Training", told: "Callable[[Mapping[str, float]], None]") -> dict[str, Any] | None:
+    """Do what was planned; the report, if this is the process that writes it."""
+    from ..train import train
+
+    return train(plan, told)
+
+
+def merge(folder: Path, adapter: Path, out: Path, **settings: Any) -> dict[str, Any]:
+    """Put an adapter into a compressed model; the new one's report."""
+    quiet()
+    from ..train.adapter import merge
+
+    return merge(folder, adapter, out, **settings)
 
 
 def verify(folder: Path, **settings: Any) -> dict[str, Any]:

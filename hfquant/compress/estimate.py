@@ -17,6 +17,7 @@ from .portions import ROOM, nbytes
 if TYPE_CHECKING:
     from .layout import LayerPlan
 
+SOLVE = 45.0  # operations per weight and input feature of GPTQ's sweep, searches and refinement, at a product's speed
 LIBRARIES = 420_000_000  # bytes that Python, torch and transformers take before anything is loaded
 
 
@@ -172,12 +173,29 @@ def _seconds(
     fitting = 60 * weights / 0.4e9  # 40 ranges tried, a few passes over memory each
     if tokens is None:
         return fitting
-    passes = 1.5 + runs  # the layers of a block are observed one behind the other, each pass over what is left of it
-    observe = sum(tokens.numel() * layer.shape[1] ** 2 for layer in layers) * 0.6
-    solve = sum(layer.shape[0] * layer.shape[1] ** 2 * 14.0 for layer in layers)
+    built = [step.build() for step in recipe.steps]
+    beside = any(getattr(step, "needs_original", False) for step in built)
+    # the original where it is looked at too, what is observed, and what the next block will see; beside the products
+    # there are attention and what is bound by memory
+    passes = 1.25 * (beside + runs + 1)
+    solve = 0.0
+    if any(getattr(step, "needs_hessian", False) for step in built):
+        solve += tokens.numel() * _squares(layers) * (3.1 if beside else 1.1)  # H is symmetric, C is not
+        solve += SOLVE * sum(layer.shape[0] * layer.shape[1] ** 2 for layer in layers)
     taught = sum(step.options["steps"] * step.options["tokens"] for step in recipe.steps if step.method == "lkd")
     learn = 3.5 * 2 * weights * taught / forward  # forward, and twice as much back
-    return fitting + learn + passes * 2 * weights * tokens.numel() / forward + (observe + solve) / exact
+    return fitting + learn + passes * 2 * weights * tokens.numel() / forward + solve / exact
+
+
+def _squares(layers: "Sequence[LayerPlan]") -> int:
+    """Σ in² over the inputs that are summed.  Layers side by side read the same one: q, k and v; gate and up."""
+    beside: dict[tuple[int, str, int], int] = {}
+    for layer in layers:
+        if layer.kind != "experts":
+            key = layer.block, layer.name.rsplit(".", 2)[0], layer.shape[1]
+            beside[key] = beside.get(key, 0) + 1
+    shared = sum(-(-count // 3) * key[2] ** 2 for key, count in beside.items())
+    return shared + sum(layer.shape[1] ** 2 for layer in layers if layer.kind == "experts")
 
 
 def forward_seconds(parameters: int, tokens: int, dtype: torch.dtype) -> float:

@@ -2,7 +2,8 @@
 
 import json
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -10,33 +11,42 @@ from torch import Tensor
 
 from ..errors import CheckpointError
 from ..model.headers import TensorInfo, read_header
+from ..model.source import Source
 from ..tensors import formats
 from ..tensors.formats import Wire
 from ..tensors.shards import Entry, write_checkpoint, write_text
+from .journal import Journal
 from .plan import Plan
 
 MAX_SHARD = 5_000_000_000
 
 
 def finish(plan: Plan, wire: Wire) -> list[str]:
-    """Write the checkpoint's files into `plan.out`; returns their names.  wire: how the layers turned out.
+    """Write the checkpoint's files into `plan.out`; returns their names.  wire: how the layers turned out."""
+    return publish(_entries(plan), plan.source, config_of(plan.source, plan.dtype, wire), plan.journal, plan.out)
+
+
+def publish(
+    entries: Iterable[Entry], source: Source, config: Mapping[str, Any], journal: Journal, out: Path
+) -> list[str]:
+    """Write these tensors, what the source has beside its weights, and config.json into `out` -> the files' names.
 
     They are written aside and moved when all are complete, config.json last: a folder with a config is whole.
     """
-    aside = plan.journal.folder / "final"
+    aside = journal.folder / "final"
     shutil.rmtree(aside, ignore_errors=True)
     aside.mkdir(parents=True)
-    write_checkpoint(aside, list(_entries(plan)), MAX_SHARD)
-    for file in plan.source.files:
-        target = aside / file.relative_to(plan.source.path)
+    write_checkpoint(aside, list(entries), MAX_SHARD)
+    for file in source.files:
+        target = aside / file.relative_to(source.path)
         target.parent.mkdir(parents=True, exist_ok=True)
         shutil.copyfile(file, target)
     names = sorted(str(f.relative_to(aside)) for f in aside.rglob("*") if f.is_file())
-    write_text(aside / "config.json", json.dumps(_config(plan, wire), indent=2, sort_keys=True) + "\n")
-    plan.journal.move([*names, "config.json"])
+    write_text(aside / "config.json", json.dumps(config, indent=2, sort_keys=True) + "\n")
+    journal.move([*names, "config.json"])
     for name in [*names, "config.json"]:
-        (plan.out / name).parent.mkdir(parents=True, exist_ok=True)
-        (aside / name).replace(plan.out / name)
+        (out / name).parent.mkdir(parents=True, exist_ok=True)
+        (aside / name).replace(out / name)
     return [*names, "config.json"]
 
 
@@ -64,11 +74,11 @@ def _reader(info: TensorInfo, dtype: torch.dtype) -> Callable[[], Tensor]:
     return lambda: info.read().view(info.shape).to(dtype)
 
 
-def _config(plan: Plan, wire: Wire) -> dict[str, Any]:
+def config_of(source: Source, dtype: torch.dtype, wire: Wire) -> dict[str, Any]:
     """The source's config.json as it was, with what changed: the type, and how the layers are stored."""
-    config: dict[str, Any] = json.loads((plan.source.path / "config.json").read_text())
+    config: dict[str, Any] = json.loads((source.path / "config.json").read_text())
     config.pop("torch_dtype", None)
     config.pop("auto_map", None)  # names code files that are not carried over, and were not needed
-    config["dtype"] = str(plan.dtype).removeprefix("torch.")
+    config["dtype"] = str(dtype).removeprefix("torch.")
     config["quantization_config"] = formats.load(wire.format).config(wire)
     return config

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from ..errors import ResourceError, SourceError
+from ..errors import RecipeError, ResourceError, SourceError
 from ..model.blocks import Stack, stacks
 from ..model.skeleton import Skeleton
 from ..model.source import Source
@@ -45,8 +45,13 @@ class Layout:
     dtype: torch.dtype
 
 
-def lay_out(source: Source, recipe: Recipe, device: str = "cpu") -> Layout:
-    """The layout of a compression; no weight is read.  Raises as `plan` does."""
+def lay_out(source: Source, recipe: Recipe, device: str = "cpu", *, training: bool = False) -> Layout:
+    """The layout of a compression, or of a training; no weight is read.  Raises as `plan` does."""
+    if recipe.trains and not training:
+        raise RecipeError(
+            f"recipe `{recipe.name}` trains the whole model",
+            "use `hfquant train`, with the same recipe and a text",
+        )
     dtype = _stored_dtype(recipe, source)
     skeleton = Skeleton(source, compute_dtype(source, device))
     if missing := skeleton.missing():

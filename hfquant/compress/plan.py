@@ -77,8 +77,8 @@ def plan(
     """
     chosen = _with_calibration(Recipe.parse(recipe), source=calibration, samples=samples, seq_len=seq_len, seed=seed)
     out, journal = Path(out).expanduser(), Journal(Path(out).expanduser())
-    _check_device(device)
-    _check_out(out, journal, fresh)
+    check_device(device)
+    check_out(out, journal, fresh)
     source = model if isinstance(model, Source) else open_source(model, staging=journal.folder / "source")
     laid = lay_out(source, chosen, device)
     tokens = _tokens(source, chosen, laid.skeleton.model)
@@ -88,7 +88,7 @@ def plan(
         "batch": batch,
         "compute_dtype": str(laid.skeleton.dtype),
     }
-    resumed = 0 if fresh else _resumed(journal, fingerprint, out)
+    resumed = 0 if fresh else resumed_blocks(journal, fingerprint, out)
     _check_disk(out, expected)
     return Plan(
         **vars(laid), source=source, recipe=chosen, out=out, tokens=tokens, batch=batch, room=room, device=device,
@@ -101,7 +101,8 @@ def _with_calibration(recipe: Recipe, **changes: Any) -> Recipe:
     return recipe.model_copy(update={"calibration": recipe.calibration.model_copy(update=given)}) if given else recipe
 
 
-def _check_device(device: str) -> None:
+def check_device(device: str) -> None:
+    """Raises ResourceError for a device that is not there, or not supported."""
     try:
         kind = torch.device(device).type
     except RuntimeError as error:
@@ -112,7 +113,8 @@ def _check_device(device: str) -> None:
         raise ResourceError(f"device `{device}` is not supported", "use `cpu` or `cuda`")
 
 
-def _check_out(out: Path, journal: Journal, fresh: bool) -> None:
+def check_out(out: Path, journal: Journal, fresh: bool) -> None:
+    """Raises CheckpointError for a folder that may not be written to."""
     if out.exists() and not out.is_dir():
         raise CheckpointError(f"`{out}` is a file", "give a folder for the result")
     if not out.exists() or not any(out.iterdir()) or journal.folder.is_dir():
@@ -181,13 +183,14 @@ def _fingerprint(
     }
 
 
-def _resumed(journal: Journal, fingerprint: Mapping[str, Any], out: Path) -> int:
+def resumed_blocks(journal: Journal, fingerprint: Mapping[str, Any], out: Path) -> int:
+    """How many are finished.  Raises CheckpointError where what was begun is another work."""
     begun = journal.plan()
     if begun is None:
         return 0
     if different := sorted(key for key in fingerprint if begun.get(key) != fingerprint[key]):
         raise CheckpointError(
-            f"`{out}` holds an unfinished compression with another {' and '.join(different)}",
+            f"`{out}` holds an unfinished run with another {' and '.join(different)}",
             "finish it with the settings it was begun with, or start again with `--fresh`",
         )
     return len(journal.entries())

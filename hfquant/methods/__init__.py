@@ -11,7 +11,9 @@ What else a method may say about itself, all optional:
 
 * `kind`, of `KINDS`: what it does to a layer, which decides where in a recipe it may stand ("quantize" if not said).
   One that prunes and has a field `joint` can round in the same pass.
-* `defaults`: keys of a recipe and their values where the recipe does not give them.
+* `scope = "model"`: it trains the whole model (`hfquant train`), alone in its recipe.
+* `defaults`: keys of a recipe and their values where the recipe does not give them; of `grid`, where it is given, the
+  keys that it leaves out.
 * `rowwise = False`: the rows of a weight influence each other, so weights with the same inputs, which otherwise go
   through as one tall matrix, are handled one by one.
 * `experts = False`: what it makes cannot be stored of fused experts; they go without it.
@@ -57,8 +59,14 @@ def load(name: str) -> type[Any]:
     return found
 
 
+def scope(name: str) -> str:
+    """What the method of that name is called with: one weight ("linear"), "block", "finished" block, or "model"."""
+    found: str = getattr(load(name), "scope", "linear")
+    return found
+
+
 def kind(name: str) -> str:
     """What the method of that name does to a layer, one of `KINDS`."""
     method = load(name)
-    found: str = getattr(method, "kind", "block" if getattr(method, "scope", "linear") == "block" else "quantize")
+    found: str = getattr(method, "kind", "block" if scope(name) == "block" else "quantize")
     return found

@@ -23,9 +23,10 @@ def refine(
     pruned = None if mask is None else ~mask.T.contiguous()
     Wt = W.T.contiguous()
     codes, scale, zero = Q.codes.T.float().contiguous(), Q.scale.float(), Q.zero_point.float()
+    HW = H @ Wt
     best = objective(_decode(codes, scale, zero, grid), Wt, H)
     for _ in range(rounds):
-        new_scale = storable(refit(codes, scale, zero, Wt, H, grid), dtype)
+        new_scale = storable(refit(codes, scale, zero, HW, H, grid), dtype)
         new_codes = descend(codes, new_scale, zero, Wt, H, grid, block, pruned)
         value = objective(_decode(new_codes, new_scale, zero, grid), Wt, H)
         better = value < best
@@ -45,27 +46,24 @@ def objective(Qt: Tensor, Wt: Tensor, H: Tensor) -> Tensor:
     return (H @ D).mul_(D).sum(0)
 
 
-def refit(codes: Tensor, scale: Tensor, zero: Tensor, Wt: Tensor, H: Tensor, grid: Grid) -> Tensor:
+def refit(codes: Tensor, scale: Tensor, zero: Tensor, HW: Tensor, H: Tensor, grid: Grid) -> Tensor:
     """The scales that minimize f with the codes fixed: per row, A s = b over its groups.
 
     A_gh = v_gᵀ H_gh v_h and b_g = v_gᵀ (H w)_g, where v = code − zero_point.  Rows whose system is singular (a
-    group of nothing but zero points) keep that group's scale.  Returns float32 [out, groups].
+    group of nothing but zero points) keep that group's scale.  HW [in, out] = H Wᵀ.  Returns float32 [out, groups].
     """
-    n, out = Wt.shape
+    n, out = HW.shape
     columns, groups = grid.columns(n), grid.groups(n)
     V = codes - grid.expand(zero, n).T  # [in, out]
     fitted = torch.empty_like(scale)
-    HW = H @ Wt
     step = max(1, ELEMENTS // max(groups * groups, n))
     for a in range(0, out, step):
         v = V[:, a : a + step]
-        A = torch.stack(
-            [
-                _per_group(H[:, g * columns : (g + 1) * columns] @ v[g * columns : (g + 1) * columns] * v, columns)
-                for g in range(groups)
-            ],
-            1,
-        )  # fmt: skip  [rows, groups, groups]
+        A = v.new_zeros(v.shape[1], groups, groups)
+        for g in range(groups):  # symmetric: half of it is enough
+            group, until = slice(g * columns, (g + 1) * columns), (g + 1) * columns
+            A[:, g, : g + 1] = _per_group((H[:until, group] @ v[group]).mul_(v[:until]), columns)
+        A += A.tril(-1).mT
         b = _per_group(HW[:, a : a + step] * v, columns)  # [rows, groups]
         diagonal = A.diagonal(dim1=1, dim2=2)
         empty = diagonal <= 1e-6 * diagonal.amax(1, keepdim=True)

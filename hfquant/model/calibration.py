@@ -22,7 +22,7 @@ def token_batches(source: str, tokenizer: Any, *, samples: int, seq_len: int, se
     if source.endswith(".npy"):
         ids = _ids_from_file(Path(source))
     else:
-        ids = torch.tensor(tokenizer(_text(source), verbose=False)["input_ids"], dtype=torch.int64)
+        ids = torch.tensor(tokenizer(source_text(source), verbose=False)["input_ids"], dtype=torch.int64)
     windows = len(ids) // seq_len
     if windows < samples:
         raise CalibrationError(
@@ -58,7 +58,11 @@ def digest(tokens: Tensor) -> str:
     return hashlib.sha256(tokens.numpy().tobytes()).hexdigest()
 
 
-def _text(source: str) -> str:
+def source_text(source: str) -> str:
+    """The text of a file, of a Hub dataset, or the packaged one (`default`).
+
+    Raises CalibrationError if it cannot be read.
+    """
     if source == "default":
         return packaged("calibration")
     path = Path(source).expanduser()

@@ -57,6 +57,8 @@ class HfQuantConfig(QuantizationConfigMixin):  # type: ignore[misc]
         named = calibration if isinstance(calibration, str | Path) else None
         asked = {"source": named and str(named), "samples": samples, "seq_len": seq_len, "seed": seed}
         self.recipe = _adjust(Recipe.parse(recipe), asked, modules_to_not_convert or ())
+        if self.recipe.trains:
+            raise RecipeError(f"recipe `{self.recipe.name}` trains the whole model", "use `hfquant train`")
         self.wire: Wire | None = None
         # private: transformers copies and prints public attributes, and these can be gigabytes
         self._batches: Batches | None = None if named is not None else calibration  # type: ignore[assignment]
