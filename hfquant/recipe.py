@@ -19,11 +19,11 @@ from . import methods, recipe_order, recipe_places
 from .errors import RecipeError
 from .recipe_errors import validate
 from .recipe_names import read_grid
-from .recipe_parts import ActivationSpec, Calibration, Gate, GridSpec, Step, Strict
+from .recipe_parts import ActivationSpec, CacheSpec, Calibration, Gate, GridSpec, Step, Strict
 from .recipe_places import Place
 from .recipe_source import change, expand, is_file, presets, read_file, with_defaults
 
-__all__ = ["ActivationSpec", "Calibration", "Gate", "GridSpec", "Place", "Recipe", "Step"]
+__all__ = ["ActivationSpec", "CacheSpec", "Calibration", "Gate", "GridSpec", "Place", "Recipe", "Step"]
 
 
 class Recipe(Strict):
@@ -38,6 +38,9 @@ class Recipe(Strict):
     )
     activations: ActivationSpec | None = Field(
         default=None, description="how the inputs of the linear layers are rounded, e.g. `a8`; null: not at all"
+    )
+    kv_cache: CacheSpec | None = Field(
+        default=None, description="how keys and values are kept while text is generated, e.g. `kv8`; null: as they are"
     )
     overrides: dict[str, GridSpec | None] = Field(
         default_factory=dict,
@@ -139,8 +142,9 @@ class Recipe(Strict):
         """16 hex digits of all that decides the compressed bytes: equal for equal work, whatever its name."""
         data = self.model_dump(mode="json", exclude={"name", "description", "gate"})
         data["overrides"] = list(data["overrides"].items())  # their order decides
-        if self.activations is None:
-            del data["activations"]  # runs begun before there was such a key go on
+        for later in ("activations", "kv_cache"):
+            if data[later] is None:
+                del data[later]  # runs begun before there was such a key go on
         return hashlib.sha256(json.dumps(data, sort_keys=True).encode()).hexdigest()[:16]
 
     def to_yaml(self) -> str:

@@ -2,14 +2,15 @@
 
     recipe      = step { "+" step }
     step        = method [ "-" what ] [ "-" numbers ]
-    numbers     = "w" bits [ "w" bits ] [ "a" bits ] [ "g" group ] [ "sym" | "asym" ]
+    numbers     = grids [ "kv" bits ]
+    grids       = "w" bits [ "w" bits ] [ "a" bits ] [ "g" group ] [ "sym" | "asym" ]
                 | "w" bits [ "w" bits ] [ "g" group ] [ "sym" | "asym" ] activations
     activations = "a" bits [ "g" group | "token" | "tensor" | "static" ] [ "sym" | "asym" ]
 
 `rtn-w4g64`, `gptq-w8` (no group: one scale per output channel), `gptq-w3g128sym`,
 `sparsegpt-2of4+gptq-w4g128+lorc-r8`.  `w4w8` is 4 bit with 8 bit in attention.  `w4a8g64` rounds each token's
-activations to 8 bit, and 64 weights share a scale; in `w4g64a8g32` 32 activations share one as well.  What a method
-makes of `what` (2of4, 50, r8) is its own business.
+activations to 8 bit, and 64 weights share a scale; in `w4g64a8g32` 32 activations share one as well.  `w8a8kv8` keeps
+keys and values in 8 bit when text is generated.  What a method makes of `what` (2of4, 50, r8) is its own business.
 """
 
 import re
@@ -23,18 +24,19 @@ GRAMMAR = "write `<method>-w<bits>g<group>`, e.g. `gptq-w4g128`; without `g<grou
 _WEIGHTS = r"w(?P<bits>\d+)(?:w(?P<attention>\d+))?"
 _GROUP = r"(?:g(?P<group>\d+))?(?P<symmetry>sym|asym)?"
 _ACTIVATIONS = r"a(?P<abits>\d+)(?:g(?P<agroup>\d+)|(?P<per>token|tensor|static))?(?P<asymmetry>sym|asym)?"
+_CACHE = r"(?:kv(?P<kvbits>\d+))?"
 _NUMBERS = (
-    re.compile(rf"{_WEIGHTS}(?:a(?P<abits>\d+))?{_GROUP}"),
-    re.compile(rf"{_WEIGHTS}{_GROUP}{_ACTIVATIONS}"),
+    re.compile(rf"{_WEIGHTS}(?:a(?P<abits>\d+))?{_GROUP}{_CACHE}"),
+    re.compile(rf"{_WEIGHTS}{_GROUP}{_ACTIVATIONS}{_CACHE}"),
 )
 _STEP = re.compile(r"(?P<method>[a-z][a-z0-9_]*)(?:-(?P<what>(?!w\d)[a-z0-9.]+))?(?:-(?P<numbers>w\d\w*))?")
 
 
 @dataclass(frozen=True)
 class Numbers:
-    """`w4a8g64sym`.  `attention_bits`, `activations` and `symmetric` are None where the name does not say.
+    """`w4a8g64sym`.  What is None is what the name does not say.
 
-    activations: as the long form writes it; {"bits": 16} leaves them alone.
+    activations, kv_cache: as the long form writes them; {"bits": 16} leaves them alone.
     """
 
     bits: int
@@ -42,6 +44,7 @@ class Numbers:
     activations: dict[str, Any] | None
     group_size: int
     symmetric: bool | None
+    kv_cache: dict[str, Any] | None = None
 
     @property
     def grid(self) -> dict[str, Any]:
@@ -71,16 +74,18 @@ def read_numbers(text: str) -> Numbers:
         activations=_activations(found.groupdict()) if found["abits"] else None,
         group_size=int(found["group"] or -1),
         symmetric=_symmetric(found["symmetry"]),
+        kv_cache={"bits": int(found["kvbits"])} if found["kvbits"] else None,
     )
 
 
 def read_grid(text: str) -> dict[str, Any]:
     """Read `w4g64` where only a grid may stand.  Raises RecipeError if it is something else."""
     numbers = read_numbers(text)
-    if numbers.attention_bits is not None or numbers.activations not in (None, {"bits": 16}):
+    if numbers.attention_bits or numbers.activations not in (None, {"bits": 16}) or numbers.kv_cache:
         raise RecipeError(
             f"`{text}` is more than a grid",
-            "write `grid: w4g64`, `activations: a8` and `overrides: {'@attention': w8}` as keys of their own",
+            "write `grid: w4g64`, `activations: a8`, `kv_cache: kv8` and `overrides: {'@attention': w8}` as keys of "
+            "their own",
         )
     return numbers.grid
 
@@ -93,6 +98,14 @@ def read_activations(text: str) -> dict[str, Any]:
             f"cannot read `{text}` as activations", "write `a8` (a scale per token), `a8g64`, `a8tensor` or `a8static`"
         )
     return _activations(found.groupdict())
+
+
+def read_cache(text: str) -> dict[str, Any]:
+    """Read `kv8`.  Raises RecipeError if it is something else."""
+    found = re.fullmatch(r"kv(\d+)", text)
+    if not found:
+        raise RecipeError(f"cannot read `{text}` as a cache", "write `kv8`, `kv4` or `kv2`")
+    return {"bits": int(found[1])}
 
 
 def _activations(found: dict[str, str | None]) -> dict[str, Any]:

@@ -8,10 +8,10 @@ from pydantic import BaseModel, ConfigDict, Field, field_validator, model_serial
 from . import methods
 from .errors import RecipeError
 from .recipe_errors import validate
-from .recipe_names import read_activations, read_grid
+from .recipe_names import read_activations, read_cache, read_grid
 
 if TYPE_CHECKING:
-    from .tensors.encoding import Activations
+    from .tensors.encoding import Activations, KVCache
     from .tensors.grid import Grid
 
 
@@ -114,6 +114,26 @@ class ActivationSpec(Strict):
 
         symmetric = not one_sided if self.symmetric is None else self.symmetric
         return Activations(self.bits, self.per, self.group_size, symmetric)
+
+
+class CacheSpec(Strict):
+    """How keys and values are kept while text is generated.  May be written as text: `kv8`, `kv4`, `kv2`."""
+
+    bits: Literal[2, 4, 8] = Field(default=8, description="8, 4 or 2")
+    window: int = Field(default=64, ge=0, description="how many of the newest tokens stay as they are, at least")
+    group_size: int = Field(
+        default=64, ge=1, description="tokens that share a scale in a channel of keys; channels, in a token's values"
+    )
+
+    @model_validator(mode="before")
+    @classmethod
+    def _complete(cls, data: Any) -> Any:
+        return read_cache(data) if isinstance(data, str) else data
+
+    def build(self) -> "KVCache":
+        from .tensors.encoding import KVCache
+
+        return KVCache(self.bits, self.window, self.group_size)
 
 
 class Step(Strict):

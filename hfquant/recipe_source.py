@@ -74,7 +74,7 @@ def expand(name: str) -> dict[str, Any]:
     rounds; at one that prunes, both in one pass.
     """
     steps: list[dict[str, Any]] = []
-    said: dict[str, list[Any]] = {"grids": [], "activations": [], "attention": []}
+    said: dict[str, list[Any]] = {"grids": [], "activations": [], "attention": [], "kv_caches": []}
     for step in read_name(name):
         steps.append({"method": step.method, **_options(step.method, step.what, name)})
         if step.numbers is None:
@@ -84,6 +84,7 @@ def expand(name: str) -> dict[str, Any]:
         _add(said["grids"], step.numbers.grid)
         _add(said["activations"], step.numbers.activations)
         _add(said["attention"], step.numbers.attention_bits)
+        _add(said["kv_caches"], step.numbers.kv_cache)
     for what, found in said.items():
         if len(found) > 1:
             raise RecipeError(f"recipe `{name}` has two {what}", "give bits once, e.g. `gptq-w4g128`")
@@ -99,6 +100,8 @@ def expand(name: str) -> dict[str, Any]:
     if said["activations"]:
         # 16-bit activations are activations left alone: `w4a16` is how others write `w4`
         data["activations"] = None if said["activations"][0]["bits"] == 16 else said["activations"][0]
+    if said["kv_caches"] and said["kv_caches"][0]["bits"] != 16:
+        data["kv_cache"] = said["kv_caches"][0]
     if said["attention"]:
         data["overrides"] = {"@attention": {"bits": said["attention"][0]}}
     return data

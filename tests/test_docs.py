@@ -19,7 +19,7 @@ from typer.testing import CliRunner
 
 from hfquant import methods
 from hfquant.conversion import sandbox
-from hfquant.recipe import ActivationSpec, Recipe
+from hfquant.recipe import ActivationSpec, CacheSpec, Recipe
 from hfquant.recipe_source import presets, read_file
 from tests.conversion.jobs import forks
 from tests.hub.server import Hub
@@ -144,7 +144,7 @@ def table(kind: str, name: str | None) -> str:
     if kind == "presets":
         rows = [(f"`{preset}`", str(read_file(path)["description"])) for preset, path in presets().items()]
         return _markdown(("name", "for"), rows)
-    keys = {"recipe": Recipe, "activations": ActivationSpec}
+    keys = {"recipe": Recipe, "activations": ActivationSpec, "kv_cache": CacheSpec}
     model = keys[kind] if kind in keys else methods.load(str(name))
     rows = []
     for key, field in model.model_fields.items():

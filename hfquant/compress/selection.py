@@ -8,15 +8,16 @@ import torch
 from torch import nn
 
 from .. import methods
-from ..errors import RecipeError
+from ..errors import FormatError, RecipeError
 from ..methods import Method
 from ..methods.rtn import Method as Rtn
 from ..model.blocks import stacks, weights
+from ..model.caches import check_cache
 from ..recipe import Recipe
 from ..recipe_places import Place, Role, matches
 from ..tensors import formats
 from ..tensors.encoding import Activations, Encoding
-from ..tensors.formats import Format, Wire
+from ..tensors.formats import Format, Layers, Wire
 from ..tensors.grid import Grid
 from ..tensors.shards import nbytes
 
@@ -162,11 +163,15 @@ def wire_for(targets: Mapping[str, Target], model: nn.Module, recipe: Recipe, dt
     """How these targets are stored: the recipe's format, or the most widely readable one that can.
 
     dtype: what the model is stored in.  What the layers turn out to be is known when they are finished:
-    `Wire.as_written`.  Raises FormatError where the recipe's format cannot store a layer.
+    `Wire.as_written`.  Raises FormatError where the recipe's format cannot store a layer, RecipeError for a cache that
+    the model does not have.
     """
     layers = {t.layer: (expected(t, recipe), t.shape, STORED_AS.get(t.kind, t.kind)) for t in targets.values()}
-    name = formats.choose(layers) if recipe.format == "auto" else recipe.format
+    name = _format(recipe, layers)
     formats.check(name, layers)
+    cache = recipe.kv_cache and recipe.kv_cache.build()
+    if cache is not None:
+        check_cache(model, str(cache))
     ignore = [n for n, m in model.named_modules() if isinstance(m, nn.Linear) and n not in layers]
     # float32 scales are a waste, except first in the model: transformers takes a model's dtype from its first
     # floating parameter, the scale of a packed embedding
@@ -176,4 +181,17 @@ def wire_for(targets: Mapping[str, Target], model: nn.Module, recipe: Recipe, dt
         layers={layer: formats.load(name).keeps(encoding) for layer, (encoding, _, _) in layers.items()},
         ignore=tuple(ignore),
         scale_dtype=torch.float16 if name == "gptq" or halved else dtype,
+        kv_cache=cache,
     )
+
+
+def _format(recipe: Recipe, layers: Layers) -> str:
+    """The recipe's format.  Raises FormatError for one that cannot say how keys and values are kept."""
+    if recipe.kv_cache is None:
+        return formats.choose(layers) if recipe.format == "auto" else recipe.format
+    if recipe.format not in ("auto", "native"):
+        raise FormatError(
+            f"format `{recipe.format}` does not say that keys and values are kept in {recipe.kv_cache.bits} bit",
+            "use `--set format=native`, or leave `kv_cache` out and pass a `CompressedCache` to `generate`",
+        )
+    return "native"

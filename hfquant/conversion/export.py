@@ -112,6 +112,7 @@ def _wire(model: nn.Module, name: str) -> Wire:
         layers={layer: module.encoding for layer, module in packed.items()},
         ignore=tuple(n for n, m in model.named_modules() if isinstance(m, nn.Linear) and n not in packed),
         scale_dtype=torch.float16 if name == "gptq" else dtype,
+        kv_cache=getattr(model, "hfquant_kv_cache", None) if name == "native" else None,
     )
     for layer, scale in scales.items():
         if not torch.equal(scale.to(wire.scale_dtype).float(), scale.float()):

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from ..errors import ExportError
 from ..plugin import load
 from ..runtime.extras import correction
+from ..runtime.kv_attention import use_kv_cache
 from ..runtime.nn import Packed, QEmbedding, QLinear
 from ..tensors.layer import Quantized
 
@@ -95,6 +96,8 @@ def write(folder: Path, out: Path) -> None:
     if model.config.is_encoder_decoder:
         raise ExportError("the export to onnx is for decoders", DENSE)
     _unpack(model)
+    if hasattr(model, "hfquant_kv_cache"):
+        use_kv_cache(model, None)
     model.config.use_cache = False
     del model.config.quantization_config
     ids = torch.arange(8).view(1, 8) % int(model.config.get_text_config().vocab_size)

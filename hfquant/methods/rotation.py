@@ -13,7 +13,7 @@ Spreading is no gain where the large channel is a row of Wᵥ with a scale of it
 output of the block, rounded with and without, decides.
 
 What rotates the stream between the blocks reaches over the whole model, from the embeddings to the head, and is not
-done here.
+done here: a step sees one block, and what the block reads and writes must stay what its neighbours know.
 """
 
 from typing import TYPE_CHECKING, ClassVar

@@ -143,14 +143,23 @@ class HfQuantizerForHfQuant(HfQuantizer):  # type: ignore[misc]
         if not self.pre_quantized:
             model._weight_conversions = self.update_weight_conversions(model._weight_conversions, model)
             model.config.quantization_config = self.quantization_config
-        elif self.quantization_config.dequantize:
+        if self.pre_quantized and self.quantization_config.dequantize:
             self._dequantize(model, model.config.dtype)
+        elif self.wire.kv_cache is not None:
+            # not above: that needs all of transformers, which may be what is being imported
+            from ..runtime.kv_attention import use_kv_cache
+
+            use_kv_cache(model, self.wire.kv_cache)
         return model
 
     # -- afterwards
 
     def _dequantize(self, model: Any, dtype: torch.dtype | None = None) -> Any:
         dequantize_(model, dtype or model.dtype)
+        if hasattr(model, "hfquant_kv_cache"):
+            from ..runtime.kv_attention import use_kv_cache
+
+            use_kv_cache(model, None)
         return model
 
     def is_serializable(self) -> bool:

@@ -6,6 +6,7 @@ The newest tokens stay as they are: attention looks at them most, and a group of
 its tokens are there.
 """
 
+from functools import partial
 from typing import Any
 
 import torch
@@ -13,7 +14,9 @@ from torch import Tensor
 from transformers.cache_utils import Cache, DynamicCache, DynamicLayer, EncoderDecoderCache
 
 from ..errors import RecipeError
-from ..tensors.packing import pack_stream, unpack_stream
+from ..tensors.packing import pack_stream
+from .kv_packed import PackedTokens
+from .kv_view import views
 
 BITS = (2, 4, 8)
 WINDOW, GROUP = 64, 64  # tokens: see CompressedCache
@@ -36,29 +39,25 @@ def encode(x: Tensor, bits: int, dim: int) -> tuple[Tensor, Tensor, Tensor]:
 
 
 def pack(codes: Tensor, bits: int) -> Tensor:
-    """uint8 [..., d] -> int32 [..., ⌈d·bits/32⌉]"""
+    """uint8 [..., d] -> int32 [..., ⌈d·bits/32⌉]; the inverse is `kv_packed.unpack`."""
     words = pack_stream(codes.reshape(-1, codes.shape[-1]), bits)
     return words.view(*codes.shape[:-1], -1)
-
-
-def unpack(words: Tensor, bits: int, d: int) -> Tensor:
-    """The inverse of `pack`."""
-    return unpack_stream(words.reshape(-1, words.shape[-1]), bits, d).view(*words.shape[:-1], d)
 
 
 class CompressedLayer(DynamicLayer):  # type: ignore[misc]
     """Keys and values of one layer: `keys` and `values` hold the newest tokens, the others are packed.
 
-    Every packed tensor is [batch, heads, ., .] and grows along its third dimension.
+    Every packed tensor is [batch, heads, ., .] and grows along its third dimension.  lazy: what a single new token
+    looks at is handed on packed, and decoded where it is used otherwise than by `kv_attention`.
     """
 
     keys: Tensor
     values: Tensor
     packed = ("key_words", "key_scale", "key_low", "value_words", "value_scale", "value_low")
 
-    def __init__(self, bits: int, window: int, group: int) -> None:
+    def __init__(self, bits: int, window: int, group: int, lazy: bool = False) -> None:
         super().__init__()
-        self.bits, self.window, self.group = bits, window, group
+        self.bits, self.window, self.group, self.lazy = bits, window, group, lazy
         self.past = 0  # tokens that are packed
 
     def rows(self, name: str, tokens: int) -> int:
@@ -74,10 +73,12 @@ class CompressedLayer(DynamicLayer):  # type: ignore[misc]
             self.sizes = key_states.shape[-1], value_states.shape[-1]
         recent = torch.cat([self.keys, key_states], -2), torch.cat([self.values, value_states], -2)
         full = recent
-        if self.past:
+        if self.past and self.lazy and key_states.shape[-2] == 1:
+            full = views(self.tokens, recent)
+        elif self.past:
             full = (
-                torch.cat([self._old_keys(key_states.dtype), recent[0]], -2),
-                torch.cat([self._old_values(value_states.dtype), recent[1]], -2),
+                torch.cat([self.tokens.keys(key_states.dtype), recent[0]], -2),
+                torch.cat([self.tokens.values(value_states.dtype), recent[1]], -2),
             )
         surplus = recent[0].shape[-2] - self.window
         old = surplus // self.group * self.group if surplus > 0 else 0
@@ -110,15 +111,11 @@ class CompressedLayer(DynamicLayer):  # type: ignore[misc]
     def _append(self, name: str, new: Tensor) -> None:
         setattr(self, name, torch.cat([getattr(self, name), new], 2) if self.past else new)
 
-    def _old_keys(self, dtype: torch.dtype) -> Tensor:
-        codes = unpack(self.key_words, self.bits, self.sizes[0]).unflatten(2, (-1, self.group))
-        keys = codes * self.key_scale.unsqueeze(3).float() + self.key_low.unsqueeze(3).float()
-        return keys.flatten(2, 3).to(dtype)
-
-    def _old_values(self, dtype: torch.dtype) -> Tensor:
-        codes = unpack(self.value_words, self.bits, self.sizes[1]).unflatten(3, (-1, self.channels))
-        values = codes * self.value_scale.unsqueeze(4).float() + self.value_low.unsqueeze(4).float()
-        return values.flatten(3).to(dtype)
+    @property
+    def tokens(self) -> PackedTokens:
+        """The packed ones as they are now; there must be some."""
+        parts = {name: getattr(self, name) for name in self.packed}
+        return PackedTokens(**parts, bits=self.bits, group=self.group, channels=self.channels, sizes=self.sizes)
 
     def get_seq_length(self) -> int:
         return self.past + (self.keys.shape[-2] if self.is_initialized and self.keys.numel() else 0)
@@ -175,7 +172,7 @@ class CompressedCache(DynamicCache):  # type: ignore[misc]
             raise RecipeError(f"window {window}, group {group}: both count tokens", "use 64 for both")
         super().__init__(config=config)
         self.bits = bits
-        self.layers = [_compressed(layer, bits, window, group) for layer in self.layers]
+        compress_layers(self, bits, window, group)
 
     layers: list[Any]
 
@@ -202,5 +199,9 @@ def compressed_tokens(tokens: float, window: int = WINDOW, group: int = GROUP) -
     return max(0.0, tokens - window) // group * group
 
 
-def _compressed(layer: Any, bits: int, window: int, group: int) -> Any:
-    return CompressedLayer(bits, window, group) if type(layer) is DynamicLayer else layer
+def compress_layers(cache: DynamicCache, bits: int, window: int, group: int, lazy: bool = False) -> None:
+    """Make an empty cache a compressed one: those of its layers that would keep all tokens as they are."""
+    make = partial(CompressedLayer, bits, window, group, lazy)
+    cache.layers = [make() if type(layer) is DynamicLayer else layer for layer in cache.layers]
+    if cache.layer_class_to_replicate is DynamicLayer:  # of a cache that was not told of the model, and adds layers
+        cache.layer_class_to_replicate = make

@@ -36,7 +36,7 @@ _ATTRIBUTES = (
     "itemsize",
     "nbytes",
 )
-_METADATA: frozenset[_Function] = frozenset(
+METADATA: frozenset[_Function] = frozenset(
     [getattr(Tensor, name).__get__ for name in _ATTRIBUTES]
     + [Tensor.size, Tensor.dim, Tensor.numel, Tensor.is_floating_point, Tensor.is_complex, Tensor.stride]
     + [Tensor.element_size, Tensor.is_contiguous, Tensor.__len__]
@@ -67,7 +67,7 @@ class WeightView(Tensor):
         cls, func: _Function, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
         kwargs = kwargs or {}
-        if func in _METADATA:
+        if func in METADATA:
             with torch._C.DisableTorchFunctionSubclass():
                 return func(*args, **kwargs)
         if func in _SAME:

@@ -45,6 +45,22 @@ class Sparsity:
 
 
 @dataclass(frozen=True)
+class KVCache:
+    """How keys and values are kept while text is generated.
+
+    bits: 8, 4 or 2.  window: how many of the newest tokens stay as they are, at least.  group_size: tokens that share a
+    scale in a channel of keys, and channels, at most, that share one in a token's values.
+    """
+
+    bits: int = 8
+    window: int = 64
+    group_size: int = 64
+
+    def __str__(self) -> str:
+        return f"kv{self.bits}"
+
+
+@dataclass(frozen=True)
 class Encoding:
     """grid: of the weights (16 bit: not quantized).  rank: of the low-rank correction, 0 = none.  scaled_input: the
     input is divided by a stored factor per column first.

@@ -182,13 +182,22 @@ def _disable(kernel: Kernel, error: Exception) -> None:
 
 def _explain(x: Tensor, matrix: Matrix, choice: Choice) -> None:
     """With HFQUANT_EXPLAIN=1, say once per kind of layer which kernel it takes."""
-    if os.environ.get("HFQUANT_EXPLAIN") != "1":
+    if not explains():
         return
     (out_features, in_features), dtype = matrix.shape, str(x.dtype).removeprefix("torch.")
     layer = f"{matrix.fmt.name} {matrix.encoding} {out_features}x{in_features}"
     line = f"hfquant: {layer}, {x.shape[0]} x {dtype}: {choice.kernel.name}"
     refused = "; ".join(f"not {name}: {reason}" for name, reason in choice.refused)
-    line += f" ({refused})" if refused else ""
-    if line not in _EXPLAINED:
+    explain(line + (f" ({refused})" if refused else ""))
+
+
+def explains() -> bool:
+    """Whether the user asked what runs, and why."""
+    return os.environ.get("HFQUANT_EXPLAIN") == "1"
+
+
+def explain(line: str) -> None:
+    """Say it on stderr, once, if the user asked."""
+    if explains() and line not in _EXPLAINED:
         _EXPLAINED.add(line)
         print(line, file=sys.stderr)

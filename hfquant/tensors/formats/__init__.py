@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from ...errors import FormatError
-from ..encoding import Activations, Encoding
+from ..encoding import Activations, Encoding, KVCache
 from ..layer import LowRank, Quantized
 
 Spec = dict[str, tuple[tuple[int, ...], torch.dtype]]
@@ -30,14 +30,16 @@ class Wire:
     """How the layers of one checkpoint are stored: the content of its `quantization_config`.
 
     `layers` names every compressed module and how it is encoded (a grid stands for itself and nothing else);
-    `ignore` names the linear modules left as they were.  `scale_dtype` is the type of the stored scales.  `raw` is
-    the dict this was read from, written back verbatim on save so that a load and a save change nothing.
+    `ignore` names the linear modules left as they were.  `scale_dtype` is the type of the stored scales.
+    `kv_cache`: how keys and values are to be kept, which only the native format says.  `raw` is the dict this was read
+    from, written back verbatim on save so that a load and a save change nothing.
     """
 
     format: str
     layers: Mapping[str, Encoding] = field(default_factory=dict)
     ignore: tuple[str, ...] = ()
     scale_dtype: torch.dtype = torch.float16
+    kv_cache: KVCache | None = None
     raw: Mapping[str, Any] | None = None
 
     def __post_init__(self) -> None:

@@ -21,7 +21,7 @@ import torch
 from torch import Tensor
 
 from ...errors import FormatError
-from ..encoding import Activations, Encoding, Sparsity
+from ..encoding import Activations, Encoding, KVCache, Sparsity
 from ..grid import Grid
 from ..layer import Quantized
 from . import Extras, Spec, Wire, _beside, _values
@@ -84,7 +84,7 @@ class Native:
             "scale_dtype": str(wire.scale_dtype).removeprefix("torch."),
             "groups": [_group(encoding) | {"modules": modules} for encoding, modules in groups.items()],
             "modules_to_not_convert": list(wire.ignore),
-        }
+        } | ({"kv_cache": asdict(wire.kv_cache)} if wire.kv_cache else {})
 
     def parse(self, config: Mapping[str, Any]) -> Wire:
         if config.get("version") not in (PLAIN, VERSION):
@@ -98,12 +98,25 @@ class Native:
             layers=layers,
             ignore=tuple(config["modules_to_not_convert"]),
             scale_dtype=getattr(torch, config["scale_dtype"]),
+            kv_cache=_cache(config.get("kv_cache")),
             raw=config,
         )
 
 
 def _has_zero_points(grid: Grid) -> bool:
     return not grid.symmetric and not grid.is_float
+
+
+def _cache(said: Mapping[str, Any] | None) -> KVCache | None:
+    """Raises FormatError for a cache that a newer hfquant wrote."""
+    if said is None:
+        return None
+    try:
+        return KVCache(**said)
+    except TypeError:
+        raise FormatError(
+            f"a KV cache {dict(said)} is not known to this hfquant", "upgrade hfquant: `pip install -U hfquant`"
+        ) from None
 
 
 def _group(encoding: Encoding) -> dict[str, Any]:

@@ -12,7 +12,7 @@ from .device.attention import merge, packed
 from .device.fields import INTERPRETED
 
 if TYPE_CHECKING:
-    from ...kv_cache import CompressedLayer
+    from ...kv_packed import PackedTokens
 
 LOG2E = math.log2(math.e)
 TOKENS = 64  # that a program looks at together; at most a group, so that its keys share their scales
@@ -32,7 +32,7 @@ def refuses(size: int, value_size: int, bits: int, group: int, channels: int) ->
 
 def attend(
     query: Tensor,
-    layer: "CompressedLayer",
+    layer: "PackedTokens",
     recent: tuple[Tensor, Tensor],
     scale: float,
     mask: Tensor | None = None,
@@ -41,7 +41,7 @@ def attend(
 ) -> Tensor:
     """softmax(scale · q Kᵀ) V for one query of every sequence and head.
 
-    query [batch, query heads, size]; layer: with packed tokens; recent: the keys and values after them, [batch, heads,
+    query [batch, query heads, size]; layer: its packed tokens; recent: the keys and values after them, [batch, heads,
     n, size], the query's own included; mask bool [batch, tokens], False where a token must not be looked at.
     Returns [batch, query heads, value size] in the type of the query.
     """

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from hfquant.runtime.kernels.triton.attention import attend, refuses
 from hfquant.runtime.kv_cache import CompressedLayer
+from hfquant.runtime.kv_packed import attend_reference
 
 
 def cache(bits: int, batch: int, heads: int, tokens: int, size: int, group: int, dtype: torch.dtype) -> CompressedLayer:
@@ -23,8 +24,8 @@ def cache(bits: int, batch: int, heads: int, tokens: int, size: int, group: int,
 
 def expected(query: Tensor, layer: CompressedLayer, mask: Tensor | None) -> Tensor:
     """From decoded keys and values, in float64."""
-    keys = torch.cat([layer._old_keys(torch.float32), layer.keys], 2).double()
-    values = torch.cat([layer._old_values(torch.float32), layer.values], 2).double()
+    keys = torch.cat([layer.tokens.keys(torch.float32), layer.keys], 2).double()
+    values = torch.cat([layer.tokens.values(torch.float32), layer.values], 2).double()
     batch, heads, _, size = keys.shape
     scores = query.double().view(batch, heads, -1, size) @ keys.transpose(2, 3) / math.sqrt(size)
     if mask is not None:
@@ -41,16 +42,18 @@ def test_attention(bits: int, size: int) -> None:
     mask = torch.ones(batch, 120, dtype=torch.bool)
     mask[-1, :70] = False  # a short prompt, padded on the left
     assert layer.past == 96
-    y = attend(query, layer, (layer.keys, layer.values), 1 / math.sqrt(size), mask, 4)
+    y = attend(query, layer.tokens, (layer.keys, layer.values), 1 / math.sqrt(size), mask, 4)
     assert y.dtype == torch.float16
     want = expected(query, layer, mask)
     assert float((y.double() - want).norm() / want.norm()) < 2e-3
+    plain = attend_reference(query, layer.tokens, (layer.keys, layer.values), 1 / math.sqrt(size), mask)
+    assert float((plain.double() - want).norm() / want.norm()) < 1e-3
 
 
 def test_bfloat16() -> None:
     layer = cache(4, 1, 1, 100, 64, 64, torch.bfloat16)
     query = torch.randn(1, 4, 64).bfloat16()
-    y, want = attend(query, layer, (layer.keys, layer.values), 0.125), expected(query, layer, None)
+    y, want = attend(query, layer.tokens, (layer.keys, layer.values), 0.125), expected(query, layer, None)
     assert float((y.double() - want).norm() / want.norm()) < 1e-2  # the interpreter cuts bfloat16 off
 
 
