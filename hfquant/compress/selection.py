@@ -169,7 +169,7 @@ def wire_for(targets: Mapping[str, Target], model: nn.Module, recipe: Recipe, dt
     layers = {t.layer: (expected(t, recipe), t.shape, STORED_AS.get(t.kind, t.kind)) for t in targets.values()}
     name = _format(recipe, layers)
     formats.check(name, layers)
-    cache = recipe.kv_cache and recipe.kv_cache.build()
+    cache = recipe.kv_cache.build() if recipe.kv_cache else None
     if cache is not None:
         check_cache(model, str(cache))
     ignore = [n for n, m in model.named_modules() if isinstance(m, nn.Linear) and n not in layers]
