@@ -69,7 +69,9 @@ def plan(
     max_memory: int | None = None,
     device: str = "cpu",
 ) -> Plan:
-    """Check a compression and estimate what it will need; nothing is written but an unpacked GGUF source.
+    """Check a compression and estimate what it will need.
+
+    Nothing is written but an unpacked GGUF source, and nothing at all if the run is refused.
 
     model: folder, GGUF file or Hub id, or what `open_source` made of one.  max_memory: bytes; batches are made
     smaller to stay below it, and statistics gathered in more runs.
@@ -79,17 +81,18 @@ def plan(
     out, journal = Path(out).expanduser(), Journal(Path(out).expanduser())
     check_device(device)
     check_out(out, journal, fresh)
-    source = model if isinstance(model, Source) else open_source(model, staging=journal.folder / "source")
-    laid = lay_out(source, chosen, device)
-    tokens = _tokens(source, chosen, laid.skeleton.model)
-    identity = survey(source, laid.dtype)
-    batch, room, expected = fit(laid, chosen, tokens, max_memory)
-    fingerprint = _fingerprint(identity, chosen, tokens, laid.wire, laid.dtype, device) | {
-        "batch": batch,
-        "compute_dtype": str(laid.skeleton.dtype),
-    }
-    resumed = 0 if fresh else resumed_blocks(journal, fingerprint, out)
-    _check_disk(out, expected)
+    with journal.untouched():
+        source = model if isinstance(model, Source) else open_source(model, staging=journal.source)
+        laid = lay_out(source, chosen, device)
+        tokens = _tokens(source, chosen, laid.skeleton.model)
+        identity = survey(source, laid.dtype)
+        batch, room, expected = fit(laid, chosen, tokens, max_memory)
+        fingerprint = _fingerprint(identity, chosen, tokens, laid.wire, laid.dtype, device) | {
+            "batch": batch,
+            "compute_dtype": str(laid.skeleton.dtype),
+        }
+        resumed = 0 if fresh else resumed_blocks(journal, fingerprint, out)
+        _check_disk(out, expected)
     return Plan(
         **vars(laid), source=source, recipe=chosen, out=out, tokens=tokens, batch=batch, room=room, device=device,
         journal=journal, fingerprint=fingerprint, estimate=expected, resumed=resumed, fresh=fresh,
