@@ -6,7 +6,7 @@ from typing import Annotated
 import typer
 
 from . import engine
-from .arguments import Folder, Json
+from .arguments import Folder, Json, Windows
 from .output import busy, data, print_facts, print_json
 from .summary import scores
 
@@ -21,7 +21,7 @@ def evaluate(
         Path | None,
         typer.Option(metavar="FILE", help="Text to measure on.", exists=True, dir_okay=False, show_default="packaged"),
     ] = None,
-    windows: Annotated[int, typer.Option(min=1, metavar="N", help="How many windows of text.")] = 64,
+    windows: Windows = 64,
     window_len: Annotated[int, typer.Option(min=8, metavar="L", help="Tokens in each window.")] = 512,
     dtype: Annotated[
         str, typer.Option(metavar="DTYPE", help="Arithmetic: `auto`, `float32`, `bfloat16`, `float16`.")

@@ -13,7 +13,7 @@ from torch import Tensor
 from .. import __version__
 from ..errors import CalibrationError, CheckpointError, ResourceError
 from ..model.calibration import digest, self_generated, token_batches
-from ..model.inputs import vocabulary
+from ..model.inputs import longest, vocabulary
 from ..model.source import Source, open_source
 from ..model.survey import survey
 from ..recipe import Recipe
@@ -148,12 +148,11 @@ def _tokens(source: Source, recipe: Recipe, model: Any) -> Tensor | None:
     if not recipe.needs_calibration:
         return None
     c = recipe.calibration
-    text = source.config.get_text_config(decoder=True)
-    longest = getattr(text, "max_position_embeddings", getattr(text, "max_target_positions", None))
-    if longest is not None and c.seq_len > longest:
+    limit = longest(source.config)
+    if limit is not None and c.seq_len > limit:
         raise CalibrationError(
-            f"calibration sequences of {c.seq_len} tokens are longer than the model's {longest}",
-            f"use `--seq-len {longest}`",
+            f"calibration sequences of {c.seq_len} tokens are longer than the model's {limit}",
+            f"use `--seq-len {limit}`",
         )
     if c.source == "self":
         dense = type(model).from_pretrained(source.path, dtype=torch.float32)

@@ -13,7 +13,8 @@ from transformers import AutoConfig, AutoTokenizer, PretrainedConfig, PreTrained
 from .. import report
 from ..compress.memory import give_back
 from ..errors import CheckpointError
-from ..machine import Footprint, hardware, peak_memory, versions
+from ..machine import Footprint, hardware, multiplies_bfloat16, peak_memory, versions
+from ..model.inputs import longest
 from ..model.source import Source
 from ..model.stream import stream_logits
 from ..plugin import load
@@ -22,7 +23,6 @@ from ..runtime.kernels import allowed
 from ..tensors import formats
 from . import card
 from .evaluate import Scores, compare
-from .feed import longest
 from .gate import gate, verdict
 from .generate import Sample, sample
 from .original import facts, loaded, opened
@@ -57,7 +57,8 @@ def verify(
     text: a file, by default the packaged text.
     windows, window_len: how many, from the start of the text (None for all), and tokens in each, fewer where
     the model cannot have as many.
-    dtype: in which both models compute; "auto" is the checkpoint's own.
+    dtype: in which both models compute; "auto" is the checkpoint's own, and for the scores float32 where the
+    processor has no products of 16 bits.
     prompt: by default the first words of the text.
     tasks: asked of both models, of the original only if it fits into memory.
     enforce: raise if the report does not reach the recipe's gate.
@@ -80,7 +81,9 @@ def verify(
     with opened(*original_of(known, against)) as source:
         before = Footprint()
         model = loader(folder, dtype=dtype)
-        scores, kind = _scores(model, source, ids, kernels), model.dtype
+        kind = model.dtype
+        exact = _quick(model) if dtype == "auto" else kind
+        scores = _scores(model if exact == kind else loader(folder, dtype=exact), source, ids, kernels)
         asked = _ask(model, tokenizer, start, new_tokens, tasks, before)
         output = _output(folder, model)
         del model  # before the original is loaded
@@ -144,6 +147,12 @@ def original_of(
         return against, None
     source = known.get("source") or {}
     return source.get("id"), source.get("revision")
+
+
+def _quick(model: PreTrainedModel) -> torch.dtype:
+    """The type for many tokens at once: float32 instead of one that this processor multiplies slowly."""
+    slow = model.device.type == "cpu" and model.dtype.itemsize < 4 and not multiplies_bfloat16()
+    return torch.float32 if slow else model.dtype
 
 
 def _scores(model: PreTrainedModel, source: Source | None, windows: Tensor, mode: str) -> Scores:
