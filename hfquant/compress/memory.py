@@ -33,12 +33,12 @@ def map_large_pieces() -> None:
 
 @contextmanager
 def settled() -> Iterator[None]:
-    """Leave what exists now out of garbage collections.
+    """Give back what is free, and leave what exists now out of garbage collections.
 
     A collection goes through every object, and there are a million of libraries: after every block that would be a
     twentieth of the time of a small model.
     """
-    gc.collect()
+    give_back()
     gc.freeze()
     try:
         yield
