@@ -57,15 +57,18 @@ class TensorInfo:
         size = self.dtype.itemsize
         return read_bytes(self.file, self.offset + start * size, count * size).view(self.dtype)
 
-    def read_as(self, dtype: torch.dtype) -> Tensor:
-        """All elements, flat, converted: piece by piece, so that not both are in memory as a whole."""
+    def load(self, dtype: torch.dtype) -> Tensor:
+        """The whole tensor, in that type and its own shape.
+
+        Converted piece by piece, so that not both are in memory as a whole.
+        """
         if dtype == self.dtype or self.numel <= PIECE:
-            return self.read().to(dtype)
+            return self.read().view(self.shape).to(dtype)
         found = torch.empty(self.numel, dtype=dtype)
         for start in range(0, self.numel, PIECE):
             count = min(PIECE, self.numel - start)
             found[start : start + count] = self.read(start, count)
-        return found
+        return found.view(self.shape)
 
 
 def read_header(file: Path) -> dict[str, TensorInfo]:

@@ -55,8 +55,7 @@ class Source:
     def read(self, name: str, dtype: torch.dtype | None = None) -> Tensor:
         """One tensor in memory of its own, if it is one of floats in `dtype`."""
         found = self.tensors[name]
-        wanted = dtype if dtype is not None and found.dtype.is_floating_point else found.dtype
-        return found.read_as(wanted).view(found.shape)
+        return found.load(dtype if dtype is not None and found.dtype.is_floating_point else found.dtype)
 
     def tokenizer(self) -> PreTrainedTokenizerBase:
         """Raises SourceError if the model has no tokenizer that loads without remote code."""
