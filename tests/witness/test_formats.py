@@ -81,7 +81,7 @@ def test_gptq_in_stock_transformers(recipe: str, tmp_path: Path) -> None:
     export(tmp_path / "first", "gptq", tmp_path / "out")
     found, kind = stock_logits(program, tmp_path / "out", tmp_path)
     assert kind == "TorchLinear", "gptqmodel's, not ours and not a dense one"
-    expected = our_logits(tmp_path / "first", torch.float16)  # which gptqmodel's kernel decodes to, whatever the model's
+    expected = our_logits(tmp_path / "first", torch.float16)  # as gptqmodel decodes them
     torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-5)
 
 
