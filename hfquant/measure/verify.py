@@ -27,7 +27,7 @@ from .gate import gate, verdict
 from .generate import Sample, sample
 from .original import facts, loaded, opened
 from .scan import scan
-from .tasks import Tasks, compared, run
+from .tasks import Tasks, check_lengths, compared, run
 from .text import PACKAGED, Text, cut, read_text
 
 PROMPT_TOKENS = 16
@@ -66,8 +66,9 @@ def verify(
     kernels: which may run while scores are taken (see `runtime.kernels`); speed and sample are those of the default.
 
     Report and card (README.md) are written before the gate is applied.  Raises CheckpointError for a damaged
-    checkpoint, SourceError for an original that cannot be opened, CalibrationError for an unusable text, KernelError
-    for kernels that do not exist, and QualityError from the gate.
+    checkpoint, SourceError for an original that cannot be opened, CalibrationError for an unusable text or a task whose
+    answers are longer than what the model can read, KernelError for kernels that do not exist, and QualityError from
+    the gate.
     """
     allowed(kernels)
     folder, began = Path(out), time.perf_counter()
@@ -76,6 +77,8 @@ def verify(
     wanted = read_text(PACKAGED if text is None else text)
     config = AutoConfig.from_pretrained(folder)
     limit = longest(config)
+    if tasks is not None:
+        check_lengths(tasks, tokenizer, limit)
     ids = cut(wanted, tokenizer, min(window_len, limit or window_len), windows)
     start = prompt or _words(str(tokenizer.decode(ids[0, :PROMPT_TOKENS], skip_special_tokens=True)))
     with opened(*original_of(known, against)) as source:
