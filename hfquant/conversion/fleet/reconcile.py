@@ -93,6 +93,8 @@ def apply(
     for verdict in plan.due[:most]:
         try:
             found = service.submit(verdict.wanted.request(), user, token, expires=expires)
+            if verdict.lost and not found.created:  # what it made is not on the Hub any more, or damaged
+                service.retry(found.id, user, token, expires=expires)
         except LimitError as error:
             done.append(Asked(verdict, None, error=error.message))
             break

@@ -6,13 +6,14 @@ from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 from huggingface_hub import HfApi
-from huggingface_hub.errors import EntryNotFoundError, RepositoryNotFoundError
+from huggingface_hub.errors import RemoteEntryNotFoundError, RepositoryNotFoundError
 from huggingface_hub.hf_api import ModelInfo
 
 from ...errors import SourceError
 from ...model.hub import facts, understood
 from ..provenance import FILE, SCHEMA
-from ..retry import patiently
+from ..retry import insisting, patiently
+from ..retry import understood as hub_understood
 from ..verify import Remote, read_text
 from .manifest import Search
 
@@ -67,7 +68,7 @@ class HubSight:
 
     def original(self, model: str, revision: str) -> Original:
         with understood(model, revision):
-            return seen(patiently(lambda: self._api.model_info(model, revision=revision, expand=FOUND)))  # type: ignore[arg-type]
+            return seen(insisting(lambda: self._api.model_info(model, revision=revision, expand=FOUND)))  # type: ignore[arg-type]
 
     def found(self, search: Search, limit: int) -> Sequence[str]:
         listed = patiently(
@@ -83,8 +84,12 @@ class HubSight:
         return small[:limit]
 
     def result(self, repo: str) -> Result:
+        with hub_understood():
+            return self._result(repo)
+
+    def _result(self, repo: str) -> Result:
         try:
-            remote = patiently(lambda: Remote.read(self._api, repo, "main"))
+            remote = insisting(lambda: Remote.read(self._api, repo, "main"))
         except RepositoryNotFoundError:
             return Result(False)
         if remote is None:
@@ -92,8 +97,8 @@ class HubSight:
         if FILE not in remote.files:
             return Result(True, remote.commit, empty=remote.files.keys() <= {".gitattributes"})
         try:
-            made = json.loads(patiently(lambda: read_text(self._api, repo, remote.commit, FILE)))
-        except (ValueError, EntryNotFoundError):
+            made = json.loads(insisting(lambda: read_text(self._api, repo, remote.commit, FILE)))
+        except (ValueError, RemoteEntryNotFoundError):
             return Result(True, remote.commit, broken=f"its {FILE} cannot be read")
         if not isinstance(made, dict) or made.get("schema") != SCHEMA:
             return Result(True, remote.commit, broken=f"its {FILE} is not of this version")
