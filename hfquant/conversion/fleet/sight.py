@@ -21,7 +21,7 @@ Token = str | bool | None
 FOUND = ["downloads", "sha", "safetensors", "gated", "private", "cardData", "disabled", "config"]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Original:
     """A model at a commit.  parameters: None where the Hub does not say."""
 
@@ -32,11 +32,12 @@ class Original:
     quantized: bool = False
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Result:
     """What stands where a result goes.
 
-    made: its `hfquant.json`, None if it has none.  empty: a repository without files.  broken: what is wrong with it.
+    made: its `hfquant.json` without the files, None if it has none.  empty: a repository without files.  broken: what
+    is wrong with it.
     """
 
     exists: bool
@@ -102,7 +103,9 @@ class HubSight:
             return Result(True, remote.commit, broken=f"its {FILE} cannot be read")
         if not isinstance(made, dict) or made.get("schema") != SCHEMA:
             return Result(True, remote.commit, broken=f"its {FILE} is not of this version")
-        return Result(True, remote.commit, made, broken=_missing(made, remote))
+        broken = _missing(made, remote)
+        made.pop("files", None)  # they are compared, and many: a fleet's plan holds all results
+        return Result(True, remote.commit, made, broken=broken)
 
 
 def seen(info: ModelInfo) -> Original:

@@ -17,7 +17,7 @@ FIRST_PAUSE, LONGEST_PAUSE = 600.0, 86_400.0  # seconds after a failure; doubled
 FINAL_FAILURES = ("QualityError", "RecipeError", "RequestError", "FormatError")  # the same again ends the same
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Verdict:
     """kind, and the reasons in words.  due: whether it is to be done now.  usd: at most, of what is to be done.
 
