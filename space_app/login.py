@@ -16,12 +16,13 @@ import gradio as gr
 from huggingface_hub import HfApi, get_token
 from huggingface_hub.errors import HfHubHTTPError
 
+from hfquant.conversion.settings import own_user
 from hfquant.errors import HfquantError
 
 OAUTH = ("SYSTEM", "SPACE_ID", "OAUTH_CLIENT_ID", "OAUTH_CLIENT_SECRET", "OAUTH_SCOPES", "OPENID_PROVIDER_URL")
 REMEMBERED = 300  # seconds that a token's owner is not asked for again
 HEADERS = ("x-hf-authorization", "authorization")
-OWN = "local"  # the user on their own machine
+OWN = own_user()  # on their own machine
 
 
 @dataclass(frozen=True)

@@ -1,5 +1,6 @@
 """The calls of the command line into the conversion service."""
 
+import os
 from collections.abc import Mapping
 from dataclasses import replace
 from importlib.util import find_spec
@@ -14,12 +15,33 @@ if TYPE_CHECKING:
     from ..conversion.worker import Worker
 
 
-def service() -> "Service":
-    """The conversion service of this machine, or the one that HFQUANT_DATABASE names."""
+def service(**limits: Any) -> "Service":
+    """The conversion service of this machine, or the one that HFQUANT_DATABASE names, some of its limits changed."""
     settings = _settings()
     from ..conversion.service import Service
 
-    return Service(settings)
+    return Service(replace(settings, limits=replace(settings.limits, **limits)))
+
+
+def user(given: str | None = None) -> str:
+    """Whose jobs are meant: the user that was given, otherwise the machine's own."""
+    if given:
+        return given
+    from ..conversion.settings import own_user
+
+    return own_user()
+
+
+def token() -> str | None:
+    """A token that goes to the worker with a job: only where there is a secret to seal it with.
+
+    Without one the worker uses the login of the machine that it runs on.
+    """
+    if not os.environ.get("HFQUANT_SECRET"):
+        return None
+    from huggingface_hub import get_token
+
+    return get_token()
 
 
 def worker(at_once: int, windows: int | None, limits: Mapping[str, Any]) -> "Worker":

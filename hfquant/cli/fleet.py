@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from ..errors import FleetError
+from . import engine_service
 from .arguments import Json
 from .output import busy, log, print_json, print_table
 
@@ -48,7 +49,7 @@ def apply(
 
     with _service() as service:
         found = _plan(manifest, service, only)
-        asked = reconcile.apply(found, service, _user(), most=most)
+        asked = reconcile.apply(found, service, engine_service.user(), engine_service.token(), most=most)
     if as_json:
         print_json([{"model": a.verdict.wanted.model, "recipe": a.verdict.wanted.recipe,
                      "target": a.verdict.wanted.target, "job": a.job, "created": a.created, "error": a.error}
@@ -102,10 +103,10 @@ def serve(
 
     from ..conversion.fleet.serve import attached
 
-    app = FastAPI(docs_url=None, redoc_url=None, openapi_url=None)
+    app, token = FastAPI(docs_url=None, redoc_url=None, openapi_url=None), engine_service.token()
     with (
         _service() as service,
-        attached(manifest, service, os.environ.get("HFQUANT_WEBHOOK_SECRET"), _user()) as routes,
+        attached(manifest, service, os.environ.get("HFQUANT_WEBHOOK_SECRET"), engine_service.user(), token) as routes,
     ):
         app.include_router(routes)
         log().print(f"http://{host}:{port}/webhooks/hub")
@@ -135,19 +136,7 @@ def create(
 
 def _service() -> "Service":
     """On this machine's database.  What a fleet asks for is its publisher's own, so their queue may be long."""
-    from dataclasses import replace
-
-    from ..conversion.service import Service
-    from ..conversion.settings import Limits, Settings
-
-    settings = Settings.read(own_login=True)
-    wide = replace(Limits(), queued_per_user=100_000, jobs_per_day=100_000, queued=100_000)
-    return Service(replace(settings, limits=wide))
-
-
-def _user() -> str:
-    """The machine's own user: the same whose jobs `hfquant jobs` shows."""
-    return "local"
+    return engine_service.service(queued_per_user=100_000, jobs_per_day=100_000, queued=100_000)
 
 
 def _read(manifest: Path) -> "Manifest":
@@ -162,7 +151,7 @@ def _plan(manifest: Path, service: "Service", only: list[str] | None) -> "Plan":
 
     wanted = _read(manifest)
     with busy("asking the Hub"):
-        jobs = service.jobs(_user(), limit=100_000)
+        jobs = service.jobs(engine_service.user(), limit=100_000)
         return make_plan(wanted, HubSight(), jobs=jobs, limits=service.settings.limits).only(only or ())
 
 

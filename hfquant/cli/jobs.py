@@ -1,7 +1,5 @@
 """`hfquant jobs`: conversions that a worker does."""
 
-import getpass
-import os
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -38,19 +36,6 @@ SHORT = 10  # characters of an id that are shown in a table
 def _service() -> Iterator["Service"]:
     with engine_service.service() as service:
         yield service
-
-
-def _who(user: str | None) -> str:
-    return user or getpass.getuser()
-
-
-def _token() -> str | None:
-    """A token that goes to the worker: only where there is a secret to seal it with."""
-    if not os.environ.get("HFQUANT_SECRET"):
-        return None
-    from huggingface_hub import get_token
-
-    return get_token()
 
 
 def _found(service: "Service", job: str, user: str) -> str:
@@ -105,9 +90,9 @@ def submit(
     }  # fmt: skip
     with _service() as service:
         if preview:
-            _tell(service.preview(wish, user=_who(user), token=_token()), as_json)
+            _tell(service.preview(wish, user=engine_service.user(user), token=engine_service.token()), as_json)
             return
-        done = service.submit(wish, _who(user), _token())
+        done = service.submit(wish, engine_service.user(user), engine_service.token())
         if as_json:
             print_json(asdict(done))
         else:
@@ -146,7 +131,7 @@ def _preview(found: "Preview") -> dict[str, str | None]:
 def list_(user: User = None, as_json: Json = False) -> None:
     """Your jobs, newest first."""
     with _service() as service:
-        found = service.jobs(_who(user))
+        found = service.jobs(engine_service.user(user))
         if as_json:
             print_json([asdict(job) for job in found])
             return
@@ -180,7 +165,7 @@ def show(
 ) -> None:
     """A job: its state, its steps, what went wrong or came out."""
     with _service() as service:
-        user, seen = _who(user), 0
+        user, seen = engine_service.user(user), 0
         name = _found(service, job, user)
         while logs or follow:
             found = service.status(name, user)
@@ -221,7 +206,9 @@ def _mark(state: str, seconds: float | None) -> str:
 
 def _change(name: str, job: str, user: str | None, **more: Any) -> None:
     with _service() as service:
-        changed: Job = getattr(service, name)(_found(service, job, _who(user)), _who(user), **more)
+        changed: Job = getattr(service, name)(
+            _found(service, job, engine_service.user(user)), engine_service.user(user), **more
+        )
         print_facts(data(), {"job": changed.id, "state": _state(changed)})
 
 
@@ -234,17 +221,17 @@ def cancel(job: Id, user: User = None) -> None:
 @app.command()
 def resume(job: Id, user: User = None) -> None:
     """Go on with a job that was cancelled or failed; push one that waits for a review."""
-    _change("resume", job, user, token=_token())
+    _change("resume", job, user, token=engine_service.token())
 
 
 @app.command()
 def retry(job: Id, user: User = None) -> None:
     """Begin a job anew, from nothing."""
-    _change("retry", job, user, token=_token())
+    _change("retry", job, user, token=engine_service.token())
 
 
 @app.command()
 def delete(job: Id, user: User = None) -> None:
     """Forget a job that has ended. What was pushed stays."""
     with _service() as service:
-        service.delete(_found(service, job, _who(user)), _who(user))
+        service.delete(_found(service, job, engine_service.user(user)), engine_service.user(user))

@@ -11,6 +11,12 @@ from .arguments import size
 
 def worker(
     at_once: Annotated[int, typer.Option(min=1, metavar="N", help="Jobs that it works on at the same time.")] = 1,
+    per_user: Annotated[
+        int | None,
+        typer.Option(
+            min=1, metavar="N", help="Jobs of one user that run at the same time, on all workers.", show_default="1"
+        ),
+    ] = None,
     until_idle: Annotated[bool, typer.Option("--until-idle", help="End when no job waits or runs any more.")] = False,
     max_memory: Annotated[
         int | None,
@@ -35,7 +41,8 @@ def worker(
     if new_secret:
         print(engine_service.new_secret())
         return
-    made = engine_service.worker(at_once, windows, {"memory": max_memory, "disk": max_disk, "seconds": max_seconds})
+    limits = {"memory": max_memory, "disk": max_disk, "seconds": max_seconds, "running_per_user": per_user}
+    made = engine_service.worker(at_once, windows, limits)
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, made.stop)
     made.run(made.is_idle if until_idle else None)

@@ -51,6 +51,12 @@ class Board(Record):
             count = sa.select(sa.func.count()).select_from(jobs).where(jobs.c.state == "queued", earlier)
             return 1 + int(connection.execute(count).scalar_one())
 
+    def places(self) -> dict[str, int]:
+        """The same for all waiting jobs together."""
+        waiting = sa.select(jobs.c.id).where(jobs.c.state == "queued").order_by(jobs.c.priority, jobs.c.queued)
+        with self.database.read() as connection:
+            return {job: at for at, job in enumerate(connection.execute(waiting).scalars(), 1)}
+
     def events(self, job: str, owner: str, since: int, limit: int) -> list[Event]:
         mine = sa.select(events).join(jobs, jobs.c.id == events.c.job).where(jobs.c.id == job, jobs.c.owner == owner)
         wanted = mine.where(events.c.number > since).order_by(events.c.number).limit(limit)

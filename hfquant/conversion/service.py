@@ -136,13 +136,15 @@ class Service:
 
     def status(self, job: str, user: str) -> Job:
         """Raises JobError if this user has no such job; so do all calls below."""
-        return self._shown(self._board.get(job, user))
+        row = self._board.get(job, user)
+        return self._shown(row, self._board.place(row))
 
     def jobs(
         self, user: str, *, states: Sequence[State] = (), limit: int = 50, before: float | None = None
     ) -> list[Job]:
         """This user's jobs, newest first.  before: only those created earlier, for the next page."""
-        return [self._shown(row) for row in self._board.of(user, states, limit, before)]
+        rows, places = self._board.of(user, states, limit, before), self._board.places()
+        return [self._shown(row, places.get(row["id"])) for row in rows]
 
     def events(self, job: str, user: str, since: int = 0, limit: int = 1000) -> list[Event]:
         """What happened after the event of that number, oldest first."""
@@ -207,7 +209,7 @@ class Service:
     def __exit__(self, *_: object) -> None:
         self.close()
 
-    def _shown(self, row: Row) -> Job:
+    def _shown(self, row: Row, place: int | None) -> Job:
         told = {name: row["progress"][name] for name in Progress.__dataclass_fields__ if name in row["progress"]}
         return Job(
             id=row["id"],
@@ -222,7 +224,7 @@ class Service:
             finished=row["finished"],
             steps=tuple(Step(name, state, seconds) for name, state, seconds in row["steps"]),
             progress=Progress(**told),
-            place=self._board.place(row),
+            place=place if row["state"] == "queued" else None,
             failure=Failure(**row["failure"]) if row["failure"] else None,
             pushed=Pushed(**row["pushed"]) if row["pushed"] else None,
             has_report=row["report"] is not None,

@@ -1,5 +1,6 @@
 """How the service is set up: where its data lies, and what it allows.  From the environment, or given in Python."""
 
+import getpass
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -7,6 +8,19 @@ from pathlib import Path
 from typing import Self
 
 GB = 1_000_000_000
+
+
+def own_user(environment: Mapping[str, str] = os.environ) -> str:
+    """Whose jobs they are where nobody logs in: HFQUANT_USER, or the user of the machine.
+
+    The same for the command line, fleets and the page: what one asked for, the others show.
+    """
+    if given := environment.get("HFQUANT_USER"):
+        return given
+    try:
+        return getpass.getuser()
+    except (ImportError, KeyError, OSError):  # a container's user may have no name
+        return "local"
 
 
 @dataclass(frozen=True, kw_only=True)

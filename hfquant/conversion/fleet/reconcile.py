@@ -4,19 +4,20 @@ import json
 import time
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from ...errors import HfquantError, LimitError
 from ..job import Job
-from ..service import Service
 from ..settings import Limits
 from .manifest import Manifest
 from .sight import Sight
 from .verdict import Verdict, judge
-from .wanted import AT_ONCE, Wanted, wanted
+from .wanted import Wanted, at_once, wanted
+
+if TYPE_CHECKING:
+    from ..service import Service  # which brings the database: a plan needs none
 
 
 @dataclass(frozen=True)
@@ -73,19 +74,18 @@ def make_plan(
     """
     pairs = wanted(manifest, sight, models)
     latest = _latest(jobs)
-    with ThreadPoolExecutor(AT_ONCE) as pool:
-        results = list(pool.map(lambda pair: sight.result(pair.target), pairs))
+    results = at_once(lambda pair: sight.result(pair.target), pairs)
     at = time.time() if now is None else now
     return Plan(
         tuple(
-            judge(pair, result, latest.get(_identity(pair)), limits or Limits(), at)
+            judge(pair, result, latest.get(_identity(pair)) if latest else None, limits or Limits(), at)
             for pair, result in zip(pairs, results, strict=True)
         )
     )
 
 
 def apply(
-    plan: Plan, service: Service, user: str, token: str | None = None, *, most: int | None = None,
+    plan: Plan, service: "Service", user: str, token: str | None = None, *, most: int | None = None,
     expires: float | None = None,
 ) -> list[Asked]:  # fmt: skip
     """Ask the service for what is due, at most `most` of it.  Stops where the service's limits are reached."""
@@ -93,6 +93,8 @@ def apply(
     for verdict in plan.due[:most]:
         try:
             found = service.submit(verdict.wanted.request(), user, token, expires=expires)
+            if verdict.lost and not found.created:  # what it made is not on the Hub any more, or damaged
+                service.retry(found.id, user, token, expires=expires)
         except LimitError as error:
             done.append(Asked(verdict, None, error=error.message))
             break

@@ -6,13 +6,14 @@ from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 from huggingface_hub import HfApi
-from huggingface_hub.errors import EntryNotFoundError, RepositoryNotFoundError
+from huggingface_hub.errors import RemoteEntryNotFoundError, RepositoryNotFoundError
 from huggingface_hub.hf_api import ModelInfo
 
 from ...errors import SourceError
 from ...model.hub import facts, understood
 from ..provenance import FILE, SCHEMA
-from ..retry import patiently
+from ..retry import insisting, patiently
+from ..retry import understood as hub_understood
 from ..verify import Remote, read_text
 from .manifest import Search
 
@@ -20,7 +21,7 @@ Token = str | bool | None
 FOUND = ["downloads", "sha", "safetensors", "gated", "private", "cardData", "disabled", "config"]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Original:
     """A model at a commit.  parameters: None where the Hub does not say."""
 
@@ -31,11 +32,12 @@ class Original:
     quantized: bool = False
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Result:
     """What stands where a result goes.
 
-    made: its `hfquant.json`, None if it has none.  empty: a repository without files.  broken: what is wrong with it.
+    made: its `hfquant.json` without the files, None if it has none.  empty: a repository without files.  broken: what
+    is wrong with it.
     """
 
     exists: bool
@@ -67,7 +69,7 @@ class HubSight:
 
     def original(self, model: str, revision: str) -> Original:
         with understood(model, revision):
-            return seen(patiently(lambda: self._api.model_info(model, revision=revision, expand=FOUND)))  # type: ignore[arg-type]
+            return seen(insisting(lambda: self._api.model_info(model, revision=revision, expand=FOUND)))  # type: ignore[arg-type]
 
     def found(self, search: Search, limit: int) -> Sequence[str]:
         listed = patiently(
@@ -83,8 +85,12 @@ class HubSight:
         return small[:limit]
 
     def result(self, repo: str) -> Result:
+        with hub_understood():
+            return self._result(repo)
+
+    def _result(self, repo: str) -> Result:
         try:
-            remote = patiently(lambda: Remote.read(self._api, repo, "main"))
+            remote = insisting(lambda: Remote.read(self._api, repo, "main"))
         except RepositoryNotFoundError:
             return Result(False)
         if remote is None:
@@ -92,12 +98,14 @@ class HubSight:
         if FILE not in remote.files:
             return Result(True, remote.commit, empty=remote.files.keys() <= {".gitattributes"})
         try:
-            made = json.loads(patiently(lambda: read_text(self._api, repo, remote.commit, FILE)))
-        except (ValueError, EntryNotFoundError):
+            made = json.loads(insisting(lambda: read_text(self._api, repo, remote.commit, FILE)))
+        except (ValueError, RemoteEntryNotFoundError):
             return Result(True, remote.commit, broken=f"its {FILE} cannot be read")
         if not isinstance(made, dict) or made.get("schema") != SCHEMA:
             return Result(True, remote.commit, broken=f"its {FILE} is not of this version")
-        return Result(True, remote.commit, made, broken=_missing(made, remote))
+        broken = _missing(made, remote)
+        made.pop("files", None)  # they are compared, and many: a fleet's plan holds all results
+        return Result(True, remote.commit, made, broken=broken)
 
 
 def seen(info: ModelInfo) -> Original:

@@ -17,9 +17,12 @@ FIRST_PAUSE, LONGEST_PAUSE = 600.0, 86_400.0  # seconds after a failure; doubled
 FINAL_FAILURES = ("QualityError", "RecipeError", "RequestError", "FormatError")  # the same again ends the same
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Verdict:
-    """kind, and the reasons in words.  due: whether it is to be done now.  usd: at most, of what is to be done."""
+    """kind, and the reasons in words.  due: whether it is to be done now.  usd: at most, of what is to be done.
+
+    lost: the job that made it is done, so that it has to begin anew.
+    """
 
     wanted: Wanted
     kind: Kind
@@ -28,6 +31,7 @@ class Verdict:
     usd: float = 0.0
     job: str | None = None
     result: Result | None = None
+    lost: bool = False
 
     @property
     def settled(self) -> bool:
@@ -56,7 +60,8 @@ def judge(wanted: Wanted, result: Result, job: Job | None, limits: Limits, now: 
     if job is not None and job.state == "failed" and job.failure is not None:
         return _failed(wanted, result, job, now, usd)
     kind: Kind = "missing" if not result.exists or result.empty else "stale"
-    return Verdict(wanted, kind, reasons, due=True, usd=usd, job=job.id if job else None, result=result)
+    lost = job is not None and job.state == "done"
+    return Verdict(wanted, kind, reasons, due=True, usd=usd, job=job.id if job else None, result=result, lost=lost)
 
 
 def differences(wanted: Wanted, result: Result) -> tuple[str, ...]:

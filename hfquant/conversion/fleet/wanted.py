@@ -1,9 +1,9 @@
 """Every pair of a model and a recipe that a manifest asks for, at the commit that the model has now."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 from ...errors import HfquantError
 from ...recipe import Recipe
@@ -12,9 +12,12 @@ from .manifest import Entry, Manifest, Terms
 from .sight import Original, Sight
 
 AT_ONCE = 8  # requests to the Hub
+AHEAD = 256  # of those that wait for their turn; a whole fleet's would take more memory than what is known of it
+S = TypeVar("S")
+T = TypeVar("T")
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Wanted:
     """One conversion that should exist.  original: None if it cannot be read, for the reason in `trouble`."""
 
@@ -50,6 +53,12 @@ class Wanted:
         return Request.parse(asked)
 
 
+def at_once(ask: Callable[[S], T], about: Sequence[S]) -> list[T]:
+    """Ask about each, some at the same time; the answers are in order."""
+    with ThreadPoolExecutor(AT_ONCE) as pool:
+        return [found for at in range(0, len(about), AHEAD) for found in pool.map(ask, about[at : at + AHEAD])]
+
+
 def wanted(manifest: Manifest, sight: Sight, models: Sequence[str] | None = None) -> list[Wanted]:
     """All pairs in the manifest's order, each target once: an earlier entry goes before a later one.
 
@@ -57,8 +66,7 @@ def wanted(manifest: Manifest, sight: Sight, models: Sequence[str] | None = None
     """
     named = [(model, entry) for entry in manifest.models for model in _models(entry, sight, models)]
     places = list(dict.fromkeys((model, entry.revision) for model, entry in named))
-    with ThreadPoolExecutor(AT_ONCE) as pool:
-        read = dict(zip(places, pool.map(lambda place: _read(sight, *place), places), strict=True))
+    read = dict(zip(places, at_once(lambda place: _read(sight, *place), places), strict=True))
     recipes: dict[tuple[str, str], Recipe] = {}
     found: dict[str, Wanted] = {}
     for model, entry in named:
