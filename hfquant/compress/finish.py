@@ -71,7 +71,7 @@ def _entries(plan: Plan) -> Iterator[Entry]:
 
 
 def _reader(info: TensorInfo, dtype: torch.dtype) -> Callable[[], Tensor]:
-    return lambda: info.read().view(info.shape).to(dtype)
+    return lambda: info.load(dtype)
 
 
 def config_of(source: Source, dtype: torch.dtype, wire: Wire) -> dict[str, Any]:
@@ -79,6 +79,7 @@ def config_of(source: Source, dtype: torch.dtype, wire: Wire) -> dict[str, Any]:
     config: dict[str, Any] = json.loads((source.path / "config.json").read_text())
     config.pop("torch_dtype", None)
     config.pop("auto_map", None)  # names code files that are not carried over, and were not needed
+    config |= source.changes
     config["dtype"] = str(dtype).removeprefix("torch.")
     config["quantization_config"] = formats.load(wire.format).config(wire)
     return config

@@ -55,6 +55,10 @@ class TensorInfo:
         size = self.dtype.itemsize
         return read_bytes(self.file, self.offset + start * size, count * size).view(self.dtype)
 
+    def load(self, dtype: torch.dtype) -> Tensor:
+        """The whole tensor, in that type and its own shape."""
+        return self.read().view(self.shape).to(dtype)
+
 
 def read_header(file: Path) -> dict[str, TensorInfo]:
     """The tensors of a safetensors file, without reading them.

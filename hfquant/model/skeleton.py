@@ -113,7 +113,7 @@ class Skeleton:
         for name in wanted:
             self._retype(name, dtype or self.dtype)
         stored = [stored for name in wanted for stored in self.stored[name]]
-        tensors = {self.renamed.get(name, name): self.source.read(name) for name in stored}
+        tensors = {self.renamed.get(name, name): self.source.read(name, dtype or self.dtype) for name in stored}
         config = LoadStateDictConfig(weight_mapping=self._conversions(), dtype=dtype or self.dtype)
         with _quietly():
             info, _ = convert_and_load_state_dict_in_model(self.model, tensors, config)

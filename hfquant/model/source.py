@@ -34,6 +34,7 @@ class Source:
     tensors: Mapping[str, TensorInfo]
     files: tuple[Path, ...]
     facts: Mapping[str, Any] = field(default_factory=dict)  # what its page on the Hub says of it
+    changes: Mapping[str, Any] = field(default_factory=dict)  # keys of config.json that `config` has otherwise
 
     @property
     def parameters(self) -> int:
@@ -52,8 +53,8 @@ class Source:
                 sizes[t.dtype] = sizes.get(t.dtype, 0) + t.numel
         return max(sizes, key=lambda d: sizes[d])
 
-    def read(self, name: str) -> Tensor:
-        """One tensor in memory of its own."""
+    def read(self, name: str, dtype: torch.dtype | None = None) -> Tensor:
+        """One tensor in memory of its own, as it is stored.  dtype: what a tensor that is computed comes in."""
         return self.tensors[name].read().view(self.tensors[name].shape)
 
     def tokenizer(self) -> PreTrainedTokenizerBase:
