@@ -2,6 +2,7 @@
 
 from ..model.source import Source
 from ..recipe import Recipe
+from .memory import give_back
 
 
 def rewritten(source: Source, recipe: Recipe, *, outline: bool = False) -> Source:
@@ -13,4 +14,5 @@ def rewritten(source: Source, recipe: Recipe, *, outline: bool = False) -> Sourc
         built = step.build()
         if getattr(built, "rewrites", False):
             source = getattr(built, "outline" if outline else "rewrite")(source)
+            give_back()
     return source

@@ -43,9 +43,7 @@ class Method(BaseModel):
     values: bool = Field(True, description="the values within each head")
     seed: int = Field(0, ge=0, description="draws the signs of the stream's rotation")
     always: bool = Field(False, description="turn all values, not only of blocks whose rounded output comes closer")
-    size: int = Field(
-        256, ge=2, le=4096, description="values turned together at most; a head is the most there can be"
-    )
+    size: int = Field(256, ge=2, le=4096, description="values turned together at most; a head is the most there can be")
 
     @model_validator(mode="after")
     def _something(self) -> "Method":

@@ -2,9 +2,9 @@
 
 A Hadamard matrix has entries ±1 and orthogonal rows, so over √n it is a rotation that spreads a single large channel
 evenly over all others.  Sylvester's exist for powers of two, Paley's (1933) for p + 1, p prime and 3 modulo 4, and for
-2(p + 1), p prime and 1 modulo 4.  The Kronecker product of two is a third, which is how n = 576 has one: 36 · 16.  Where
-nothing fits (n = 90), what is odd of n is turned by Hartley's matrix cos(2πij/n) + sin(2πij/n), whose entries are at
-most √2 times as large as a flat one's.
+2(p + 1), p prime and 1 modulo 4.  The Kronecker product of two is a third, which is how n = 576 has one: 36 · 16.
+Where nothing fits (n = 90), what is odd of n is turned by Hartley's matrix cos(2πij/n) + sin(2πij/n), whose entries are
+at most √2 times as large as a flat one's.
 """
 
 import math
@@ -101,8 +101,8 @@ class Rotation:
 def rotation(n: int, seed: int, *, keep_mean: bool = False) -> Rotation:
     """A randomized Hadamard rotation: signs drawn, then that matrix, as in QuaRot (Ashkboos et al., 2024).
 
-    keep_mean: Q maps the vector of ones onto itself, so that the mean over the channels stays what it was.  For this the
-    rotation is followed by the reflection that takes Q1 back to 1: entries are O(1/√n), and it changes them by O(1/n).
+    keep_mean: Q maps the vector of ones onto itself, so that the mean over the channels stays what it was.  For this
+    the rotation is followed by the reflection that takes Q1 back to 1: it changes entries of O(1/√n) by O(1/n).
     """
     signs, flips = 1.0 - 2.0 * torch.randint(0, 2, (2, n), generator=torch.Generator().manual_seed(seed)).double()
     parts = tuple(orthogonal(f) for f in factors(n))

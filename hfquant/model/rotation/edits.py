@@ -12,7 +12,7 @@ from ..rewritten import Derived, Rewritten
 from ..skeleton import Skeleton
 from .structure import Matrix, StreamNorm, Structure, refuse
 
-CONSTANT = 0.25  # the bias that a LayerNorm keeps in all channels where a reader has none: small beside what it puts out
+CONSTANT = 0.25  # the bias that a LayerNorm keeps in all channels: small beside what it puts out
 
 Make = Callable[[int, int], Tensor]
 

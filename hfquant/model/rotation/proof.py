@@ -14,26 +14,18 @@ TOLERANCE = 1e-3  # relative, of all tokens but the worst: float32 stays below 1
 def prove(skeleton: Skeleton, before: Run, after: Run, Q: Rotation, structure: Structure) -> float:
     """‖y − y'‖ / ‖y‖ of the logits.  Raises SourceError with the name of the first block that does not turn."""
 
-    def turned(x: Tensor) -> Tensor:
-        return Q(_centered(x) if structure.centered else x)
-
     def seen(x: Tensor) -> Tensor:
-        return _centered(x) if structure.centered else x
+        return x - x.mean(-1, keepdim=True) if structure.centered else x
 
-    assert before.after is not None and after.after is not None
-    assert before.logits is not None and after.logits is not None
-    names = list(before.states)
-    into = [*(before.states[name] for name in names), before.after]
-    now = [*(after.states[name] for name in names), after.after]
-    places = ["what goes into its blocks is not only embeddings", *(f"`{n}` computes something else" for n in names)]
-    for place, x, y in zip(places, into, now, strict=True):
-        if apart(seen(y), turned(x), routed=True) > TOLERANCE:
-            raise refuse(skeleton, f"{place} in another basis")
-    error = apart(after.logits.float(), before.logits.float(), routed=True)
+    places = [
+        "what goes into its blocks is not only embeddings",
+        *(f"`{name}` computes something else" for name in before.blocks),
+    ]
+    for place, x, y in zip(places, before.states, after.states, strict=True):
+        if apart(seen(y), Q(seen(x)), routed=True) > TOLERANCE:
+            behind = f"; the norm `{structure.unread[0]}` writes into the stream" if structure.unread else ""
+            raise refuse(skeleton, f"{place} in another basis{behind}")
+    error = apart(after.logits, before.logits, routed=True)
     if error > TOLERANCE:
         raise refuse(skeleton, "its head computes something else in another basis")
     return error
-
-
-def _centered(x: Tensor) -> Tensor:
-    return x - x.mean(-1, keepdim=True)

@@ -2,7 +2,7 @@
 
 import tempfile
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -22,11 +22,14 @@ Look = Callable[["Passage", int, nn.Module], None]
 
 @dataclass
 class Run:
-    """What a model computes.  states: by the name of the block, the stream before it [1, tokens, width]; logits."""
+    """What a model computes.
 
-    states: dict[str, Tensor] = field(default_factory=dict)
-    after: Tensor | None = None
-    logits: Tensor | None = None
+    blocks: their names.  states: the stream before each, and after the last [1, tokens, width].
+    """
+
+    blocks: list[str]
+    states: list[Tensor]
+    logits: Tensor
 
 
 @torch.no_grad()
@@ -36,17 +39,18 @@ def run(skeleton: Skeleton, look: Look | None = None) -> Run:
 
     size = vocabulary(skeleton.source.config)
     tokens = torch.randint(0, size, (1, TOKENS), generator=torch.Generator().manual_seed(0))
-    found = Run()
+    names, states = list[str](), list[Tensor]()
     with tempfile.TemporaryDirectory(prefix="hfquant-") as work:
         streamer = Streamer(skeleton, tokens, Path(work), 1)
         for passage in streamer.passages():
             for i, name in enumerate(passage.stack.blocks):
-                found.states[name] = passage.stream.read(0, 1)
+                names.append(name)
+                states.append(passage.stream.read(0, 1))
                 block = skeleton.load_module(name)
                 if look is not None:
                     look(passage, i, block)
                 passage.stream = passage.run(block, i, Path(work) / f"{passage.stack.name}.{i + 1:05d}")
                 skeleton.drop_module(name)
-            found.after = passage.stream.read(0, 1)
-        found.logits = next(streamer.logits())
-    return found
+            states.append(passage.stream.read(0, 1))
+        (logits,) = streamer.logits()  # to its end, where it drops what it loaded
+    return Run(names, states, logits)

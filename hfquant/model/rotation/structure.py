@@ -47,14 +47,15 @@ class Structure:
     """All that touches a residual stream of so many channels.
 
     tables: embeddings that are summed into it.  norms: those in front of what reads it, the last one's reader being the
-    head.  writers: the matrices whose outputs are added to it.  tied: the head is the first table.
+    head.  writers: the matrices whose outputs are added to it.  unread: norms as wide as the stream whose output no
+    layer reads.
     """
 
     width: int
     tables: list[str] = field(default_factory=list)
     norms: list[StreamNorm] = field(default_factory=list)
     writers: list[Matrix] = field(default_factory=list)
-    tied: bool = False
+    unread: list[str] = field(default_factory=list)
 
     @property
     def centered(self) -> bool:
@@ -89,6 +90,8 @@ def outside(skeleton: Skeleton, blocks: Iterable[str], width: int) -> Structure:
             found.tables.append(f"{name}.weight")
         elif name in stream_norms:
             last.append(name)
+        elif isinstance(module, nn.Embedding):
+            raise refuse(skeleton, f"`{name}` is not as wide as its blocks")
         else:
             raise refuse(skeleton, f"`{name}` is neither embedding nor norm, and outside of the blocks")
     if not isinstance(head, nn.Linear) or not found.tables:
@@ -101,7 +104,6 @@ def outside(skeleton: Skeleton, blocks: Iterable[str], width: int) -> Structure:
             else "no norm stands between its blocks and its head",
         )  # fmt: skip
     skeleton.load([f"{last[0]}.weight", f"{last[0]}.bias"])
-    found.tied = head.weight is table(model).weight
     reader = Matrix(f"{_name(model, head)}.weight", bias=None if head.bias is None else f"{_name(model, head)}.bias")
     norm = _measured(skeleton, last[0], model.get_submodule(last[0]), width)
     found.norms.append(replace(norm, readers=(reader,)))
@@ -131,24 +133,31 @@ def inside(skeleton: Skeleton, prefix: str, block: nn.Module, run: Callable[[], 
     """Add what one block has.  run: one batch through it; its weights must be there."""
     read_by = _readers(block, run)
     wide = {n: m for n, m in norms(block).items() if m.get_parameter("weight").shape == (found.width,)}
-    reading = {reader for norm in wide for reader in read_by.get(norm, ())}
+    reading = {reader for found_readers in read_by.values() for reader in found_readers}
     for name, module in wide.items():
         if not read_by.get(name):
-            raise refuse(
-                skeleton, f"the output of the norm `{prefix}.{name}` is not read by layers but added to the stream"
-            )
+            found.unread.append(f"{prefix}.{name}")
+            continue
+        if strange := [reader for reader in read_by[name] if not _is_known(block.get_submodule(reader))]:
+            raise refuse(skeleton, f"hfquant does not know how `{prefix}.{strange[0]}` keeps its weights")
         matrices = [m for reader in read_by[name] for m in _matrices(block, prefix, reader, reads=True)]
         norm = _measured(skeleton, f"{prefix}.{name}", module, found.width)
         found.norms.append(replace(norm, readers=tuple(matrices)))
     for name in _owners(block):
         module = block.get_submodule(name)
-        if name not in reading or is_fused_experts(module):
+        if _is_known(module) and (name not in reading or is_fused_experts(module)):
             matrices = list(_matrices(block, prefix, name, reads=False))
             found.writers += [m for m in matrices if _out(skeleton.model, m) == found.width]
 
 
 def _out(model: nn.Module, matrix: Matrix) -> int:
     return model.get_parameter(matrix.parameter).shape[-1 if matrix.transposed else -2]
+
+
+def _is_known(module: nn.Module) -> bool:
+    """Whether its matrices are [out, in], or transposed as Conv1D has them: a linear layer, a router, fused experts."""
+    shapes = [p.ndim for p in module.parameters(recurse=False) if p.ndim > 1]
+    return isinstance(module, nn.Linear | Conv1D) or is_fused_experts(module) or shapes == [2]
 
 
 def _owners(block: nn.Module) -> list[str]:
