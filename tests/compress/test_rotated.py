@@ -1,4 +1,4 @@
-"""Rotated models through the whole work: loaded, resumed, better where outliers are, refused where it makes no sense."""
+"""Rotated models through the whole work: loaded, resumed, better where outliers are, refused where that is due."""
 
 import json
 from collections.abc import Callable
@@ -117,21 +117,23 @@ def spread(folder: Path) -> float:
 
 
 def test_no_channel_is_large_any_more(outliers: Path, tmp_path: Path) -> None:
-    """64 channels that are sums of many with random signs: the largest of them is below 4 times the median."""
+    """64 channels that are sums of many with random signs: the largest of them is below 3 times the median."""
     assert spread(outliers) > 20
-    assert spread(write(rotated(open_source(outliers), seed=0), tmp_path / "rotated")) < 4
+    assert spread(write(rotated(open_source(outliers), seed=0), tmp_path / "rotated")) < 3
 
 
 def test_large_channels_of_the_stream_itself_are_spread(trained: Callable[[str], Path], tmp_path: Path) -> None:
-    """Not only those that norms make: here the embeddings and all writers have one 30 times larger than the others."""
+    """Not only those that norms make: here the embeddings and all writers have one 30 times larger than the others.
+    Behind a norm that is 8 times the root of the mean square at most, of 64 channels.
+    """
     model = transformers.AutoModelForCausalLM.from_pretrained(trained("llama"), dtype=torch.float32).eval()
     model.model.embed_tokens.weight.data[:, 5] *= 30
     for layer in model.model.layers:
         layer.self_attn.o_proj.weight.data[5] *= 30
         layer.mlp.down_proj.weight.data[5] *= 30
     model.save_pretrained(tmp_path / "model")
-    assert spread(tmp_path / "model") > 20
-    assert spread(write(rotated(open_source(tmp_path / "model"), seed=0), tmp_path / "rotated")) < 4
+    assert spread(tmp_path / "model") > 5
+    assert spread(write(rotated(open_source(tmp_path / "model"), seed=0), tmp_path / "rotated")) < 3
 
 
 @pytest.mark.parametrize("recipe", ["rtn-w8a4", "gptq-w4a4", "rtn-w3", "gptq-w3"])

@@ -112,7 +112,7 @@ def outside(skeleton: Skeleton, blocks: Iterable[str], width: int) -> Structure:
 
 def table(model: PreTrainedModel) -> nn.Embedding:
     """The token embeddings."""
-    found: nn.Embedding = model.get_input_embeddings()  # type: ignore[assignment]
+    found: nn.Embedding = model.get_input_embeddings()
     return found
 
 
