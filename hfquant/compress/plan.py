@@ -22,6 +22,7 @@ from ..tensors.formats import Wire
 from .estimate import Estimate
 from .journal import Journal
 from .layout import Layout, fit, lay_out
+from .rewriting import rewritten
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -83,9 +84,12 @@ def plan(
     check_out(out, journal, fresh)
     with journal.untouched():
         source = model if isinstance(model, Source) else open_source(model, staging=journal.source)
-        laid = lay_out(source, chosen, device)
+        laid = lay_out(rewritten(source, chosen, outline=True), chosen, device)
         tokens = _tokens(source, chosen, laid.skeleton.model)
         identity = survey(source, laid.dtype)
+        if chosen.rewrites:
+            source = rewritten(source, chosen)
+            laid = lay_out(source, chosen, device)
         batch, room, expected = fit(laid, chosen, tokens, max_memory)
         fingerprint = _fingerprint(identity, chosen, tokens, laid.wire, laid.dtype, device) | {
             "batch": batch,
