@@ -9,8 +9,13 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
+from ..llvm import refused
+
 # A damping above this fraction of the mean diagonal has drowned the Hessian: rounding to nearest is as good.
 MOST_DAMP = 1.0
+
+
+Together = Callable[[int, int, Tensor], Tensor | None]
 
 
 def damped(H: Tensor, damp: float) -> Tensor:
@@ -47,22 +52,56 @@ def inverse_factor(H: Tensor, damp: float) -> tuple[Tensor, float] | None:
     return None
 
 
-def sweep(Wt: Tensor, U: Tensor, project: Callable[[int, Tensor], Tensor], block: int = 128) -> Tensor:
+def sweep(
+    Wt: Tensor,
+    U: Tensor,
+    project: Callable[[int, Tensor], Tensor],
+    block: int = 128,
+    together: "Together | None" = None,
+) -> Tensor:
     """Replace W column by column, pushing each error onto the columns still to come (GPTQ algorithm 1).
 
     Wt [in, out], U [in, in] from `inverse_factor`.  `project(j, Wt)` returns the new column j, given the weights as
     corrected so far.  Columns inside a block are corrected at once, the rest once per block: `block` changes the
     speed, not the result.  Returns the projected [in, out].
+
+    `together(a, b, Wt)` may do the columns a..b of a block itself, without writing them to Wt, and returns their
+    errors E [b − a, out]; or None, and they are done here.  See `on_grids`.
     """
     Wt = Wt.clone()
     n = Wt.shape[0]
     for a in range(0, n, block):
         b = min(a + block, n)
-        E = torch.empty_like(Wt[a:b])
-        for j in range(a, b):
-            w = Wt[j].clone()
-            Wt[j] = project(j, Wt)
-            e = torch.div(w - Wt[j], U[j, j], out=E[j - a])
-            Wt[j + 1 : b].addr_(U[j, j + 1 : b], e, alpha=-1)
+        E = None if together is None else together(a, b, Wt)
+        if E is None:
+            E = torch.empty_like(Wt[a:b])
+            for j in range(a, b):
+                w = Wt[j].clone()
+                Wt[j] = project(j, Wt)
+                e = torch.div(w - Wt[j], U[j, j], out=E[j - a])
+                Wt[j + 1 : b].addr_(U[j, j + 1 : b], e, alpha=-1)
         Wt[b:].addmm_(U[a:b, b:].T, E, alpha=-1)
     return Wt
+
+
+def on_grids(
+    U: Tensor, groups: Tensor, S: Tensor, Z: Tensor, top: int, keep: Tensor | None, codes: Tensor
+) -> Together | None:
+    """For `sweep`: blocks of columns whose grids are fixed, rounded in generated code.  None where there is none.
+
+    groups int64 [in]: each column's row of scales S and zero points Z [groups, out].  What `keep` [in, out] leaves out
+    gets its zero point.  The codes are written to `codes` uint8 [in, out].
+    """
+    if refused(U, S, Z, codes) is not None:
+        return None
+    from . import _columns
+
+    U = U.contiguous()
+
+    def together(a: int, b: int, Wt: Tensor) -> Tensor | None:
+        if b - a > _columns.MOST:
+            return None
+        kept = None if keep is None else keep[a:b]
+        return _columns.round_block(Wt[a:b], U[a:b, a:], groups[a:b], S, Z, top, kept, codes[a:b])
+
+    return together
