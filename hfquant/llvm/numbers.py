@@ -8,15 +8,22 @@ SIZES = (4, 2, 2)
 
 def floats(code: Code, kind: str, address: Value, n: int) -> Value:
     """n numbers of a stored type as float32."""
+    stored = {"float32": F32, "bfloat16": I16, "float16": F16}[kind]
+    return widened(code, code.read(vector(stored, n), address), kind)
+
+
+def widened(code: Code, y: Value, kind: str) -> Value:
+    """What `typed` gives, as float32."""
+    n = y.type.count
     if kind == "float32":
-        return code.read(vector(F32, n), address)
+        return y
     if kind == "float16":
-        return code.fpext(code.read(vector(F16, n), address), vector(F32, n))
-    wide = code.zext(code.read(vector(I16, n), address), vector(I32, n))
-    return code.bitcast(code.shl(wide, splat(I32, n, 16)), vector(F32, n))
+        return code.fpext(y, vector(F32, n))
+    return code.bitcast(code.shl(code.zext(y, vector(I32, n)), splat(I32, n, 16)), vector(F32, n))
 
 
 def typed(code: Code, y: Value, kind: str) -> Value:
+    """float32, rounded to a type; the bits of it where that is bfloat16."""
     n = y.type.count
     if kind == "float32":
         return y
