@@ -13,6 +13,7 @@ from ..llvm import refused
 
 # A damping above this fraction of the mean diagonal has drowned the Hessian: rounding to nearest is as good.
 MOST_DAMP = 1.0
+LEAF = 96  # columns of a triangular matrix that are inverted without products
 
 
 Together = Callable[[int, int, Tensor], Tensor | None]
@@ -37,19 +38,34 @@ def inverse_factor(H: Tensor, damp: float) -> tuple[Tensor, float] | None:
     H [in, in] -> U float32 [in, in].  The damping is multiplied by ten until the factorization succeeds (a Hessian
     of fewer tokens than columns is singular up to rounding).  None if H is not finite or nothing up to
     `MOST_DAMP` helps.
+
+    The inverse is not formed: from the last column to the first, H + λI = RRᵀ with R upper, so U = R⁻¹.
     """
     if not torch.isfinite(H).all():
         return None
+    n = H.shape[0]
     while damp <= MOST_DAMP:
         # one name for all: at most two of these matrices are held at a time
-        U, failed = torch.linalg.cholesky_ex(damped(H, damp))
-        if not failed:
-            U = torch.cholesky_inverse(U)
-            U, failed = torch.linalg.cholesky_ex(U, upper=True)
-            if not failed and torch.isfinite(U).all():
-                return U.float(), damp
+        L = damped(H.flip(0, 1), damp)
+        least = n * torch.finfo(L.dtype).eps * L.diagonal()
+        L, failed = torch.linalg.cholesky_ex(L)
+        if not failed and (L.diagonal().square() > least).all():
+            L = invert_lower(L)
+            if torch.isfinite(L).all():
+                return L.flip(0, 1).float(), damp
         damp = max(10 * damp, 1e-4)
     return None
+
+
+def invert_lower(L: Tensor) -> Tensor:
+    """The inverse of a lower triangular matrix, in its place: by halves, so that nearly all of it is products."""
+    n = L.shape[0]
+    if n <= LEAF:
+        return L.copy_(torch.linalg.solve_triangular(L, torch.eye(n, dtype=L.dtype, device=L.device), upper=False))
+    h = n // 2
+    A, B, C = invert_lower(L[:h, :h]), invert_lower(L[h:, h:]), L[h:, :h]
+    C.copy_((B @ C @ A).neg_())
+    return L
 
 
 def sweep(

@@ -70,7 +70,7 @@ class Method(BaseModel):
             Q = Quantized(codes=grid.encode(W, scale, zero), scale=scale, zero_point=zero, grid=grid)
             return replace(layer, Q=Q, notes=(*layer.notes, "no usable Hessian: rounded to nearest"))
         U, damp = factor
-        W = target(layer, damp, self.match_original)
+        W = target(layer, U, order, self.match_original)
         Q = self._round(W, layer.mask, H.diagonal(), U, order, grid, scale_dtype)
         if self.refine:
             Q = refine(Q, W, damped(H, damp).float(), rounds=self.refine, mask=layer.mask)
