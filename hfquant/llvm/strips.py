@@ -78,9 +78,9 @@ class Loop:
                 self.body(code, record, strip)
 
 
-def padded(t: Tensor, value: float = 0.0) -> Tensor:
-    """[n, columns] -> [n, whole strips], contiguous: the same tensor where it is so already"""
-    rest = -t.shape[1] % N
+def padded(t: Tensor, value: float = 0.0, width: int = N) -> Tensor:
+    """[n, columns] -> [n, whole strips of a width], contiguous: the same tensor where it is so already"""
+    rest = -t.shape[1] % width
     return torch.nn.functional.pad(t, (0, rest), value=value) if rest else t.contiguous()
 
 

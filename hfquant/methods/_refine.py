@@ -14,6 +14,7 @@ from ..tensors.grid import Grid, storable
 from ..tensors.layer import Quantized
 
 ELEMENTS = 1 << 25  # of the largest temporary of `refit`: rows are handled that many elements at a time
+NARROW = 8  # columns of a group, below which generated code is no faster
 WORTH = 1e-4  # a round that lowers f by less than this part of it is the last
 
 
@@ -83,13 +84,17 @@ def refit(V: Tensor, scale: Tensor, VP: Tensor, H: Tensor, grid: Grid) -> Tensor
 def products(V: Tensor, H: Tensor, columns: int) -> Tensor:
     """A_gh = v_gᵀ H_gh v_h of every row, H symmetric.  V [in, rows] -> [rows, groups, groups]"""
     n, rows = V.shape
-    groups = -(-n // columns)
-    A = V.new_zeros(rows, groups, groups)
-    for g in range(groups):  # symmetric: half of it is enough
-        group, until = slice(g * columns, (g + 1) * columns), (g + 1) * columns
-        A[:, g, : g + 1] = _per_group((H[:until, group] @ V[group]).mul_(V[:until]), columns)
-    A += A.tril(-1).mT
-    return A
+    groups, A = -(-n // columns), None
+    if columns >= NARROW and refused(V, H) is None:
+        from . import _products
+
+        A = _products.products(V, H, columns)
+    if A is None:
+        A = V.new_zeros(rows, groups, groups)
+        for g in range(groups):  # symmetric: half of it is enough
+            group, until = slice(g * columns, (g + 1) * columns), (g + 1) * columns
+            A[:, g, : g + 1] = _per_group((H[:until, group] @ V[group]).mul_(V[:until]), columns)
+    return A + A.tril(-1).mT
 
 
 def descend(
