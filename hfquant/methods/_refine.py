@@ -9,10 +9,13 @@ only if its objective fell, so no row ever ends worse than it began.
 import torch
 from torch import Tensor
 
+from ..llvm import refused
 from ..tensors.grid import Grid, storable
 from ..tensors.layer import Quantized
 
 ELEMENTS = 1 << 25  # of the largest temporary of `refit`: rows are handled that many elements at a time
+NARROW = 8  # columns of a group, below which generated code is no faster
+WORTH = 1e-4  # a round that lowers f by less than this part of it is the last
 
 
 def refine(
@@ -21,20 +24,25 @@ def refine(
     """Lower f(Q).  W [out, in] float32; H float32 [in, in], damped; mask bool [out, in], False where Q stays zero."""
     grid, dtype = Q.grid, Q.scale.dtype
     pruned = None if mask is None else ~mask.T.contiguous()
-    Wt = W.T.contiguous()
-    codes, scale, zero = Q.codes.T.float().contiguous(), Q.scale.float(), Q.zero_point.float()
-    HW = H @ Wt
-    best = objective(_decode(codes, scale, zero, grid), Wt, H)
+    Wt, H = W.T.contiguous(), H.contiguous()
+    codes, scale = Q.codes.T.float().contiguous(), Q.scale.float()
+    zero = Q.zero_point.float().T.contiguous()  # [groups, out]
+    best = None
     for _ in range(rounds):
-        new_scale = storable(refit(codes, scale, zero, HW, H, grid), dtype)
-        new_codes = descend(codes, new_scale, zero, Wt, H, grid, block, pruned)
-        value = objective(_decode(new_codes, new_scale, zero, grid), Wt, H)
+        V = _shifted(codes, zero, grid)
+        D = _scaled(V, scale, grid).sub_(Wt)
+        P = H @ D  # half the gradient
+        before = best = (P * D).sum(0) if best is None else best
+        new_scale = storable(refit(V, scale, P.mul_(V), H, grid), dtype)
+        new_codes, value = descend(codes, new_scale, _scaled(V, new_scale, grid).sub_(Wt), H, grid, block, pruned)
         better = value < best
         if not better.any():
             break
         codes = torch.where(better, new_codes, codes)
         scale = torch.where(better[:, None], new_scale, scale)
         best = torch.where(better, value, best)
+        if best.double().sum() > (1 - WORTH) * before.double().sum():
+            break
     return Quantized(
         codes=codes.T.to(torch.uint8).contiguous(), scale=scale.to(dtype), zero_point=Q.zero_point, grid=grid
     )
@@ -46,80 +54,109 @@ def objective(Qt: Tensor, Wt: Tensor, H: Tensor) -> Tensor:
     return (H @ D).mul_(D).sum(0)
 
 
-def refit(codes: Tensor, scale: Tensor, zero: Tensor, HW: Tensor, H: Tensor, grid: Grid) -> Tensor:
+def refit(V: Tensor, scale: Tensor, VP: Tensor, H: Tensor, grid: Grid) -> Tensor:
     """The scales that minimize f with the codes fixed: per row, A s = b over its groups.
 
-    A_gh = v_gᵀ H_gh v_h and b_g = v_gᵀ (H w)_g, where v = code − zero_point.  Rows whose system is singular (a
-    group of nothing but zero points) keep that group's scale.  HW [in, out] = H Wᵀ.  Returns float32 [out, groups].
+    A_gh = v_gᵀ H_gh v_h and b_g = v_gᵀ (H w)_g, where v = code − zero_point; so that b − A s, for the present scales,
+    is −v_gᵀ (H d)_g with d = q − w.  Rows whose system is singular (a group of nothing but zero points) keep that
+    group's scale.  V [in, out]: v; VP [in, out]: v ∘ H d; scale [out, groups].  Returns float32 [out, groups].
     """
-    n, out = HW.shape
+    n, out = V.shape
     columns, groups = grid.columns(n), grid.groups(n)
-    V = codes - grid.expand(zero, n).T  # [in, out]
     fitted = torch.empty_like(scale)
     step = max(1, ELEMENTS // max(groups * groups, n))
     for a in range(0, out, step):
-        v = V[:, a : a + step]
-        A = v.new_zeros(v.shape[1], groups, groups)
-        for g in range(groups):  # symmetric: half of it is enough
-            group, until = slice(g * columns, (g + 1) * columns), (g + 1) * columns
-            A[:, g, : g + 1] = _per_group((H[:until, group] @ v[group]).mul_(v[:until]), columns)
-        A += A.tril(-1).mT
-        b = _per_group(HW[:, a : a + step] * v, columns)  # [rows, groups]
+        A = products(V[:, a : a + step], H, columns)
+        residual = -_per_group(VP[:, a : a + step], columns)  # [rows, groups]
         diagonal = A.diagonal(dim1=1, dim2=2)
         empty = diagonal <= 1e-6 * diagonal.amax(1, keepdim=True)
         ridge = torch.where(empty, 1.0, 1e-6 * diagonal)
         # the ridge pulls towards the present scale: it decides only where the codes say nothing
-        start = scale[a : a + step]
-        residual = b - (A @ start[..., None])[..., 0]
         A = A + torch.diag_embed(ridge)
         residual = torch.where(empty, 0.0, residual)
         solved, failed = torch.linalg.solve_ex(A, residual[..., None])
         update = solved[..., 0]
         usable = (failed == 0)[:, None] & torch.isfinite(update)
-        fitted[a : a + step] = start + torch.where(usable & ~empty, update, 0.0)
+        fitted[a : a + step] = scale[a : a + step] + torch.where(usable & ~empty, update, 0.0)
     return fitted
 
 
-def descend(
-    codes: Tensor,
-    scale: Tensor,
-    zero: Tensor,
-    Wt: Tensor,
-    H: Tensor,
-    grid: Grid,
-    block: int,
-    pruned: Tensor | None = None,
-) -> Tensor:
-    """One pass of coordinate descent over all columns.  codes float32 [in, out] -> the same, never worse.
+def products(V: Tensor, H: Tensor, columns: int) -> Tensor:
+    """A_gh = v_gᵀ H_gh v_h of every row, H symmetric.  V [in, rows] -> [rows, groups, groups]"""
+    n, rows = V.shape
+    groups, A = -(-n // columns), None
+    if columns >= NARROW and refused(V, H) is None:
+        from . import _products
 
-    pruned bool [in, out]: codes that stay as they are.
+        A = _products.products(V, H, columns)
+    if A is None:
+        A = V.new_zeros(rows, groups, groups)
+        for g in range(groups):  # symmetric: half of it is enough
+            group, until = slice(g * columns, (g + 1) * columns), (g + 1) * columns
+            A[:, g, : g + 1] = _per_group((H[:until, group] @ V[group]).mul_(V[:until]), columns)
+    return A + A.tril(-1).mT
+
+
+def descend(
+    codes: Tensor, scale: Tensor, D: Tensor, H: Tensor, grid: Grid, block: int, pruned: Tensor | None = None
+) -> tuple[Tensor, Tensor]:
+    """One pass of coordinate descent over all columns.
+
+    codes float32 [in, out]; scale [out, groups]; D [in, out], Q − W at these, is overwritten; pruned bool [in, out]:
+    codes that stay as they are.  Returns the codes, never worse, and f of every row [out] after it.
     """
-    n = Wt.shape[0]
-    columns = grid.columns(n)
+    n = D.shape[0]
     S = scale.T.contiguous()  # [groups, out]
-    codes = codes.clone()
-    D = _decode(codes, scale, zero, grid) - Wt
+    codes, value = codes.clone(), D.new_zeros(D.shape[1])
     for a in range(0, n, block):
         b = min(a + block, n)
-        G = H[a:b] @ D  # half the gradient of f at these columns
-        for j in range(a, b):
-            s = S[j // columns]
-            old = codes[j]
-            step = (G[j - a] / H[j, j]).div_(s)
-            new = (old - step).round_().clamp_(0, grid.top)
-            if pruned is not None:
-                new = torch.where(pruned[j], old, new)
-            moved = (new - old).mul_(s)
-            codes[j] = new
-            D[j] += moved
-            G[j - a + 1 :].addr_(H[j, j + 1 : b], moved)
-    return codes
+        done = H[a:b, :a] @ D[:a]
+        G = torch.addmm(done, H[a:b, a:], D[a:])  # half the gradient of f at these columns
+        _descend_block(G, H, a, S, grid, pruned, codes, D)
+        # f = Σ over blocks of d_bᵀ (2 H_b,<b d_<b + H_bb d_b)
+        value += torch.addmm(done, H[a:b, a:b], D[a:b], beta=2).mul_(D[a:b]).sum(0)
+    return codes, value
 
 
-def _decode(codes: Tensor, scale: Tensor, zero: Tensor, grid: Grid) -> Tensor:
-    """[in, out]"""
-    n = codes.shape[0]
-    return (codes - grid.expand(zero, n).T).mul_(grid.expand(scale, n).T)
+def _descend_block(
+    G: Tensor, H: Tensor, a: int, S: Tensor, grid: Grid, pruned: Tensor | None, codes: Tensor, D: Tensor
+) -> None:
+    """The columns from a on whose gradient is G, one after the other."""
+    columns, b = grid.columns(D.shape[0]), a + G.shape[0]
+    if refused(G, H, S, codes, D) is None:
+        from . import _columns
+
+        held = None if pruned is None else pruned[a:b]
+        if _columns.descend_block(G, H[a:b, a:], a, columns, S, grid.top, held, codes[a:b], D[a:b]):
+            return
+    for j in range(a, b):
+        s, old = S[j // columns], codes[j]
+        step = (G[j - a] / H[j, j]).div_(s)
+        new = (old - step).round_().clamp_(0, grid.top)
+        if pruned is not None:
+            new = torch.where(pruned[j], old, new)
+        moved = (new - old).mul_(s)
+        codes[j] = new
+        D[j] += moved
+        G[j - a + 1 :].addr_(H[j, j + 1 : b], moved)
+
+
+def _shifted(codes: Tensor, zero: Tensor, grid: Grid) -> Tensor:
+    """code − zero point.  codes [in, out], zero [groups, out] -> [in, out]"""
+    V, columns = torch.empty_like(codes), grid.columns(codes.shape[0])
+    for g, z in enumerate(zero):
+        group = slice(g * columns, (g + 1) * columns)
+        torch.sub(codes[group], z, out=V[group])
+    return V
+
+
+def _scaled(V: Tensor, scale: Tensor, grid: Grid) -> Tensor:
+    """V [in, out] times scale [out, groups] -> [in, out]"""
+    D, columns = torch.empty_like(V), grid.columns(V.shape[0])
+    for g, s in enumerate(scale.T.contiguous()):
+        group = slice(g * columns, (g + 1) * columns)
+        torch.mul(V[group], s, out=D[group])
+    return D
 
 
 def _per_group(products: Tensor, columns: int) -> Tensor:
