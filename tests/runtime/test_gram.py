@@ -1,5 +1,6 @@
 """Sums over tokens, against the same in float64: generated code of every instruction set, and torch in its place."""
 
+import os
 import subprocess
 import sys
 from collections.abc import Callable
@@ -12,8 +13,8 @@ from hfquant.runtime import gram
 from hfquant.runtime.gram import add_gram, add_product
 
 pytest.importorskip("llvmlite")
+from hfquant.llvm.machine import LEVELS, level
 from hfquant.runtime.llvm import gram as generated
-from hfquant.runtime.llvm.machine import LEVELS, level
 
 LEVEL = level()
 RUNS = [
@@ -33,9 +34,9 @@ def error(found: Tensor, exact: Tensor, size: Tensor) -> float:
 def add(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
     """Adds xᵀx or xᵀy by one way of doing it."""
     if request.param is None:
-        monkeypatch.setattr(gram, "generated", lambda: False)
+        monkeypatch.setattr(gram, "refused", lambda *_: "switched off")
         return lambda S, x, y=None: add_gram(S, x) if y is None else add_product(S, x, y)
-    return lambda S, x, y=None: generated.add(S, x, y, at=request.param)
+    return lambda S, x, y=None: generated.add(generated.compiled(request.param, x.dtype, y is None), S, x, y)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
@@ -54,7 +55,8 @@ def test_against_float64(add: Callable[..., None], tokens: int, n: int, dtype: t
         assert error(S[below], exact[below], size[below]) < 4 + tokens**0.5  # of sums one after the other
 
 
-def test_sixteen_bits_of_the_other_kind() -> None:
+def test_sixteen_bits_of_the_other_kind(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("HFQUANT_KERNELS")
     x = torch.randn(64, 96).half()
     S, C = torch.zeros(96, 96), torch.zeros(96, 96)
     add_gram(S, x * 200)  # whose squares are more than float16 can hold
@@ -82,14 +84,15 @@ def test_strided_input(add: Callable[..., None]) -> None:
 
 
 @pytest.mark.skipif(not RUNS, reason="no instructions that generated code knows")
-def test_the_number_of_threads_changes_nothing() -> None:
+def test_the_number_of_threads_changes_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("HFQUANT_KERNELS")
     x = torch.randn(2048, 300).bfloat16()
     threads, found = torch.get_num_threads(), []
     try:
         for n in (1, 2, 5):
             torch.set_num_threads(n)
             S = torch.zeros(300, 300)
-            generated.add(S, x)
+            add_gram(S, x)
             found.append(S.tril())
     finally:
         torch.set_num_threads(threads)
@@ -107,17 +110,33 @@ def test_what_does_not_fit_is_refused() -> None:
         (torch.zeros(8, 8), x.bfloat16()),
     ):
         with pytest.raises(ValueError, match="float32"):
-            generated.add(S, x, other)
+            generated.add(generated.compiled(RUNS[0], x.dtype, other is None), S, x, other)
+
+
+@pytest.mark.skipif(not RUNS, reason="no instructions that generated code knows")
+def test_code_that_cannot_be_made_is_done_without(monkeypatch: pytest.MonkeyPatch) -> None:
+    def broken(*_: object) -> None:
+        raise RuntimeError("LLVM ERROR: no such instruction\nmore of it")
+
+    broke: list[str] = []
+    monkeypatch.delenv("HFQUANT_KERNELS")
+    monkeypatch.setattr(generated, "compiled", broken)
+    monkeypatch.setattr(gram, "BROKEN", broke)
+    x, S = torch.randn(40, 30), torch.zeros(30, 30)
+    with pytest.warns(RuntimeWarning, match="not used any more: their code could not be made: LLVM ERROR: no such"):
+        add_gram(S, x)
+    assert len(broke) == 1
+    torch.testing.assert_close(S.tril(), (x.T @ x).tril(), rtol=1e-4, atol=1e-4)
 
 
 @pytest.mark.parametrize("missing", [True, False])
 def test_explains_what_runs(missing: bool) -> None:
-    lines = ["import sys", "sys.modules['llvmlite'] = None" if missing else ""]
-    lines += ["from hfquant.runtime.gram import generated", "print(generated())"]
+    lines = ["import sys, torch", "sys.modules['llvmlite'] = None" if missing else ""]
+    lines += ["from hfquant.runtime.gram import add_gram", "S = torch.zeros(3, 3)", "add_gram(S, torch.ones(5, 3))"]
     done = subprocess.run(
-        [sys.executable, "-c", "\n".join(lines)], capture_output=True, text=True, check=True,
-        env={"HFQUANT_EXPLAIN": "1", "PATH": ""},
+        [sys.executable, "-c", "\n".join([*lines, "print(S.diagonal().sum())"])], capture_output=True, text=True,
+        check=True, env={**os.environ, "HFQUANT_EXPLAIN": "1", "HFQUANT_KERNELS": "auto"},
     )  # fmt: skip
     ran = not missing and LEVEL is not None
-    assert done.stdout.strip() == str(ran)
-    assert f"sums over tokens by {'generated code' if ran else 'torch'}" in done.stderr
+    assert done.stdout.strip() == "tensor(15.)"
+    assert f"sums over tokens by {'generated code' if ran else 'torch: needs llvmlite'}" in done.stderr

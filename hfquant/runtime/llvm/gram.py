@@ -9,7 +9,7 @@ for any number of threads.  xᵀx takes the tiles on and below the diagonal only
 from array import array
 from collections.abc import Callable
 from contextlib import contextmanager
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from enum import IntEnum
 from functools import cache
 from typing import Any
@@ -19,10 +19,10 @@ import torch
 from llvmlite import ir
 from torch import Tensor
 
-from . import engine
-from .ir import F32, I16, I32, I64, POINTER, Code, Value, splat, vector
-from .machine import Level, level
-from .threads import pool
+from ...llvm import engine
+from ...llvm.ir import F32, I16, I32, I64, POINTER, Code, Value, splat, vector
+from ...llvm.machine import Level, level
+from ...llvm.threads import pool
 
 WIDTH = 48  # columns of a panel
 CHUNK = 128  # depths that are multiplied while both panels stay in the first cache
@@ -58,31 +58,45 @@ class _BFloat(ir.HalfType):  # type: ignore[misc]  # llvmlite has no annotations
 _BFloat._create_instance()
 
 
-def add(S: Tensor, x: Tensor, y: Tensor | None = None, at: Level | None = None) -> None:
+@dataclass(frozen=True)
+class Compiled:
+    """The code for sums of one kind.  paired: whether a depth is two tokens.  symmetric: of xᵀx."""
+
+    address: int
+    paired: bool
+    symmetric: bool
+
+
+def compiled(at: Level, dtype: torch.dtype, symmetric: bool) -> Compiled:
+    """For x in that type; float16 comes as float32.  Raises RuntimeError or OSError where it cannot be compiled."""
+    kind = _kind(at, dtype)
+    what = f"gram {kind} {symmetric}"
+    address = engine.function(at, what, "gram", lambda code: generate(code, kind, symmetric))
+    return Compiled(address, kind == "dot", symmetric)
+
+
+def add(code: Compiled, S: Tensor, x: Tensor, y: Tensor | None = None) -> None:
     """S += xᵀy; without y S += xᵀx, on and below the diagonal, what is above being left undefined.
 
-    S float32 [n, m]; x [tokens, n] and y [tokens, m] of one type, float32 or bfloat16.  at: the instructions to use, by
-    default this machine's.
+    S float32 [n, m]; x [tokens, n] and y [tokens, m] of the type that the code is for.
     """
-    at = at or best()
     other = x if y is None else y
     if not (S.is_contiguous() and S.dtype == torch.float32 and S.shape == (x.shape[1], other.shape[1])):
         raise ValueError(f"the sum is float32 [{x.shape[1]}, {other.shape[1]}], not {S.dtype} {tuple(S.shape)}")
     if other.dtype != x.dtype or other.shape[0] != x.shape[0] or x.dtype not in (torch.float32, torch.bfloat16):
         raise ValueError(f"float32 or bfloat16 of the same tokens are summed, not {x.dtype} and {other.dtype}")
     x, other = x.contiguous(), other.contiguous()
-    kind = _kind(at, x.dtype)
-    depth = -(-x.shape[0] // 2) if kind == "dot" else x.shape[0]
+    depth = -(-x.shape[0] // 2) if code.paired else x.shape[0]
     panels, beside = -(-x.shape[1] // WIDTH), -(-other.shape[1] // WIDTH)
-    packed = [torch.empty(n * depth * WIDTH, dtype=torch.int32) for n in ([panels] if y is None else [panels, beside])]
+    sides = [panels] if code.symmetric else [panels, beside]
+    packed = [torch.empty(n * depth * WIDTH, dtype=torch.int32) for n in sides]
     record = array("q", [0] * len(Sum))
     record[Sum.X], record[Sum.Y], record[Sum.TOKENS] = x.data_ptr(), other.data_ptr(), x.shape[0]
     record[Sum.COLUMNS_X], record[Sum.COLUMNS_Y] = x.shape[1], other.shape[1]
     record[Sum.PACKED_X], record[Sum.PACKED_Y] = packed[0].data_ptr(), packed[-1].data_ptr()
     record[Sum.DEPTH], record[Sum.SUM] = depth, S.data_ptr()
-    record[Sum.TILES] = panels * (panels + 1) // 2 if y is None else panels * beside
-    found = engine.function(at, f"gram {kind} {y is None}", "gram", lambda code: generate(code, kind, y is None))
-    _run(found, record, threads=x.shape[0] * x.shape[1] * other.shape[1] // WORTH)
+    record[Sum.TILES] = panels * (panels + 1) // 2 if code.symmetric else panels * beside
+    _run(code.address, record, threads=x.shape[0] * x.shape[1] * other.shape[1] // WORTH)
 
 
 def _run(function: int, record: "array[int]", threads: int) -> None:
