@@ -48,6 +48,7 @@ def made(source: Path, folder: Path, recipe: str, *changes: str) -> Path:
 
 def stock_logits(program: Path, folder: Path, work: Path) -> tuple[torch.Tensor, str]:
     """What stock transformers makes of a checkpoint, and which class its layers have."""
+    assert (folder / "README.md").is_file()
     np.save(work / "ids.npy", IDS.numpy())
     said = run(program, HERE / "logits.py", folder, work / "ids.npy", work / "logits.npy")
     return torch.from_numpy(np.load(work / "logits.npy")), said.split()[-1]
