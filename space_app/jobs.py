@@ -168,7 +168,8 @@ def build(service: Service, login: Login, job: gr.BrowserState) -> Jobs:
     with gr.Row():
         for name, label in (("cancel", "Cancel"), ("resume", "Go on where it stopped"), ("retry", "Begin anew"),
                             ("again", "Another recipe for this model"), ("delete", "Forget this job")):  # fmt: skip
-            parts[name] = gr.Button(label, visible=False, elem_id=name, size="sm",
+            parts[name] = gr.Button(label, visible=False, elem_id=name, size="md",
+                                    scale=0, min_width=250,
                                     variant="stop" if name == "cancel" else "secondary")  # fmt: skip
     parts["said"] = gr.Markdown(elem_id="said")
     with gr.Column(visible=False, elem_id="result") as parts["result"]:
@@ -209,8 +210,7 @@ def _after(seen: Mapping[str, Any], fresh: Sequence[Event]) -> dict[str, Any]:
 
 
 def _label(job: Job) -> str:
-    recipe = job.request["recipe"]
-    return f"{job.request['model']} · {recipe.get('name') if isinstance(recipe, Mapping) else recipe} · {job.state}"
+    return f"{job.request['model']} · {views.recipe(job)} · {job.state}"
 
 
 def _compared(found: Sequence[Job], reports: Mapping[str, Mapping[str, Any] | None]) -> Any:
@@ -220,6 +220,5 @@ def _compared(found: Sequence[Job], reports: Mapping[str, Mapping[str, Any] | No
         evaluation, output = ((reports.get(job.id) or {}).get(name) or {} for name in ("evaluation", "output"))
         before, after, size = evaluation.get("reference_perplexity"), evaluation.get("perplexity"), output.get("bytes")
         if before and after and size:
-            recipe = job.request["recipe"]
-            rows.append([size / 1e6, after / before, recipe.get("name") if isinstance(recipe, Mapping) else recipe])
+            rows.append([size / 1e6, after / before, views.recipe(job)])
     return gr.update(value=pd.DataFrame(rows, columns=COMPARED), visible=len(rows) > 1)
