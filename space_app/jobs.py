@@ -95,7 +95,7 @@ class Jobs:
         if new or fresh:
             rows = [(n, error, name) for n, (name, error) in enumerate(seen["layers"].items(), 1)]
             plot = pd.DataFrame(rows, columns=LAYER)
-            told = [gr.update(value=plot, visible=bool(seen["layers"])), "\n".join(seen["log"])]
+            told = [_plot(plot), "\n".join(seen["log"])]
         filled = [views.headline(now), views.stepper(now), *told, *buttons, *result]
         return [seen, gr.update(active=not now.is_final)], filled
 
@@ -111,7 +111,7 @@ class Jobs:
             text += f"\n\nIt lies in {code(str(place))}"
         prompt = str(sample.get("prompt") or "")
         texts = [prompt + str(sample[name]) if sample.get(name) else "" for name in ("original", "compressed")]
-        return [gr.update(visible=True), text, *texts, self.service.card(job.id, caller.user) or ""]
+        return [gr.update(visible=True), text, *texts, views.card(self.service.card(job.id, caller.user) or "")]
 
     def _empty(self, text: str) -> list[Any]:
         hidden = gr.update(visible=False)
@@ -167,9 +167,9 @@ def build(service: Service, login: Login, job: gr.BrowserState) -> Jobs:
     parts["steps"] = gr.HTML(elem_id="steps")
     with gr.Row():
         for name, label in (("cancel", "Cancel"), ("resume", "Go on where it stopped"), ("retry", "Begin anew"),
-                            ("again", "Another recipe for this model"), ("delete", "Forget this job")):  # fmt: skip
+                            ("again", "Another recipe"), ("delete", "Forget this job")):  # fmt: skip
             parts[name] = gr.Button(label, visible=False, elem_id=name, size="md",
-                                    scale=0, min_width=250,
+                                    scale=0, min_width=200,
                                     variant="stop" if name == "cancel" else "secondary")  # fmt: skip
     parts["said"] = gr.Markdown(elem_id="said")
     with gr.Column(visible=False, elem_id="result") as parts["result"]:
@@ -190,7 +190,7 @@ def build(service: Service, login: Login, job: gr.BrowserState) -> Jobs:
         gr.Markdown("### All your jobs")
         parts["history"] = gr.Markdown(elem_id="history", elem_classes="plain")
         parts["compared"] = gr.ScatterPlot(pd.DataFrame([], columns=COMPARED), x="megabytes", y="perplexity ratio",
-                                           color="recipe", height=260, title="Size and what it cost", visible=False,
+                                           color="recipe", height=260, title="Size and perplexity of all results", visible=False,
                                            tooltip="all", elem_id="compared")  # fmt: skip
     return tab
 
@@ -221,4 +221,9 @@ def _compared(found: Sequence[Job], reports: Mapping[str, Mapping[str, Any] | No
         before, after, size = evaluation.get("reference_perplexity"), evaluation.get("perplexity"), output.get("bytes")
         if before and after and size:
             rows.append([size / 1e6, after / before, views.recipe(job)])
-    return gr.update(value=pd.DataFrame(rows, columns=COMPARED), visible=len(rows) > 1)
+    return _plot(pd.DataFrame(rows, columns=COMPARED), least=2)
+
+
+def _plot(points: pd.DataFrame, least: int = 1) -> Any:
+    """Shown from so many points on; gradio's plot trips over a value that comes while it is hidden."""
+    return gr.update(value=points, visible=True) if len(points) >= least else gr.update(visible=False)

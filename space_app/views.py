@@ -8,7 +8,7 @@ from hfquant.cli.units import count, duration, size
 from hfquant.conversion.facts import ModelFacts, Preview, Problem
 from hfquant.conversion.job import Job
 from hfquant.errors import HfquantError
-from hfquant.measure.markdown import code, number
+from hfquant.measure.markdown import code, fence, number
 
 MARKS = {"done": "✔", "running": "▶", "failed": "✘", "skipped": "–", "waiting": "·"}
 WORDS = {
@@ -139,6 +139,15 @@ def comparison(report: Mapping[str, Any]) -> str:
         peak = _known(compression.get("peak_memory_bytes"), size)
         lines += ["", f"Compressing took {duration(compression['seconds'])} and {peak} of memory."]
     return "\n".join(lines)
+
+
+def card(text: str) -> str:
+    """A model's card: what it says, then its metadata; without figures, whose files are elsewhere."""
+    metadata = ""
+    if text.startswith("---\n"):
+        metadata, _, text = text.removeprefix("---\n").partition("\n---\n")
+    body = "\n".join(line for line in text.splitlines() if not line.startswith("!["))
+    return f"{body}\n\n## Metadata\n\n{fence(metadata, 'yaml')}" if metadata else body
 
 
 def history(jobs: Sequence[Job], reports: Mapping[str, Mapping[str, Any] | None]) -> str:

@@ -95,7 +95,7 @@ def test_from_the_login_to_the_pushed_model(browser: Any, site: Site, width: int
     page.shows("#errors svg.marks")
     page.look("10-done")
     page.get_by_role("button", name="The card").click()
-    page.tells("#card", "Perplexity")
+    page.tells("#card", "Metadata")
     page.look("11-card")
     again(page)
 
