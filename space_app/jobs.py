@@ -95,7 +95,7 @@ class Jobs:
         if new or fresh:
             rows = [(n, error, name) for n, (name, error) in enumerate(seen["layers"].items(), 1)]
             plot = pd.DataFrame(rows, columns=LAYER)
-            told = [gr.update(value=plot, visible=bool(seen["layers"])), "\n".join(seen["log"])]
+            told = [_plot(plot), "\n".join(seen["log"])]
         filled = [views.headline(now), views.stepper(now), *told, *buttons, *result]
         return [seen, gr.update(active=not now.is_final)], filled
 
@@ -111,7 +111,7 @@ class Jobs:
             text += f"\n\nIt lies in {code(str(place))}"
         prompt = str(sample.get("prompt") or "")
         texts = [prompt + str(sample[name]) if sample.get(name) else "" for name in ("original", "compressed")]
-        return [gr.update(visible=True), text, *texts, self.service.card(job.id, caller.user) or ""]
+        return [gr.update(visible=True), text, *texts, views.card(self.service.card(job.id, caller.user) or "")]
 
     def _empty(self, text: str) -> list[Any]:
         hidden = gr.update(visible=False)
@@ -167,8 +167,9 @@ def build(service: Service, login: Login, job: gr.BrowserState) -> Jobs:
     parts["steps"] = gr.HTML(elem_id="steps")
     with gr.Row():
         for name, label in (("cancel", "Cancel"), ("resume", "Go on where it stopped"), ("retry", "Begin anew"),
-                            ("again", "Another recipe for this model"), ("delete", "Forget this job")):  # fmt: skip
-            parts[name] = gr.Button(label, visible=False, elem_id=name, size="sm",
+                            ("again", "Another recipe"), ("delete", "Forget this job")):  # fmt: skip
+            parts[name] = gr.Button(label, visible=False, elem_id=name, size="md",
+                                    scale=0, min_width=200,
                                     variant="stop" if name == "cancel" else "secondary")  # fmt: skip
     parts["said"] = gr.Markdown(elem_id="said")
     with gr.Column(visible=False, elem_id="result") as parts["result"]:
@@ -189,7 +190,7 @@ def build(service: Service, login: Login, job: gr.BrowserState) -> Jobs:
         gr.Markdown("### All your jobs")
         parts["history"] = gr.Markdown(elem_id="history", elem_classes="plain")
         parts["compared"] = gr.ScatterPlot(pd.DataFrame([], columns=COMPARED), x="megabytes", y="perplexity ratio",
-                                           color="recipe", height=260, title="Size and what it cost", visible=False,
+                                           color="recipe", height=260, title="Size and perplexity of all results", visible=False,
                                            tooltip="all", elem_id="compared")  # fmt: skip
     return tab
 
@@ -209,8 +210,7 @@ def _after(seen: Mapping[str, Any], fresh: Sequence[Event]) -> dict[str, Any]:
 
 
 def _label(job: Job) -> str:
-    recipe = job.request["recipe"]
-    return f"{job.request['model']} · {recipe.get('name') if isinstance(recipe, Mapping) else recipe} · {job.state}"
+    return f"{job.request['model']} · {views.recipe(job)} · {job.state}"
 
 
 def _compared(found: Sequence[Job], reports: Mapping[str, Mapping[str, Any] | None]) -> Any:
@@ -220,6 +220,10 @@ def _compared(found: Sequence[Job], reports: Mapping[str, Mapping[str, Any] | No
         evaluation, output = ((reports.get(job.id) or {}).get(name) or {} for name in ("evaluation", "output"))
         before, after, size = evaluation.get("reference_perplexity"), evaluation.get("perplexity"), output.get("bytes")
         if before and after and size:
-            recipe = job.request["recipe"]
-            rows.append([size / 1e6, after / before, recipe.get("name") if isinstance(recipe, Mapping) else recipe])
-    return gr.update(value=pd.DataFrame(rows, columns=COMPARED), visible=len(rows) > 1)
+            rows.append([size / 1e6, after / before, views.recipe(job)])
+    return _plot(pd.DataFrame(rows, columns=COMPARED), least=2)
+
+
+def _plot(points: pd.DataFrame, least: int = 1) -> Any:
+    """Shown from so many points on; gradio's plot trips over a value that comes while it is hidden."""
+    return gr.update(value=points, visible=True) if len(points) >= least else gr.update(visible=False)

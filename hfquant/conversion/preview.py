@@ -181,7 +181,7 @@ def runtimes(name: str) -> tuple[Runtime, ...]:
             Runtime("transformers", True, f"with {STANDARD[name]}"),
             Runtime("vLLM", True, "on the hardware that its kernels support"),
         )
-    only = "reads no sparsity, low rank, odd widths or mixed grids: only hfquant does"
+    only = "does not know this format, which holds what no standard one says: sparsity, low rank, odd widths or groups"
     return (
         Runtime("hfquant", True, "weights stay packed in memory"),
         Runtime("transformers", True, "with `import hfquant` before it loads"),
