@@ -24,6 +24,7 @@ from hfquant.recipe_source import presets, read_file
 from tests.conversion.jobs import forks
 from tests.hub.server import Hub
 from tests.model import gguf_files
+from tests.words import cut_words
 
 ROOT = Path(__file__).parent.parent
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
@@ -69,9 +70,7 @@ def desk(trained: Callable[[str], Path], tmp_path: Path, monkeypatch: pytest.Mon
     small = replace(small, kv=small.kv | {"context_length": LENGTH})
     gguf_files.write_gguf(tmp_path / "MODEL.gguf", small, extra=gguf_files.bpe_vocabulary())
     (tmp_path / "notes.txt").write_text(NOTES)
-    words = json.loads((tmp_path / "MODEL" / "tokenizer.json").read_text())
-    words["pre_tokenizer"]["use_regex"] = True  # as GPT-2 cuts words, which llama.cpp knows
-    (tmp_path / "MODEL" / "tokenizer.json").write_text(json.dumps(words))
+    cut_words(tmp_path / "MODEL")
     (tmp_path / "tasks").mkdir()
     for name in ("arc_easy", "mine"):
         (tmp_path / "tasks" / f"{name}.jsonl").write_text('{"query": "Who?", "choices": ["a lion", "x"], "gold": 0}\n')

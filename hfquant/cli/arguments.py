@@ -10,6 +10,12 @@ from .units import read_size
 Folder = Annotated[
     Path, typer.Argument(metavar="DIR", help="A folder that `hfquant compress` wrote.", show_default=False)
 ]
+Model = Annotated[str, typer.Argument(metavar="MODEL", help="A folder, a Hub id or a GGUF file.", show_default=False)]
+Out = Annotated[Path, typer.Option("--out", "-o", metavar="DIR", help="Where the result goes.", show_default=False)]
+Fresh = Annotated[
+    bool, typer.Option("--fresh/--resume", help="Start again, or go on where an interrupted run stopped.")
+]
+Windows = Annotated[int, typer.Option(min=1, metavar="N", help="How many windows of text the result is measured on.")]
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON document on stdout.")]
 Set = Annotated[
     list[str] | None,

@@ -9,7 +9,7 @@ import typer
 
 from ..errors import ResourceError
 from . import engine
-from .arguments import Json, Set, size
+from .arguments import Fresh, Json, Model, Out, Set, Windows, size
 from .output import busy, complain, log, print_facts, print_json
 from .progress import Tally, progress
 from .push import Private, facts
@@ -21,9 +21,7 @@ if TYPE_CHECKING:
 
 def compress(
     ctx: typer.Context,
-    model: Annotated[
-        str, typer.Argument(metavar="MODEL", help="A folder, a Hub id or a GGUF file.", show_default=False)
-    ],
+    model: Model,
     recipe: Annotated[
         str,
         typer.Option(
@@ -34,7 +32,7 @@ def compress(
             show_default=False,
         ),
     ],
-    out: Annotated[Path, typer.Option("--out", "-o", metavar="DIR", help="Where the result goes.", show_default=False)],
+    out: Out,
     changes: Set = None,
     calibration: Annotated[
         str | None,
@@ -51,9 +49,7 @@ def compress(
         int | None, typer.Option(min=8, metavar="L", help="Tokens in each of them.", show_default="recipe's")
     ] = None,
     seed: Annotated[int | None, typer.Option(min=0, metavar="S", help="Chooses them.", show_default="recipe's")] = None,
-    fresh: Annotated[
-        bool, typer.Option("--fresh/--resume", help="Start again, or go on where an interrupted run stopped.")
-    ] = False,
+    fresh: Fresh = False,
     max_memory: Annotated[
         int | None,
         typer.Option(parser=size, metavar="SIZE", help="Refuse to start if more is needed: `700MB`, `2GiB`."),
@@ -61,6 +57,7 @@ def compress(
     device: Annotated[
         str, typer.Option(metavar="DEVICE", help="Where the work is done: `cpu`, `cuda`, `cuda:1`.")
     ] = "cpu",
+    windows: Windows = 64,
     push: Annotated[
         str | None,
         typer.Option(metavar="REPO", help="Push the result to the Hub if it is good enough.", show_default=False),
@@ -80,7 +77,7 @@ def compress(
     plan = engine.plan(model, chosen, out, **settings, fresh=fresh, max_memory=max_memory, device=device)
     print_facts(log(), estimate(plan))
     _run(ctx, plan)
-    report = _measure(ctx, plan, model)
+    report = _measure(plan, model, windows)
     print_json(report) if as_json else result(out, report)
     engine.judge(report)
     if push:
@@ -111,10 +108,10 @@ def _run(ctx: typer.Context, plan: "Plan") -> None:
         ) from error
 
 
-def _measure(ctx: typer.Context, plan: "Plan", model: str) -> dict[str, Any]:
+def _measure(plan: "Plan", model: str, windows: int) -> dict[str, Any]:
     try:
         with busy("reading the result back and comparing it with the original"):
-            return engine.verify(plan.out, against=model)
+            return engine.verify(plan.out, against=model, windows=windows)
     except KeyboardInterrupt:
         complain(
             f"interrupted: `{plan.out}` is complete but not measured",

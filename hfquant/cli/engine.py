@@ -70,12 +70,12 @@ def verify(folder: Path, **settings: Any) -> dict[str, Any]:
     return verify(folder, enforce=False, **settings)
 
 
-def tasks(names: str, folder: Path | None, limit: int | None) -> "Tasks":
+def tasks(names: str, folder: Path | None, limit: int | None, whole: bool) -> "Tasks":
     """Tasks by name, checked."""
     quiet()
     from ..measure.tasks import find
 
-    return find([name.strip() for name in names.split(",") if name.strip()], folder, limit)
+    return find([name.strip() for name in names.split(",") if name.strip()], folder, limit, whole)
 
 
 def bench(folder: Path, **settings: Any) -> "Bench":

@@ -31,4 +31,4 @@ def export(
         print_json({key: report.get(key) for key in ("wire", "output")})
     else:
         facts = {"model": str(out), "format": report["wire"]["format"], "size": size(report["output"]["bytes"])}
-        print_facts(data(), facts)
+        print_facts(data(), facts | ({"left out": ", ".join(left)} if (left := report["wire"].get("left_out")) else {}))

@@ -6,7 +6,7 @@ from typing import Annotated
 import typer
 
 from . import engine
-from .arguments import Folder, Json
+from .arguments import Folder, Json, Out
 from .output import busy, data, print_facts, print_json
 
 
@@ -16,7 +16,7 @@ def merge(
         Path,
         typer.Argument(metavar="ADAPTER", help="A folder that PEFT's `save_pretrained` wrote.", show_default=False),
     ],
-    out: Annotated[Path, typer.Option("--out", "-o", metavar="DIR", help="Where the result goes.", show_default=False)],
+    out: Out,
     text: Annotated[
         Path | None,
         typer.Option(metavar="FILE", help="What both are compared on.", show_default="packaged text"),

@@ -1,13 +1,12 @@
 """`hfquant train`"""
 
 from collections.abc import Mapping
-from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from . import engine
-from .arguments import Json, Set
+from .arguments import Fresh, Json, Model, Out, Set
 from .compress import again
 from .output import busy, complain, log, print_facts, print_json
 from .summary import result
@@ -18,9 +17,7 @@ if TYPE_CHECKING:
 
 def train(
     ctx: typer.Context,
-    model: Annotated[
-        str, typer.Argument(metavar="MODEL", help="A folder, a Hub id or a GGUF file.", show_default=False)
-    ],
+    model: Model,
     recipe: Annotated[
         str,
         typer.Option(
@@ -35,7 +32,7 @@ def train(
             show_default=False,
         ),
     ],
-    out: Annotated[Path, typer.Option("--out", "-o", metavar="DIR", help="Where the result goes.", show_default=False)],
+    out: Out,
     changes: Set = None,
     options: Annotated[
         list[str] | None,
@@ -47,9 +44,7 @@ def train(
         ),
     ] = None,
     save_every: Annotated[int, typer.Option(min=1, metavar="N", help="Steps between checkpoints.")] = 500,
-    fresh: Annotated[
-        bool, typer.Option("--fresh/--resume", help="Start again, or go on where an interrupted run stopped.")
-    ] = False,
+    fresh: Fresh = False,
     device: Annotated[str, typer.Option(metavar="DEVICE", help="Where it is trained: `cpu`, `cuda`.")] = "cpu",
     as_json: Json = False,
 ) -> None:

@@ -71,7 +71,7 @@ def _entries(plan: Plan) -> Iterator[Entry]:
 
 
 def _reader(info: TensorInfo, dtype: torch.dtype) -> Callable[[], Tensor]:
-    return lambda: info.read().view(info.shape).to(dtype)
+    return lambda: info.load(dtype)
 
 
 def config_of(source: Source, dtype: torch.dtype, wire: Wire) -> dict[str, Any]:

@@ -8,7 +8,8 @@ the line speaks of is on disk before.
 import json
 import os
 import shutil
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -26,8 +27,23 @@ class Journal:
     def __init__(self, out: Path) -> None:
         self.folder = out / WORK
         self.blocks, self.stream = self.folder / "blocks", self.folder / "stream"
+        self.source = self.folder / "source"
         self._plan, self._lines = self.folder / "plan.json", self.folder / "journal.jsonl"
         self._moved = self.folder / "moved.json"
+
+    @contextmanager
+    def untouched(self) -> Iterator[None]:
+        """While a run is checked: if it is refused, a source that was unpacked for it goes again."""
+        there = [folder for folder in (self.folder.parent, self.folder, self.source) if folder.exists()]
+        try:
+            yield
+        except BaseException:
+            if self.source not in there:
+                shutil.rmtree(self.source, ignore_errors=True)
+            for folder in (self.folder, self.folder.parent):
+                if folder not in there and folder.is_dir() and not any(folder.iterdir()):
+                    folder.rmdir()
+            raise
 
     def plan(self) -> dict[str, Any] | None:
         """What the folder was begun with, None if nothing was begun."""

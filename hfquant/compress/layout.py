@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from ..errors import RecipeError, ResourceError, SourceError
+from ..machine import multiplies_bfloat16
 from ..model.blocks import Stack, stacks
 from ..model.skeleton import Skeleton
 from ..model.source import Source
@@ -98,8 +99,7 @@ def compute_dtype(source: Source, device: str = "cpu") -> torch.dtype:
     """What the blocks compute in: bfloat16 where the hardware multiplies it faster than float32."""
     if device != "cpu":
         return torch.bfloat16 if source.dtype == torch.float32 else source.dtype
-    fast = torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
-    return torch.bfloat16 if fast else torch.float32
+    return torch.bfloat16 if multiplies_bfloat16() else torch.float32
 
 
 def _stored_dtype(recipe: Recipe, source: Source) -> torch.dtype:

@@ -3,6 +3,8 @@
 import ctypes
 import gc
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from functools import cache
 from typing import Any
 
@@ -27,6 +29,21 @@ def map_large_pieces() -> None:
     """
     if (libc := _libc()) is not None:
         libc.mallopt(MMAP_THRESHOLD, LARGE)
+
+
+@contextmanager
+def settled() -> Iterator[None]:
+    """Give back what is free, and leave what exists now out of garbage collections.
+
+    A collection goes through every object, and there are a million of libraries: after every block that would be a
+    twentieth of the time of a small model.
+    """
+    give_back()
+    gc.freeze()
+    try:
+        yield
+    finally:
+        gc.unfreeze()
 
 
 def give_back() -> None:

@@ -10,12 +10,12 @@ from torch import Tensor, nn
 from torch.nn.functional import linear
 
 from ..model.blocks import Weight, hidden
+from ..runtime.gram import add_gram, add_product
 from .activations import Stream
 from .calls import Reached
 from .rounding import Ranges
 from .streaming import Passage
 
-PANELS = 8
 Call = tuple[tuple[Any, ...], dict[str, Any]]
 
 
@@ -51,13 +51,12 @@ class Statistics:
         self.tokens += x.shape[0]
         if self._sum is None:
             self._sum = torch.zeros(self.in_features, self.in_features, device=x.device)
-        add_gram(self._sum, x.float())
+        add_gram(self._sum, x)
         if original is not None:
-            # C = H + drift.  The drift is a correction: the type the block computes in is exact enough for it, and
-            # several times as fast as float32
-            exact = x.float() if x.dtype == torch.float16 else x  # sums over tokens overflow float16
-            drift = (original.to(exact.dtype) - exact).T @ exact
-            self._drift = drift.float() if self._drift is None else self._drift.add_(drift)
+            if self._drift is None:
+                self._drift = torch.zeros_like(self._sum)
+            # C = H + drift.  The drift is a correction: the difference is exact enough in the type of the block
+            add_product(self._drift, original.to(x.dtype) - x, x)
 
     def merge(self, other: "Statistics") -> None:
         """Add what others have summed over other tokens."""
@@ -84,19 +83,6 @@ class Statistics:
         """Scaled as H; None where only one stream was run."""
         H = self.H
         return None if H is None or self._drift is None else H + (self._drift * (2 / self.tokens)).cpu()
-
-
-def add_gram(H: Tensor, x: Tensor) -> None:
-    """H += xᵀx, in float32, on and below the diagonal.  x [tokens, in]
-
-    A symmetric update in panels: half the arithmetic of the whole product, on torch's own threads.  (A BLAS of its own
-    would bring a second pool of threads, which on few cores spin against torch's.)
-    """
-    n = x.shape[1]
-    panel = max(64, -(-n // PANELS))
-    for a in range(0, n, panel):
-        b = min(a + panel, n)
-        H[a:, a:b].addmm_(x[:, a:].T, x[:, a:b])
 
 
 def discover(block: nn.Module, passage: Passage, index: int, weights: Sequence[Weight]) -> list[Group]:

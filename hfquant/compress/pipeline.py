@@ -25,7 +25,7 @@ from .blocksteps import in_scope, prepare, readings
 from .ends import compress_end
 from .finish import finish
 from .layout import LayerPlan
-from .memory import give_back, map_large_pieces
+from .memory import give_back, map_large_pieces, settled
 from .naming import carried_parts, named_parts
 from .outputs import remembering
 from .plan import Plan, clear, plan
@@ -94,8 +94,9 @@ class _Run:
         self.finished = {entry["block"] for entry in entries}
         self.rows = [row for entry in entries for row in entry["layers"]]
         self.sites = [{"block": e["block"], **site} for e in entries for site in e.get("sites", ())]
-        yield from self._data_free() if self.plan.tokens is None else self._calibrated(self.plan.tokens)
-        yield from self._ends()
+        with settled():
+            yield from self._data_free() if self.plan.tokens is None else self._calibrated(self.plan.tokens)
+            yield from self._ends()
         files = finish(self.plan, self._wire())
         before = sum(entry["seconds"] for entry in entries)
         self._report(files, before + time.perf_counter() - start, len(entries))

@@ -13,7 +13,7 @@ from torch import Tensor
 from .. import __version__
 from ..errors import CalibrationError, CheckpointError, ResourceError
 from ..model.calibration import digest, self_generated, token_batches
-from ..model.inputs import vocabulary
+from ..model.inputs import longest, vocabulary
 from ..model.source import Source, open_source
 from ..model.survey import survey
 from ..recipe import Recipe
@@ -72,7 +72,9 @@ def plan(
     device: str = "cpu",
     crew: Crew = ALONE,
 ) -> Plan:
-    """Check a compression and estimate what it will need; nothing is written but an unpacked GGUF source.
+    """Check a compression and estimate what it will need.
+
+    Nothing is written but an unpacked GGUF source, and nothing at all if the run is refused.
 
     model: folder, GGUF file or Hub id, or what `open_source` made of one.  max_memory: bytes; batches are made
     smaller to stay below it, and statistics gathered in more runs.  crew: who does the work, with `device` for this
@@ -83,19 +85,20 @@ def plan(
     out, journal = Path(out).expanduser(), Journal(Path(out).expanduser())
     check_device(device)
     check_out(out, journal, fresh)
-    source = model if isinstance(model, Source) else open_source(model, staging=journal.folder / "source")
     where = device if crew.parts == 1 else crew.device
-    laid = lay_out(source, chosen, where)
-    tokens = _tokens(source, chosen, laid.skeleton.model)
-    identity = survey(source, laid.dtype)
-    batch, room, expected = fit(laid, chosen, tokens, max_memory, crew.parts)
-    fingerprint = _fingerprint(identity, chosen, tokens, laid.wire, laid.dtype, where) | {
-        "batch": batch,
-        "compute_dtype": str(laid.skeleton.dtype),
-        "parts": crew.parts,
-    }
-    resumed = 0 if fresh else resumed_blocks(journal, fingerprint, out)
-    _check_disk(out, expected)
+    with journal.untouched():
+        source = model if isinstance(model, Source) else open_source(model, staging=journal.source)
+        laid = lay_out(source, chosen, where)
+        tokens = _tokens(source, chosen, laid.skeleton.model)
+        identity = survey(source, laid.dtype)
+        batch, room, expected = fit(laid, chosen, tokens, max_memory, crew.parts)
+        fingerprint = _fingerprint(identity, chosen, tokens, laid.wire, laid.dtype, where) | {
+            "batch": batch,
+            "compute_dtype": str(laid.skeleton.dtype),
+            "parts": crew.parts,
+        }
+        resumed = 0 if fresh else resumed_blocks(journal, fingerprint, out)
+        _check_disk(out, expected)
     return Plan(
         **vars(laid), source=source, recipe=chosen, out=out, tokens=tokens, batch=batch, room=room, device=device,
         crew=crew, journal=journal, fingerprint=fingerprint, estimate=expected, resumed=resumed, fresh=fresh,
@@ -151,12 +154,11 @@ def _tokens(source: Source, recipe: Recipe, model: Any) -> Tensor | None:
     if not recipe.needs_calibration:
         return None
     c = recipe.calibration
-    text = source.config.get_text_config(decoder=True)
-    longest = getattr(text, "max_position_embeddings", getattr(text, "max_target_positions", None))
-    if longest is not None and c.seq_len > longest:
+    limit = longest(source.config)
+    if limit is not None and c.seq_len > limit:
         raise CalibrationError(
-            f"calibration sequences of {c.seq_len} tokens are longer than the model's {longest}",
-            f"use `--seq-len {longest}`",
+            f"calibration sequences of {c.seq_len} tokens are longer than the model's {limit}",
+            f"use `--seq-len {limit}`",
         )
     if c.source == "self":
         dense = type(model).from_pretrained(source.path, dtype=torch.float32)

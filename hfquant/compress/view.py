@@ -12,8 +12,8 @@ from ..model.blocks import Weight, hidden
 from ..model.fold import Folder
 from ..model.sites import Norm, Rows, Site
 from ..model.trace import apart, tensors
+from ..runtime.gram import add_gram
 from ..tensors.grid import Grid
-from .observe import add_gram
 from .rounding import Ranges, Reading, Rounded, measured
 from .streaming import Passage
 

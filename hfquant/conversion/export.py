@@ -57,6 +57,8 @@ def export(folder: str | Path, to: str, out: str | Path) -> dict[str, Any]:
         _carry(folder, aside)
         told = _write_weights(folder, aside, model, to, wire)
         _write_config(folder, aside, wire)
+        if to != "native" and getattr(model, "hfquant_kv_cache", None):
+            told |= {"left_out": ["kv_cache"]}
         done = _write_report(folder, aside, told)
         if out.exists():
             out.rmdir()

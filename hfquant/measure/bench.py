@@ -18,11 +18,11 @@ from transformers import PreTrainedModel
 from .. import report
 from ..errors import RecipeError
 from ..machine import hardware, peak_memory, versions
+from ..model.inputs import longest
 from ..plugin import load
 from ..runtime import cache, kernels
 from ..runtime.experts import QExperts
 from ..runtime.nn import Packed, QEmbedding, QLinear
-from .feed import longest
 from .generate import greedy
 from .original import loaded, opened
 from .verify import original_of

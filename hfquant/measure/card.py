@@ -119,9 +119,10 @@ def _results(report: Mapping[str, Any]) -> Iterator[EvalResult]:
             yield EvalResult(task, "text", text, metric, value, metric_name=label)
     for row in _tasks(report):
         name = _plain(row["name"], "a task")
+        asked = f"{name}, {row['n']} questions" if isinstance(row.get("n"), int) else name
         if isinstance(row.get("value"), int | float):
             # the name as the type too: results of one type are taken for those of one dataset
-            yield EvalResult(task, name, name, _plain(row["metric"], "score"), row["value"])
+            yield EvalResult(task, name, asked, _plain(row["metric"], "score"), row["value"])
 
 
 def _plain(text: object, otherwise: str) -> str:

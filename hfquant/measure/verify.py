@@ -13,7 +13,8 @@ from transformers import AutoConfig, AutoTokenizer, PretrainedConfig, PreTrained
 from .. import report
 from ..compress.memory import give_back
 from ..errors import CheckpointError
-from ..machine import Footprint, hardware, peak_memory, versions
+from ..machine import Footprint, hardware, multiplies_bfloat16, peak_memory, versions
+from ..model.inputs import longest
 from ..model.source import Source
 from ..model.stream import stream_logits
 from ..plugin import load
@@ -22,12 +23,11 @@ from ..runtime.kernels import allowed
 from ..tensors import formats
 from . import card
 from .evaluate import Scores, compare
-from .feed import longest
 from .gate import gate, verdict
 from .generate import Sample, sample
 from .original import facts, loaded, opened
 from .scan import scan
-from .tasks import Tasks, compared, run
+from .tasks import Tasks, check_lengths, compared, run
 from .text import PACKAGED, Text, cut, read_text
 
 PROMPT_TOKENS = 16
@@ -57,7 +57,8 @@ def verify(
     text: a file, by default the packaged text.
     windows, window_len: how many, from the start of the text (None for all), and tokens in each, fewer where
     the model cannot have as many.
-    dtype: in which both models compute; "auto" is the checkpoint's own.
+    dtype: in which both models compute; "auto" is the checkpoint's own, and for the scores float32 where the
+    processor has no products of 16 bits.
     prompt: by default the first words of the text.
     tasks: asked of both models, of the original only if it fits into memory.
     enforce: raise if the report does not reach the recipe's gate.
@@ -65,8 +66,9 @@ def verify(
     kernels: which may run while scores are taken (see `runtime.kernels`); speed and sample are those of the default.
 
     Report and card (README.md) are written before the gate is applied.  Raises CheckpointError for a damaged
-    checkpoint, SourceError for an original that cannot be opened, CalibrationError for an unusable text, KernelError
-    for kernels that do not exist, and QualityError from the gate.
+    checkpoint, SourceError for an original that cannot be opened, CalibrationError for an unusable text or a task whose
+    answers are longer than what the model can read, KernelError for kernels that do not exist, and QualityError from
+    the gate.
     """
     allowed(kernels)
     folder, began = Path(out), time.perf_counter()
@@ -75,12 +77,16 @@ def verify(
     wanted = read_text(PACKAGED if text is None else text)
     config = AutoConfig.from_pretrained(folder)
     limit = longest(config)
+    if tasks is not None:
+        check_lengths(tasks, tokenizer, limit)
     ids = cut(wanted, tokenizer, min(window_len, limit or window_len), windows)
     start = prompt or _words(str(tokenizer.decode(ids[0, :PROMPT_TOKENS], skip_special_tokens=True)))
     with opened(*original_of(known, against)) as source:
         before = Footprint()
         model = loader(folder, dtype=dtype)
-        scores, kind = _scores(model, source, ids, kernels), model.dtype
+        kind = model.dtype
+        exact = _quick(model) if dtype == "auto" else kind
+        scores = _scores(model if exact == kind else loader(folder, dtype=exact), source, ids, kernels)
         asked = _ask(model, tokenizer, start, new_tokens, tasks, before)
         output = _output(folder, model)
         del model  # before the original is loaded
@@ -144,6 +150,12 @@ def original_of(
         return against, None
     source = known.get("source") or {}
     return source.get("id"), source.get("revision")
+
+
+def _quick(model: PreTrainedModel) -> torch.dtype:
+    """The type for many tokens at once: float32 instead of one that this processor multiplies slowly."""
+    slow = model.device.type == "cpu" and model.dtype.itemsize < 4 and not multiplies_bfloat16()
+    return torch.float32 if slow else model.dtype
 
 
 def _scores(model: PreTrainedModel, source: Source | None, windows: Tensor, mode: str) -> Scores:

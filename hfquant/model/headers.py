@@ -17,6 +17,8 @@ DTYPES = {
     "BOOL": torch.bool, "F8_E4M3": torch.float8_e4m3fn, "F8_E5M2": torch.float8_e5m2,
 }  # fmt: skip
 
+PIECE = 1 << 22  # elements that are converted at a time
+
 
 def read_bytes(file: Path, offset: int, count: int) -> Tensor:
     """uint8 [count], in memory that torch aligned: matrix products may round otherwise when it is not."""
@@ -54,6 +56,19 @@ class TensorInfo:
         count = self.numel - start if count is None else count
         size = self.dtype.itemsize
         return read_bytes(self.file, self.offset + start * size, count * size).view(self.dtype)
+
+    def load(self, dtype: torch.dtype) -> Tensor:
+        """The whole tensor, in that type and its own shape.
+
+        Converted piece by piece, so that not both are in memory as a whole.
+        """
+        if dtype == self.dtype or self.numel <= PIECE:
+            return self.read().view(self.shape).to(dtype)
+        found = torch.empty(self.numel, dtype=dtype)
+        for start in range(0, self.numel, PIECE):
+            count = min(PIECE, self.numel - start)
+            found[start : start + count] = self.read(start, count)
+        return found.view(self.shape)
 
 
 def read_header(file: Path) -> dict[str, TensorInfo]:

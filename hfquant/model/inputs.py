@@ -38,3 +38,11 @@ def positions(config: PretrainedConfig, seq: int) -> dict[str, int]:
 def vocabulary(config: PretrainedConfig) -> int:
     """Token ids the model's embedding has room for."""
     return int(config.get_text_config(decoder=True).vocab_size)
+
+
+def longest(config: PretrainedConfig) -> int | None:
+    """The most tokens a window may have, None where the config does not say."""
+    text = config.get_text_config(decoder=True)
+    names = ("max_target_positions", "max_position_embeddings", "n_positions")
+    limits = [getattr(c, name, None) for c in (text, config) for name in names]
+    return min((limit for limit in limits if isinstance(limit, int) and limit > 0), default=None)

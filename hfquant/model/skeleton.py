@@ -113,7 +113,10 @@ class Skeleton:
         for name in wanted:
             self._retype(name, dtype or self.dtype)
         stored = [stored for name in wanted for stored in self.stored[name]]
-        tensors = {self.renamed.get(name, name): self.source.read(name) for name in stored}
+        # a model that keeps some modules in float32 decides about each when it is given what is stored
+        kept = self.model._keep_in_fp32_modules or self.model._keep_in_fp32_modules_strict
+        read_as = None if kept else dtype or self.dtype
+        tensors = {self.renamed.get(name, name): self.source.read(name, read_as) for name in stored}
         config = LoadStateDictConfig(weight_mapping=self._conversions(), dtype=dtype or self.dtype)
         with _quietly():
             info, _ = convert_and_load_state_dict_in_model(self.model, tensors, config)

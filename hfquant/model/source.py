@@ -52,9 +52,10 @@ class Source:
                 sizes[t.dtype] = sizes.get(t.dtype, 0) + t.numel
         return max(sizes, key=lambda d: sizes[d])
 
-    def read(self, name: str) -> Tensor:
-        """One tensor in memory of its own."""
-        return self.tensors[name].read().view(self.tensors[name].shape)
+    def read(self, name: str, dtype: torch.dtype | None = None) -> Tensor:
+        """One tensor in memory of its own, if it is one of floats in `dtype`."""
+        found = self.tensors[name]
+        return found.load(dtype if dtype is not None and found.dtype.is_floating_point else found.dtype)
 
     def tokenizer(self) -> PreTrainedTokenizerBase:
         """Raises SourceError if the model has no tokenizer that loads without remote code."""

@@ -115,7 +115,7 @@ def attention(
             y = attend(query[:, :, 0], key.tokens, key.recent, scale, mask)
             return y.unsqueeze(1), None
         explain(f"hfquant: keys and values of {key.tokens.bits} bit are decoded: {reason}")
-        key, value = key.decoded(), value.decoded()
+        key, value = key.decode(), value.decode()
     usual = ALL_ATTENTION_FUNCTIONS[USUAL]
     found: tuple[Tensor, Tensor | None] = usual(
         module, query, key, value, attention_mask, dropout=dropout, scaling=scaling, **rest

@@ -1,12 +1,12 @@
-"""The `.weight` of a layer whose packed components have other names: read-only, decoded only when used.
+"""Tensors that are stored packed and decoded only when an operation asks for their numbers.
 
-Models ask a layer for `weight.dtype`, PEFT for its device; both are answered without decoding anything.  PEFT
-also merges adapters with `weight.data += delta`, which on a decoded copy would be lost in silence: every
-in-place operation is refused.
+One is the `.weight` of a layer whose packed components have other names.  Models ask a layer for `weight.dtype`, PEFT
+for its device; both are answered without decoding anything.  PEFT also merges adapters with `weight.data += delta`,
+which on a decoded copy would be lost in silence: every in-place operation on a weight is refused.
 """
 
 from collections.abc import Callable, Iterable
-from typing import Any, NoReturn
+from typing import Any, NoReturn, Self
 
 import torch
 from torch import Tensor
@@ -46,20 +46,18 @@ _WRITES = frozenset(["__set__", "__delete__", "__setitem__"])
 _WRITES |= {f"__i{name}__" for name in ("add", "sub", "mul", "truediv", "floordiv", "mod", "pow", "and", "or")}
 
 
-class WeightView(Tensor):
-    """Shape, dtype and device of a weight; its values on first use."""
+class View(Tensor):
+    """Shape, dtype and device of a tensor; its numbers on use."""
 
     decode: Callable[[], Tensor]
-    _is_hf_initialized: bool
 
-    @staticmethod
-    def of(
-        shape: tuple[int, int], dtype: torch.dtype, device: torch.device, decode: Callable[[], Tensor]
-    ) -> "WeightView":
-        """A view [out, in] of what `decode` returns."""
-        view: WeightView = Tensor._make_wrapper_subclass(WeightView, shape, dtype=dtype, device=device)
+    @classmethod
+    def make(
+        cls, shape: tuple[int, ...], dtype: torch.dtype, device: torch.device, decode: Callable[[], Tensor]
+    ) -> Self:
+        """A view of what `decode` returns."""
+        view: Self = Tensor._make_wrapper_subclass(cls, shape, dtype=dtype, device=device)
         view.decode = decode
-        view._is_hf_initialized = True  # transformers initialises what does not say that it already is
         return view
 
     @classmethod
@@ -70,13 +68,40 @@ class WeightView(Tensor):
         if func in METADATA:
             with torch._C.DisableTorchFunctionSubclass():
                 return func(*args, **kwargs)
+        return func(*_decoded(args), **_decoded(kwargs))
+
+    @classmethod
+    def __torch_dispatch__(  # type: ignore[override]  # torch's stub leaves out `cls`
+        cls, func: Any, types: Iterable[type], args: tuple[Any, ...] = (), kwargs: dict[Any, Any] | None = None
+    ) -> Any:
+        return func(*_decoded(args), **_decoded(kwargs or {}))
+
+
+class WeightView(View):
+    """A weight [out, in], read-only: every in-place operation is refused."""
+
+    _is_hf_initialized: bool
+
+    @staticmethod
+    def of(
+        shape: tuple[int, int], dtype: torch.dtype, device: torch.device, decode: Callable[[], Tensor]
+    ) -> "WeightView":
+        """A view [out, in] of what `decode` returns."""
+        view = WeightView.make(shape, dtype, device, decode)
+        view._is_hf_initialized = True  # transformers initialises what does not say that it already is
+        return view
+
+    @classmethod
+    def __torch_function__(
+        cls, func: _Function, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
         if func in _SAME:
             return args[0]  # still read-only: `weight.data += delta` must not pass
-        if _written(func, args, kwargs):
+        if _written(func, args, kwargs or {}):
             _refuse(func)
         if func is Tensor.__repr__:
             return f"WeightView({tuple(args[0].shape)}, dtype={args[0].dtype}, packed)"
-        return func(*_decoded(args), **_decoded(kwargs))
+        return super().__torch_function__(func, types, args, kwargs)
 
     @classmethod
     def __torch_dispatch__(  # type: ignore[override]  # torch's stub leaves out `cls`
@@ -84,12 +109,12 @@ class WeightView(Tensor):
     ) -> Any:
         if func._schema.is_mutable:
             _refuse(func)
-        return func(*_decoded(args), **_decoded(kwargs or {}))
+        return super().__torch_dispatch__(func, types, args, kwargs)
 
 
 def _decoded(value: Any) -> Any:
-    """`value` with every view in it replaced by the weight."""
-    if isinstance(value, WeightView):
+    """`value` with every view in it replaced by its numbers."""
+    if isinstance(value, View):
         return value.decode()
     if isinstance(value, (list, tuple)):
         return type(value)(_decoded(v) for v in value)

@@ -15,8 +15,8 @@ from .. import report
 from ..errors import CheckpointError, TrainingError
 from ..machine import versions
 from ..measure.evaluate import compare, logits
-from ..measure.feed import longest
 from ..measure.text import PACKAGED, cut, read_text
+from ..model.inputs import longest
 from ..plugin import load
 from ..runtime.nn import Packed, QLinear
 from .merge import Merged, outcome, requantize, settled

@@ -13,7 +13,7 @@ from transformers import PretrainedConfig, PreTrainedModel
 
 from ..errors import CalibrationError
 from ..model.calibration import source_text
-from ..model.inputs import vocabulary
+from ..model.inputs import longest, vocabulary
 
 IGNORED = -100  # the label of what counts in no loss, as transformers has it
 
@@ -56,13 +56,12 @@ def sequences(source: str, tokenizer: Any, *, seq_len: int, pairs: bool) -> Sequ
 def check(items: Sequences, config: PretrainedConfig) -> None:
     """Raises CalibrationError for tokens that the model has not, or sequences that are too long for it."""
     rows = [items.items[i] for i in range(len(items))]
-    longest = max(len(ids) for row in rows for ids in row.values())
+    most = max(len(ids) for row in rows for ids in row.values())
     largest = max(max(ids, default=0) for row in rows for ids in row.values())
-    text = config.get_text_config(decoder=True)
-    limit = getattr(text, "max_position_embeddings", getattr(text, "max_target_positions", None))
-    if limit is not None and longest > limit:
+    limit = longest(config)
+    if limit is not None and most > limit:
         raise CalibrationError(
-            f"sequences of {longest} tokens are longer than the model's {limit}",
+            f"sequences of {most} tokens are longer than the model's {limit}",
             f"use `--set quantgpt.seq_len={limit}`",
         )
     if largest >= vocabulary(config):

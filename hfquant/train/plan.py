@@ -76,7 +76,7 @@ def plan(
     fresh: bool = False,
     device: str = "cpu",
 ) -> Training:
-    """Check a training; nothing is written but an unpacked GGUF source.
+    """Check a training.  Nothing is written but an unpacked GGUF source, and nothing at all if it is refused.
 
     text: a file, a Hub dataset, `default`, or a `.jsonl` file of pairs.  options: `KEY=VALUE` of
     `transformers.TrainingArguments`.  save_every: optimizer steps between checkpoints.
@@ -97,27 +97,28 @@ def plan(
             f"the Trainer would not use `{device}`", "say `--device cuda`, and choose with CUDA_VISIBLE_DEVICES"
         )
     check_out(out, journal, fresh)
-    source = model if isinstance(model, Source) else open_source(model, staging=journal.folder / "source")
-    laid = lay_out(source, chosen, device, training=True)
-    _check_targets(laid)
-    pairs = bool(source.config.is_encoder_decoder)
-    items = sequences(text, source.tokenizer(), seq_len=method.seq_len, pairs=pairs)
-    check(items, source.config)
-    sha256 = digest(items)
-    fingerprint = {
-        "hfquant": __version__, "torch": torch.__version__, "transformers": transformers.__version__,
-        "source": survey(source, laid.dtype), "recipe": chosen.hash, "text": sha256, "format": laid.wire.format,
-        "dtype": str(laid.dtype), "device": torch.device(device).type, "options": decide(given),
-        "processes": os.environ.get("WORLD_SIZE", "1"),
-    }  # fmt: skip
-    if not fresh:
-        resumed_blocks(journal, fingerprint, out)
-    found = Training(
-        **vars(laid), source=source, recipe=chosen, method=method, out=out, text=text, sequences=items, sha256=sha256,
-        options=given, device=device, journal=journal, fingerprint=fingerprint, save_every=save_every, fresh=fresh,
-        resume=None,
-    )  # fmt: skip
-    _check_batch(found)
+    with journal.untouched():
+        source = model if isinstance(model, Source) else open_source(model, staging=journal.source)
+        laid = lay_out(source, chosen, device, training=True)
+        _check_targets(laid)
+        pairs = bool(source.config.is_encoder_decoder)
+        items = sequences(text, source.tokenizer(), seq_len=method.seq_len, pairs=pairs)
+        check(items, source.config)
+        sha256 = digest(items)
+        fingerprint = {
+            "hfquant": __version__, "torch": torch.__version__, "transformers": transformers.__version__,
+            "source": survey(source, laid.dtype), "recipe": chosen.hash, "text": sha256, "format": laid.wire.format,
+            "dtype": str(laid.dtype), "device": torch.device(device).type, "options": decide(given),
+            "processes": os.environ.get("WORLD_SIZE", "1"),
+        }  # fmt: skip
+        if not fresh:
+            resumed_blocks(journal, fingerprint, out)
+        found = Training(
+            **vars(laid), source=source, recipe=chosen, method=method, out=out, text=text, sequences=items,
+            sha256=sha256, options=given, device=device, journal=journal, fingerprint=fingerprint,
+            save_every=save_every, fresh=fresh, resume=None,
+        )  # fmt: skip
+        _check_batch(found)
     resume = None if fresh or journal.plan() is None else last_checkpoint(found.checkpoints, found.processes)
     return Training(**{**vars(found), "resume": resume})
 

@@ -20,6 +20,7 @@ from hfquant.errors import (
     ResourceError,
     SourceError,
 )
+from tests.model.gguf_files import FAMILIES, bpe_vocabulary, write_gguf
 
 SMALL = {"samples": 4, "seq_len": 32}
 WEIGHTS = "model.safetensors"
@@ -177,6 +178,14 @@ def test_too_little_disk_and_memory(model: Path, tmp_path: Path, monkeypatch: py
     usage = shutil.disk_usage(tmp_path)
     monkeypatch.setattr(shutil, "disk_usage", lambda _: usage._replace(free=1000))
     refused(model, tmp_path / "o", ResourceError, "of disk are needed")
+
+
+def test_a_refused_run_takes_the_source_that_it_unpacked_with_it(tmp_path: Path) -> None:
+    file = write_gguf(tmp_path / "m.gguf", FAMILIES["llama"], extra=bpe_vocabulary())
+    refused(file, tmp_path / "o", ResourceError, "are needed, 50 MB are allowed", max_memory=50_000_000)
+    plan(file, "gptq-w4g32", tmp_path / "o", **SMALL)
+    refused(file, tmp_path / "o", ResourceError, "are needed, 50 MB are allowed", max_memory=50_000_000)
+    assert (tmp_path / "o/.hfquant/source/config.json").is_file()  # which an earlier run had unpacked
 
 
 def test_device_that_is_not_there(model: Path, tmp_path: Path) -> None:

@@ -88,6 +88,7 @@ def test_any_block_learns_and_what_ran_is_what_is_stored(
     family: str, uneven: Callable[[str], Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The loaded model puts out what the training blocks put out: nothing was rounded a second time."""
+    monkeypatch.setattr("hfquant.compress.layout.multiplies_bfloat16", lambda: False)  # compared in float32
     last: dict[str, torch.Tensor] = {}
     run = Passage.run
 

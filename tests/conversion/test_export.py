@@ -61,6 +61,14 @@ def test_the_same_codes_in_another_format(
     assert torch.equal(logits(load(folder, dequantize=True)), logits(load(tmp_path / "second", dequantize=True)))
 
 
+def test_what_the_format_cannot_say_is_named(made: Made, tmp_path: Path) -> None:
+    folder = tmp_path / "first"
+    for _ in compress(source(made, "llama"), Recipe.parse("rtn-w8", ["kv_cache=kv8"]), folder):
+        pass
+    assert "left_out" not in export(folder, "native", tmp_path / "native")["wire"]
+    assert export(folder, "compressed-tensors", tmp_path / "other")["wire"]["left_out"] == ["kv_cache"]
+
+
 def source(made: Made, family: str) -> str:
     """The folder of the dense model."""
     report = json.loads((made("rtn-w8", family) / "report.json").read_text())

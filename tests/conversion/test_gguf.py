@@ -21,6 +21,7 @@ from hfquant.recipe import Recipe
 from hfquant.tensors.grid import Grid
 from hfquant.tensors.layer import Quantized
 from tests import families
+from tests.words import cut_words
 
 IDS = torch.arange(4, 36)[None]
 Built = Callable[[str], Path]
@@ -98,13 +99,6 @@ def test_scales_that_would_be_rounded_are_refused() -> None:
         pack(Q, "it")
 
 
-def with_words(folder: Path) -> None:
-    """Have the tests' tokenizer of bytes cut words as GPT-2's does: llama.cpp knows no other way for it."""
-    found = json.loads((folder / "tokenizer.json").read_text())
-    found["pre_tokenizer"]["use_regex"] = True
-    (folder / "tokenizer.json").write_text(json.dumps(found))
-
-
 def logits(model: Any) -> torch.Tensor:
     with torch.inference_mode():
         return model.eval()(IDS).logits.float()
@@ -126,7 +120,7 @@ def test_another_reader_finds_the_same_model(
     chosen = Recipe.parse(recipe, ["calibration.samples=4", "calibration.seq_len=32", "dtype=float16"])
     for _ in compress(built(family), chosen, tmp_path / "small"):
         pass
-    with_words(tmp_path / "small")
+    cut_words(tmp_path / "small")
     done = export(tmp_path / "small", "gguf", tmp_path / "out")
     assert set(done["wire"]["types"].values()) == kinds
     assert len(done["wire"]["types"]) == len(families.linears(family))
@@ -148,7 +142,7 @@ def test_another_reader_finds_the_same_model(
 def test_what_the_file_says_of_itself(built: Built, tmp_path: Path) -> None:
     for _ in compress(built("llama"), "rtn-w4g32sym", tmp_path / "small"):
         pass
-    with_words(tmp_path / "small")
+    cut_words(tmp_path / "small")
     export(tmp_path / "small", "gguf", tmp_path / "out")
     reader = gguf.GGUFReader(tmp_path / "out" / "model.gguf")
     said = {name: field.contents() for name, field in reader.fields.items()}
@@ -172,7 +166,7 @@ def test_what_cannot_be_said_is_refused(family: str, recipe: str, problem: str, 
     chosen = Recipe.parse(recipe, ["calibration.samples=4", "calibration.seq_len=32"])
     for _ in compress(built(family), chosen, tmp_path / "small"):
         pass
-    with_words(tmp_path / "small")
+    cut_words(tmp_path / "small")
     with pytest.raises(ExportError, match=problem) as refused:
         export(tmp_path / "small", "gguf", tmp_path / "out")
     assert refused.value.hint
@@ -221,6 +215,7 @@ def test_sentencepiece(tmp_path: Path) -> None:
     ("change", "problem"),
     [
         ({"model": {"type": "Unigram", "vocab": PIECES}}, "of type Unigram"),
+        ({"model": {"type": "BPE", "vocab": PIECES, "merges": []}}, "has no merges"),
         ({"pre_tokenizer": {"type": "Whitespace"}}, "how this tokenizer cuts text"),
         ({"pre_tokenizer": {"type": "Sequence", "pretokenizers": [{"type": "Split", "pattern": {"Regex": "x"}},
                                                                  {"type": "ByteLevel", "use_regex": False}]}},
@@ -231,7 +226,7 @@ def test_tokenizers_that_llama_cpp_would_read_otherwise_are_refused(
     tmp_path: Path, change: dict[str, Any], problem: str
 ) -> None:
     found = {
-        "model": {"type": "BPE", "vocab": PIECES, "merges": []},
+        "model": {"type": "BPE", "vocab": PIECES, "merges": [["a", "b"]]},
         "pre_tokenizer": {"type": "ByteLevel", "use_regex": True},
         "added_tokens": SPECIAL,
     }

@@ -358,5 +358,6 @@ def test_every_task_has_results_of_its_own() -> None:
     asked = {name: {"n": 2, "source": "x", "scores": scores} for name in ("arc_easy", "piqa")}
     text = card.render(full(evaluation=full()["evaluation"] | {"tasks": asked}))
     results = metadata(text)["model-index"][0]["results"]
-    assert [result["dataset"]["name"] for result in results] == ["hfquant evaluation", "arc_easy", "piqa"]
+    named = [result["dataset"]["name"] for result in results]
+    assert named == ["hfquant evaluation", "arc_easy, 2 questions", "piqa, 2 questions"]
     assert [len(result["metrics"]) for result in results] == [3, 1, 1]

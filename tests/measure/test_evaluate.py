@@ -10,7 +10,8 @@ from transformers import AutoModelForCausalLM, AutoModelForSeq2SeqLM, PreTrained
 
 from hfquant.errors import CheckpointError
 from hfquant.measure.evaluate import compare, kl_divergence, logits, perplexity, score
-from hfquant.measure.feed import Feed, longest
+from hfquant.measure.feed import Feed
+from hfquant.model.inputs import longest
 from hfquant.model.source import open_source
 from hfquant.model.stream import stream_logits
 from hfquant.runtime import kernels

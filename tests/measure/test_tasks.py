@@ -107,7 +107,7 @@ def test_eval_puts_both_models_scores_into_report_and_card(
     text = (tmp_path / "small" / "README.md").read_text()
     assert "| `arc_easy`, `acc`" in text
     types = {result["dataset"]["name"] for result in metadata(text)["model-index"][0]["results"]}
-    assert {"arc_easy", "piqa"} <= types
+    assert {"arc_easy, 2 questions", "piqa, 2 questions"} <= types
     wrong = CliRunner().invoke(app, ["eval", str(tmp_path / "small"), "--limit", "2"])
     assert wrong.exit_code == 2
 

@@ -45,6 +45,24 @@ def small(tmp_path: Path) -> Path:
     return save(nudged(tiny(), 0.1), tmp_path / "small")
 
 
+@pytest.mark.parametrize(("products", "dtype"), [(True, "bfloat16"), (False, "float32")])
+def test_scores_are_not_taken_in_a_type_that_the_processor_multiplies_slowly(
+    products: bool, dtype: str, small: Path, text: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    original = save(tiny().to(torch.bfloat16), tmp_path / "half")
+    monkeypatch.setattr("hfquant.measure.verify.multiplies_bfloat16", lambda: products)
+    loads = []
+
+    def loader(folder: Path, dtype: Any) -> PreTrainedModel:
+        loads.append(dtype)
+        return dense(original, dtype)
+
+    done = verify(small, against=original, text=text, loader=loader, **SHORT)
+    assert done["evaluation"]["settings"]["dtype"] == dtype
+    assert loads == ["auto"] + [torch.float32] * (not products)
+    assert done["evaluation"]["kl"] == pytest.approx(0, abs=1e-6)
+
+
 def test_everything_is_measured_and_written(original: Path, small: Path, text: Path) -> None:
     report.merge(small, compression={"seconds": 3.5, "peak_memory_bytes": 10**8}, output={"more": 1})
     done = verify(small, against=original, text=text, loader=dense, **SHORT)

@@ -1,6 +1,7 @@
 """Other people's programs as witnesses, each in an environment of its own, made when a test first asks for it.
 
-They lie in the user's cache and are used again.  `HFQUANT_WITNESS_<NAME>` names an interpreter that is there already.
+They lie in `HFQUANT_WITNESSES`, by default in the user's cache, and are used again: XDG_CACHE_HOME is another one in
+every run of the tests.  `HFQUANT_WITNESS_<NAME>` names an interpreter that is there already.
 """
 
 import os
@@ -8,7 +9,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-CACHE = Path(os.environ.get("XDG_CACHE_HOME", "~/.cache")).expanduser() / "hfquant-witnesses"
+CACHE = Path(os.environ.get("HFQUANT_WITNESSES", "~/.cache/hfquant-witnesses")).expanduser()
 PIP = ("pip", "install", "--quiet", "--disable-pip-version-check")
 
 

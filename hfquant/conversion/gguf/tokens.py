@@ -47,6 +47,8 @@ def add(writer: gguf.GGUFWriter, folder: Path, tokenizer: Any, rows: int) -> Non
     else:
         writer.add_tokenizer_model("gpt2")
         writer.add_tokenizer_pre(_split(found))
+        if not model["merges"]:
+            raise ExportError("the tokenizer has no merges, and llama.cpp reads no such vocabulary", HINT)
         writer.add_token_merges([m if isinstance(m, str) else " ".join(m) for m in model["merges"]])
     writer.add_token_list(tokens)
     writer.add_token_types(kinds)

@@ -8,6 +8,7 @@ this.
 import torch
 from torch import Tensor
 
+from ...machine import multiplies_bfloat16
 from ..reference import Matrix
 from . import Bound, _tiles
 
@@ -22,7 +23,7 @@ class CpuExact:
     def refuses(self, x: Tensor, matrix: Matrix) -> str | None:
         if matrix.encoding.activations is not None:
             return "inputs are rounded to integers"
-        if x.shape[0] > MOST and (x.dtype == torch.float32 or torch.cpu._is_avx512_bf16_supported()):
+        if x.shape[0] > MOST and (x.dtype == torch.float32 or multiplies_bfloat16()):
             return f"more than {MOST} rows: decoding the weight once is faster"
         return _tiles.refuses(x, matrix, None, real=True)
 

@@ -9,6 +9,7 @@ import torch
 from transformers import PreTrainedTokenizerBase
 
 from ...errors import ResourceError
+from ...model.inputs import longest
 from .cost import Workload
 from .model import OffloadedModel
 from .planning import Budget, plan_offload
@@ -104,8 +105,7 @@ def token_ids(offloaded: OffloadedModel, prompts: Sequence[str] | Sequence[Seque
 
 def check_length(offloaded: OffloadedModel, work: Workload) -> None:
     """Raises ResourceError if the model has no position for the last token."""
-    config = offloaded.config.get_text_config(decoder=True)
-    room = getattr(config, "max_position_embeddings", None)
+    room = longest(offloaded.config)
     if room is not None and not offloaded.config.is_encoder_decoder and work.prompt + work.new > room:
         raise ResourceError(
             f"the longest prompt has {work.prompt} tokens; with {work.new} new ones that is more than the {room} "
