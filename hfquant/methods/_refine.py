@@ -105,40 +105,31 @@ def descend(
     codes float32 [in, out]; scale [out, groups]; D [in, out], Q − W at these, is overwritten; pruned bool [in, out]:
     codes that stay as they are.  Returns the codes, never worse, and f of every row [out] after it.
     """
-    n = D.shape[0]
+    n, columns = D.shape[0], grid.columns(D.shape[0])
     S = scale.T.contiguous()  # [groups, out]
+    if refused(codes, S, D, H) is None:
+        from . import _descent
+
+        if (found := _descent.descend(codes, S, D, H, columns, grid.top, block, pruned)) is not None:
+            return found
     codes, value = codes.clone(), D.new_zeros(D.shape[1])
     for a in range(0, n, block):
         b = min(a + block, n)
-        done = H[a:b, :a] @ D[:a]
-        G = torch.addmm(done, H[a:b, a:], D[a:])  # half the gradient of f at these columns
-        _descend_block(G, H, a, S, grid, pruned, codes, D)
+        before = H[a:b, :a] @ D[:a]
+        G = torch.addmm(before, H[a:b, a:], D[a:])  # half the gradient of f at these columns
+        for j in range(a, b):
+            s, old = S[j // columns], codes[j]
+            step = (G[j - a] / H[j, j]).div_(s)
+            new = (old - step).round_().clamp_(0, grid.top)
+            if pruned is not None:
+                new = torch.where(pruned[j], old, new)
+            moved = (new - old).mul_(s)
+            codes[j] = new
+            D[j] += moved
+            G[j - a + 1 :].addr_(H[j, j + 1 : b], moved)
         # f = Σ over blocks of d_bᵀ (2 H_b,<b d_<b + H_bb d_b)
-        value += torch.addmm(done, H[a:b, a:b], D[a:b], beta=2).mul_(D[a:b]).sum(0)
+        value += torch.addmm(before, H[a:b, a:b], D[a:b], beta=2).mul_(D[a:b]).sum(0)
     return codes, value
-
-
-def _descend_block(
-    G: Tensor, H: Tensor, a: int, S: Tensor, grid: Grid, pruned: Tensor | None, codes: Tensor, D: Tensor
-) -> None:
-    """The columns from a on whose gradient is G, one after the other."""
-    columns, b = grid.columns(D.shape[0]), a + G.shape[0]
-    if refused(G, H, S, codes, D) is None:
-        from . import _columns
-
-        held = None if pruned is None else pruned[a:b]
-        if _columns.descend_block(G, H[a:b, a:], a, columns, S, grid.top, held, codes[a:b], D[a:b]):
-            return
-    for j in range(a, b):
-        s, old = S[j // columns], codes[j]
-        step = (G[j - a] / H[j, j]).div_(s)
-        new = (old - step).round_().clamp_(0, grid.top)
-        if pruned is not None:
-            new = torch.where(pruned[j], old, new)
-        moved = (new - old).mul_(s)
-        codes[j] = new
-        D[j] += moved
-        G[j - a + 1 :].addr_(H[j, j + 1 : b], moved)
 
 
 def _shifted(codes: Tensor, zero: Tensor, grid: Grid) -> Tensor:
