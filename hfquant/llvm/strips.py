@@ -78,9 +78,9 @@ class Loop:
                 self.body(code, record, strip)
 
 
-def padded(t: Tensor, value: float = 0.0, width: int = N) -> Tensor:
-    """[n, columns] -> [n, whole strips of a width], contiguous: the same tensor where it is so already"""
-    rest = -t.shape[1] % width
+def padded(t: Tensor, value: float = 0.0) -> Tensor:
+    """[n, columns] -> [n, whole strips], contiguous: the same tensor where it is so already"""
+    rest = -t.shape[1] % N
     return torch.nn.functional.pad(t, (0, rest), value=value) if rest else t.contiguous()
 
 
@@ -124,3 +124,69 @@ def repeat(code: Code, end: Value, start: Value, body: Callable[[Value], None], 
             body(code.plus(i, k))
     with code.loop(end, whole) as i:
         body(i)
+
+
+class Tile:
+    """As many strips as fit into the registers, multiplied together by rows of a matrix.
+
+    What belongs to a tile is laid out [n, strips, 16]: `tiled`.
+    """
+
+    ROWS = 4  # of the matrix, at a time
+
+    def __init__(self, code: Code) -> None:
+        self.code, self.strips = code, range(strips_of(code.level))
+        self.line = LINE * len(self.strips)
+
+    def sums(self, count: int) -> list[list[Value]]:
+        """Rooms for products by `count` rows, zero."""
+        found = [[self.code.variable(FLOATS) for _ in self.strips] for _ in range(count)]
+        for rooms in found:
+            for room in rooms:
+                self.code.set(room, constant(0.0))
+        return found
+
+    def add(self, sums: list[list[Value]], rows: list[Value], V: Value, left: Value, right: Value) -> None:
+        """sums_i += Σ row_ij·V_j over left <= j < right.  rows, V: addresses"""
+        code = self.code
+        with code.loop(right, left) as j:
+            values = [self.read(V, j, s) for s in self.strips]
+            for rooms, row in zip(sums, rows, strict=True):
+                by = scalar(code, code.plus(row, (j, 4)))
+                for room, value in zip(rooms, values, strict=True):
+                    code.set(room, code.fma(by, value, code.get(room)))
+
+    def place(self, V: Value, j: Value, strip: int) -> Value:
+        return self.code.plus(V, (j, self.line), LINE * strip)
+
+    def read(self, V: Value, j: Value, strip: int) -> Value:
+        return floats(self.code, self.place(V, j, strip))
+
+    def write(self, value: Value, V: Value, j: Value, strip: int) -> None:
+        self.code.write(value, self.place(V, j, strip), 4)
+
+    def few(self, start: Value, end: Value, body: Callable[[Value, int], None]) -> None:
+        """body(k, count) for `ROWS` of start <= k < end at a time, and for each that is left."""
+        code = self.code
+        whole = code.plus(start, (code.sdiv(code.sub(end, start), code.number(self.ROWS)), self.ROWS))
+        for count, first, last in ((self.ROWS, start, whole), (1, whole, end)):
+            with code.loop(last, first, count) as k:
+                body(k, count)
+
+
+def strips_of(level: machine.Level) -> int:
+    return 4 if level.vector == LINE else 1
+
+
+def tiled(t: Tensor, value: float = 0.0) -> Tensor:
+    """[n, columns] -> [tiles, n, columns of a tile], for this machine; padded with a value"""
+    level = machine.level()
+    assert level is not None
+    width = N * strips_of(level)
+    t = torch.nn.functional.pad(t, (0, -t.shape[1] % width), value=value)
+    return t.unflatten(1, (-1, width)).transpose(0, 1).contiguous()
+
+
+def untiled(t: Tensor, columns: int) -> Tensor:
+    """[tiles, n, columns of a tile] -> [n, columns]"""
+    return t.transpose(0, 1).flatten(1)[:, :columns].contiguous()

@@ -1,8 +1,6 @@
-"""The columns of one block, one after the other, in generated code: where `_obs.sweep` on a fixed grid and
-`_refine.descend` spend their time.
+"""The columns of one block, one after the other, in generated code: where `_obs.sweep` on fixed grids spends its time.
 
-    round     c = round(w/s + z), e = (w − s·(c − z)) / U_jj, then w_i −= U_ji·e for the columns i > j of the block
-    descend   c' = round(c − g/(H_jj·s)), m = s·(c' − c), then g_i += H_ji·m for the columns i > j of the block
+    c = round(w/s + z), e = (w − s·(c − z)) / U_jj, then w_i −= U_ji·e for the columns i > j of the block
 
 All matrices are [in, out] and 16 rows of the weight are the lanes of a vector.  The operations and their order are
 those of the torch code that calls this, so the codes are the same; a block's numbers stay in the first cache.
@@ -14,7 +12,7 @@ import torch
 from torch import Tensor
 
 from ..llvm.ir import F32, I8, I32, I64, Code, Value, splat, vector
-from ..llvm.strips import FIRST, LINE, Loop, N, clamp, constant, floats, nearest, padded, repeat, scalar, some
+from ..llvm.strips import FIRST, LINE, Loop, N, clamp, constant, floats, nearest, padded, repeat, scalar
 
 MOST = 256  # columns in a block: they are held on the stack
 
@@ -34,23 +32,6 @@ class Round(IntEnum):
     TOP = FIRST + 9
     CODES = FIRST + 10  # uint8 [block, out]
     ERRORS = FIRST + 11  # float32 [block, out]
-
-
-class Descend(IntEnum):
-    """What `descend_block` is told."""
-
-    G = FIRST  # float32 [block, out]
-    OUT = FIRST + 1
-    H = FIRST + 2  # the block's corner of it
-    ROW = FIRST + 3  # elements of a row of H
-    COLUMNS = FIRST + 4
-    AT = FIRST + 5  # the block's first column
-    GROUP = FIRST + 6  # columns of a group
-    SCALES = FIRST + 7  # float32 [groups, out]
-    PRUNED = FIRST + 8  # bool [block, out]; 0: none
-    TOP = FIRST + 9
-    CODES = FIRST + 10  # float32 [block, out]
-    D = FIRST + 11  # float32 [block, out]
 
 
 def round_block(
@@ -77,30 +58,6 @@ def round_block(
     return E[:, :out]
 
 
-def descend_block(
-    G: Tensor, H: Tensor, at: int, group: int, S: Tensor, top: int, pruned: Tensor | None, codes: Tensor, D: Tensor
-) -> bool:
-    """The columns of a block, from the `at`-th on, descend: `codes` and D, both float32 [block, out] and contiguous.
-
-    G [block, out] is their gradient.  H [block, ...]: contiguous rows that begin on the diagonal.  group: columns of
-    each row of S [groups, out].  False if the code could not be made.
-    """
-    columns, out = G.shape
-    G, S, c, d = padded(G), padded(S, 1.0), padded(codes), padded(D)
-    pruned = None if pruned is None else padded(pruned)
-    record: dict[IntEnum, Tensor | int] = {
-        Descend.G: G, Descend.OUT: G.shape[1], Descend.H: H, Descend.ROW: H.stride(0), Descend.COLUMNS: columns,
-        Descend.AT: at, Descend.GROUP: group, Descend.SCALES: S, Descend.PRUNED: 0 if pruned is None else pruned,
-        Descend.TOP: top, Descend.CODES: c, Descend.D: d,
-    }  # fmt: skip
-    if not DESCEND(G.shape[1] // N, record):
-        return False
-    if c is not codes:
-        codes.copy_(c[:, :out])
-        D.copy_(d[:, :out])
-    return True
-
-
 def _round(code: Code, record: Value, strip: Value) -> None:
     out, columns, U, row = (code.field(record, p) for p in (Round.OUT, Round.COLUMNS, Round.U, Round.ROW))
     low, top = constant(0.0), _spread(code, code.field(record, Round.TOP))
@@ -122,30 +79,7 @@ def _round(code: Code, record: Value, strip: Value) -> None:
         _pass_on(code, room, line, j, columns, code.fneg(e))
 
 
-def _descend(code: Code, record: Value, strip: Value) -> None:
-    out, columns, H, row = (code.field(record, p) for p in (Descend.OUT, Descend.COLUMNS, Descend.H, Descend.ROW))
-    low, top = constant(0.0), _spread(code, code.field(record, Descend.TOP))
-    room, pruned = _copied(code, code.field(record, Descend.G), strip, out, columns), code.field(record, Descend.PRUNED)
-    at, per_group = code.field(record, Descend.AT), code.field(record, Descend.GROUP)
-    with code.loop(columns) as j:
-        s = floats(code, _at(code, record, Descend.SCALES, strip, out, code.sdiv(code.plus(at, j), per_group)))
-        place = _at(code, record, Descend.CODES, strip, out, j)
-        line = code.plus(H, (code.mul(j, row), 4))
-        old, g = floats(code, place), floats(code, code.plus(room, (j, LINE)))
-        step = code.fdiv(code.fdiv(g, scalar(code, code.plus(line, (j, 4)))), s)
-        c = code.variable(old.type, clamp(code, nearest(code, code.fsub(old, step)), low, top))
-        with code.if_then(code.nonzero(pruned)):
-            code.set(c, code.select(_flags(code, pruned, strip, out, j), old, code.get(c)))
-        new = code.get(c)
-        with code.if_then(some(code, code.fcmp_unordered("!=", new, old))):  # most stay where they are
-            moved = code.fmul(code.fsub(new, old), s)
-            code.write(new, place, 4)
-            d = _at(code, record, Descend.D, strip, out, j)
-            code.write(code.fadd(floats(code, d), moved), d, 4)
-            _pass_on(code, room, line, j, columns, moved)
-
-
-ROUND, DESCEND = Loop("round columns", _round), Loop("descend columns", _descend)
+ROUND = Loop("round columns", _round)
 
 
 def _copied(code: Code, matrix: Value, strip: Value, out: Value, columns: Value) -> Value:

@@ -9,11 +9,8 @@ from enum import IntEnum
 import torch
 from torch import Tensor
 
-from ..llvm import machine
 from ..llvm.ir import Code, Value
-from ..llvm.strips import FIRST, FLOATS, LINE, Loop, N, constant, floats, padded, scalar
-
-TOGETHER = 4  # rows of H
+from ..llvm.strips import FIRST, Loop, Tile, tiled
 
 
 class Products(IntEnum):
@@ -34,9 +31,8 @@ def products(V: Tensor, H: Tensor, columns: int) -> Tensor | None:
     None if the code could not be made.
     """
     n, rows = V.shape
-    groups, width = -(-n // columns), N * _strips()
-    tiles = -(-rows // width)
-    held = padded(V, width=width).view(n, tiles, width).transpose(0, 1).contiguous()
+    groups, held = -(-n // columns), tiled(V)
+    tiles, _, width = held.shape
     A = torch.zeros(tiles, groups, groups, width, dtype=torch.float32, device="cpu")
     record: dict[IntEnum, Tensor | int] = {
         Products.V: held, Products.H: H, Products.ROW: H.stride(0), Products.IN: n, Products.COLUMNS: columns,
@@ -47,49 +43,29 @@ def products(V: Tensor, H: Tensor, columns: int) -> Tensor | None:
     return A.permute(0, 3, 1, 2).reshape(tiles * width, groups, groups)[:rows]
 
 
-def _strips() -> int:
-    """Strips that are multiplied together: as many as fit into the registers."""
-    level = machine.level()
-    return 4 if level is not None and level.vector == LINE else 1
-
-
-def _products(code: Code, record: Value, tile: Value) -> None:
-    n, columns, groups = (code.field(record, p) for p in (Products.IN, Products.COLUMNS, Products.GROUPS))
-    width = code.number(LINE * _strips())
-    V = code.plus(code.field(record, Products.V), (code.mul(tile, n), width))
-    A = code.plus(code.field(record, Products.A), (code.mul(code.mul(tile, groups), groups), width))
+def _products(code: Code, record: Value, at: Value) -> None:
+    n, columns, groups, H, row = (
+        code.field(record, p) for p in (Products.IN, Products.COLUMNS, Products.GROUPS, Products.H, Products.ROW)
+    )
+    tile = Tile(code)
+    V = code.plus(code.field(record, Products.V), (code.mul(at, n), tile.line))
+    A = code.plus(code.field(record, Products.A), (code.mul(code.mul(at, groups), groups), tile.line))
     with code.loop(groups) as g:
         start = code.mul(g, columns)
-        end = code.least(code.plus(start, columns), n)
-        whole = code.plus(start, (code.sdiv(code.sub(end, start), code.number(TOGETHER)), TOGETHER))
-        for count, first, last in ((TOGETHER, start, whole), (1, whole, end)):
-            with code.loop(last, first, count) as k, code.loop(code.plus(g, 1)) as h:
-                left = code.mul(h, columns)
-                right = code.least(code.plus(left, columns), n)
-                _add(code, record, V, k, count, left, right, code.plus(A, (code.plus(h, (g, groups)), width)))
 
+        def add(k: Value, count: int, g: Value = g) -> None:
+            lines = [code.plus(H, (code.mul(code.plus(k, i), row), 4)) for i in range(count)]
+            with code.loop(code.plus(g, 1)) as h:
+                sums, left = tile.sums(count), code.mul(h, columns)
+                tile.add(sums, lines, V, left, code.least(code.plus(left, columns), n))
+                to = code.plus(h, (g, groups))
+                for s in tile.strips:
+                    total = tile.read(A, to, s)
+                    for i, rooms in enumerate(sums):
+                        total = code.fma(tile.read(V, code.plus(k, i), s), code.get(rooms[s]), total)
+                    tile.write(total, A, to, s)
 
-def _add(code: Code, record: Value, V: Value, k: Value, count: int, left: Value, right: Value, to: Value) -> None:
-    """Σ v_i H_ij v_j over `count` rows i from k on, and the columns left <= j < right."""
-    H, row, strips = code.field(record, Products.H), code.field(record, Products.ROW), range(_strips())
-    width = code.number(LINE * len(strips))
-    sums = [[code.variable(FLOATS) for _ in strips] for _ in range(count)]
-    for rooms in sums:
-        for room in rooms:
-            code.set(room, constant(0.0))
-    lines = [code.plus(H, (code.mul(code.plus(k, i), row), 4)) for i in range(count)]
-    with code.loop(right, left) as j:
-        v = [floats(code, code.plus(V, (j, width), LINE * s)) for s in strips]
-        for rooms, line in zip(sums, lines, strict=True):
-            by = scalar(code, code.plus(line, (j, 4)))
-            for room, value in zip(rooms, v, strict=True):
-                code.set(room, code.fma(by, value, code.get(room)))
-    for s in strips:
-        place = code.plus(to, LINE * s)
-        total = floats(code, place)
-        for i, rooms in enumerate(sums):
-            total = code.fma(floats(code, code.plus(V, (code.plus(k, i), width), LINE * s)), code.get(rooms[s]), total)
-        code.write(total, place, 4)
+        tile.few(start, code.least(code.plus(start, columns), n), add)
 
 
 PRODUCTS = Loop("products of groups", _products)

@@ -22,25 +22,31 @@ def refine(
     Q: Quantized, W: Tensor, H: Tensor, *, rounds: int, block: int = 128, mask: Tensor | None = None
 ) -> Quantized:
     """Lower f(Q).  W [out, in] float32; H float32 [in, in], damped; mask bool [out, in], False where Q stays zero."""
-    grid, dtype = Q.grid, Q.scale.dtype
+    grid, dtype, columns = Q.grid, Q.scale.dtype, Q.grid.columns(W.shape[1])
     pruned = None if mask is None else ~mask.T.contiguous()
     Wt, H = W.T.contiguous(), H.contiguous()
     codes, scale = Q.codes.T.float().contiguous(), Q.scale.float()
     zero = Q.zero_point.float().T.contiguous()  # [groups, out]
-    best = None
-    for _ in range(rounds):
-        V = _shifted(codes, zero, grid)
-        D = _scaled(V, scale, grid).sub_(Wt)
-        P = H @ D  # half the gradient
-        before = best = (P * D).sum(0) if best is None else best
-        new_scale = storable(refit(V, scale, P.mul_(V), H, grid), dtype)
-        new_codes, value = descend(codes, new_scale, _scaled(V, new_scale, grid).sub_(Wt), H, grid, block, pruned)
-        better = value < best
+    V = _shifted(codes, zero, grid)
+    D = _scaled(V, scale, grid).sub_(Wt)
+    P = H @ D  # half the gradient
+    best, HW = (P * D).sum(0), None
+    for i in range(rounds):
+        if i == 0:
+            new_scale = refit(V, scale, H, grid, -_per_group(P.mul_(V), columns), residual=True)
+        else:
+            HW = H @ Wt if HW is None else HW
+            new_scale = refit(V, scale, H, grid, _per_group(HW * V, columns))
+        new_scale = storable(new_scale, dtype)
+        D = _scaled(V, new_scale, grid).sub_(Wt)
+        new_codes, value = descend(codes, new_scale, D, H, grid, block, pruned)
+        before, better = best, value < best
         if not better.any():
             break
         codes = torch.where(better, new_codes, codes)
         scale = torch.where(better[:, None], new_scale, scale)
         best = torch.where(better, value, best)
+        V = _shifted(codes, zero, grid)
         if best.double().sum() > (1 - WORTH) * before.double().sum():
             break
     return Quantized(
@@ -54,30 +60,28 @@ def objective(Qt: Tensor, Wt: Tensor, H: Tensor) -> Tensor:
     return (H @ D).mul_(D).sum(0)
 
 
-def refit(V: Tensor, scale: Tensor, VP: Tensor, H: Tensor, grid: Grid) -> Tensor:
+def refit(V: Tensor, scale: Tensor, H: Tensor, grid: Grid, b: Tensor, *, residual: bool = False) -> Tensor:
     """The scales that minimize f with the codes fixed: per row, A s = b over its groups.
 
-    A_gh = v_gᵀ H_gh v_h and b_g = v_gᵀ (H w)_g, where v = code − zero_point; so that b − A s, for the present scales,
-    is −v_gᵀ (H d)_g with d = q − w.  Rows whose system is singular (a group of nothing but zero points) keep that
-    group's scale.  V [in, out]: v; VP [in, out]: v ∘ H d; scale [out, groups].  Returns float32 [out, groups].
+    A_gh = v_gᵀ H_gh v_h and b_g = v_gᵀ (H w)_g, where v = code − zero_point.  With `residual`, b is b − A s for the
+    present scales instead, that is −v_gᵀ (H d)_g with d = q − w.  Rows whose system is singular (a group of nothing but
+    zero points) keep that group's scale.  V [in, out], the others float32 [out, groups], as the result.
     """
-    n, out = V.shape
-    columns, groups = grid.columns(n), grid.groups(n)
+    (n, out), groups = V.shape, scale.shape[1]
     fitted = torch.empty_like(scale)
     step = max(1, ELEMENTS // max(groups * groups, n))
-    for a in range(0, out, step):
-        A = products(V[:, a : a + step], H, columns)
-        residual = -_per_group(VP[:, a : a + step], columns)  # [rows, groups]
+    for rows in (slice(a, a + step) for a in range(0, out, step)):
+        A, s = products(V[:, rows], H, grid.columns(n)), scale[rows]
+        pull = b[rows] if residual else b[rows] - (A @ s[..., None])[..., 0]
         diagonal = A.diagonal(dim1=1, dim2=2)
         empty = diagonal <= 1e-6 * diagonal.amax(1, keepdim=True)
         ridge = torch.where(empty, 1.0, 1e-6 * diagonal)
         # the ridge pulls towards the present scale: it decides only where the codes say nothing
-        A = A + torch.diag_embed(ridge)
-        residual = torch.where(empty, 0.0, residual)
-        solved, failed = torch.linalg.solve_ex(A, residual[..., None])
+        A.diagonal(dim1=1, dim2=2).add_(ridge)
+        solved, failed = torch.linalg.solve_ex(A, torch.where(empty, 0.0, pull)[..., None])
         update = solved[..., 0]
         usable = (failed == 0)[:, None] & torch.isfinite(update)
-        fitted[a : a + step] = scale[a : a + step] + torch.where(usable & ~empty, update, 0.0)
+        fitted[rows] = s + torch.where(usable & ~empty, update, 0.0)
     return fitted
 
 
@@ -105,40 +109,31 @@ def descend(
     codes float32 [in, out]; scale [out, groups]; D [in, out], Q − W at these, is overwritten; pruned bool [in, out]:
     codes that stay as they are.  Returns the codes, never worse, and f of every row [out] after it.
     """
-    n = D.shape[0]
+    n, columns = D.shape[0], grid.columns(D.shape[0])
     S = scale.T.contiguous()  # [groups, out]
+    if refused(codes, S, D, H) is None:
+        from . import _descent
+
+        if (found := _descent.descend(codes, S, D, H, columns, grid.top, block, pruned)) is not None:
+            return found
     codes, value = codes.clone(), D.new_zeros(D.shape[1])
     for a in range(0, n, block):
         b = min(a + block, n)
-        done = H[a:b, :a] @ D[:a]
-        G = torch.addmm(done, H[a:b, a:], D[a:])  # half the gradient of f at these columns
-        _descend_block(G, H, a, S, grid, pruned, codes, D)
+        before = H[a:b, :a] @ D[:a]
+        G = torch.addmm(before, H[a:b, a:], D[a:])  # half the gradient of f at these columns
+        for j in range(a, b):
+            s, old = S[j // columns], codes[j]
+            step = (G[j - a] / H[j, j]).div_(s)
+            new = (old - step).round_().clamp_(0, grid.top)
+            if pruned is not None:
+                new = torch.where(pruned[j], old, new)
+            moved = (new - old).mul_(s)
+            codes[j] = new
+            D[j] += moved
+            G[j - a + 1 :].addr_(H[j, j + 1 : b], moved)
         # f = Σ over blocks of d_bᵀ (2 H_b,<b d_<b + H_bb d_b)
-        value += torch.addmm(done, H[a:b, a:b], D[a:b], beta=2).mul_(D[a:b]).sum(0)
+        value += torch.addmm(before, H[a:b, a:b], D[a:b], beta=2).mul_(D[a:b]).sum(0)
     return codes, value
-
-
-def _descend_block(
-    G: Tensor, H: Tensor, a: int, S: Tensor, grid: Grid, pruned: Tensor | None, codes: Tensor, D: Tensor
-) -> None:
-    """The columns from a on whose gradient is G, one after the other."""
-    columns, b = grid.columns(D.shape[0]), a + G.shape[0]
-    if refused(G, H, S, codes, D) is None:
-        from . import _columns
-
-        held = None if pruned is None else pruned[a:b]
-        if _columns.descend_block(G, H[a:b, a:], a, columns, S, grid.top, held, codes[a:b], D[a:b]):
-            return
-    for j in range(a, b):
-        s, old = S[j // columns], codes[j]
-        step = (G[j - a] / H[j, j]).div_(s)
-        new = (old - step).round_().clamp_(0, grid.top)
-        if pruned is not None:
-            new = torch.where(pruned[j], old, new)
-        moved = (new - old).mul_(s)
-        codes[j] = new
-        D[j] += moved
-        G[j - a + 1 :].addr_(H[j, j + 1 : b], moved)
 
 
 def _shifted(codes: Tensor, zero: Tensor, grid: Grid) -> Tensor:
