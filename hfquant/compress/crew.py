@@ -6,10 +6,11 @@ sums are taken over the same shards and added in the same order, so two and ten 
 
 import copy
 import queue
+from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from itertools import islice
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeVar
 
 import torch
 from torch import nn
@@ -17,6 +18,7 @@ from torch import nn
 from ..errors import ResourceError
 
 PARTS = 8  # that calibration and weights are cut into, unless said otherwise: more workers than that find nothing to do
+T = TypeVar("T")
 Job = Callable[..., Any]  # job(device, shared, *part)
 
 
@@ -84,12 +86,18 @@ class Devices:
             finally:
                 self._free.put(device)
 
-        todo = iter(parts)
         with ThreadPoolExecutor(self._count) as pool:
-            waiting = [pool.submit(work, part) for part in islice(todo, 2 * self._count)]
-            while waiting:
-                yield waiting.pop(0).result()
-                waiting += [pool.submit(work, part) for part in islice(todo, 1)]
+            for begun in in_order(lambda part: pool.submit(work, part), parts, 2 * self._count):
+                yield begun.result()
+
+
+def in_order(begin: Callable[[Sequence[Any]], T], parts: Iterable[Sequence[Any]], ahead: int) -> Iterator[T]:
+    """What was begun for every part, in order; so many are begun before the first is looked at."""
+    todo = iter(parts)
+    waiting = deque(begin(part) for part in islice(todo, ahead))
+    while waiting:
+        yield waiting.popleft()
+        waiting.extend(begin(part) for part in islice(todo, 1))
 
 
 def own(shared: Any) -> Any:
