@@ -99,6 +99,7 @@ def create(
         ssr_mode=False,
         mcp_server=os.environ.get("GRADIO_MCP_SERVER") == "True",
         show_error=False,
+        app_kwargs={"openapi_url": None},
     )
 
 

@@ -23,6 +23,8 @@ HISTORY = 50
 LOGGED_OUT = "**Log in to see your jobs.** They go on while nobody looks."
 NONE_YET = "**No jobs yet.** Begin one under *Convert*: it shows here, today and when you come back."
 NOTHING: dict[str, Any] = {"job": None, "number": 0, "layers": {}, "log": []}
+# not `False`: gradio's plot trips when it is taken off the page, and over a value that comes while it is not there
+NO_PLOT: dict[str, Any] = gr.update(visible="hidden")
 RETRIES = ("failed", "cancelled", "done")
 
 
@@ -115,8 +117,8 @@ class Jobs:
 
     def _empty(self, text: str) -> list[Any]:
         hidden = gr.update(visible=False)
-        return [dict(NOTHING), gr.update(active=False), hidden, text, "", hidden, "", *[hidden] * 5, hidden,
-                "", "", "", "", hidden, hidden, "", hidden]  # fmt: skip
+        return [dict(NOTHING), gr.update(active=False), hidden, text, "", NO_PLOT, "", *[hidden] * 5, hidden,
+                "", "", "", "", hidden, hidden, "", NO_PLOT]  # fmt: skip
 
     def refresh(self, event: Any) -> None:
         """After an event, show everything anew."""
@@ -131,7 +133,7 @@ class Jobs:
         self.refresh(chosen)
         for name, act in self._actions().items():
             self.refresh(parts[name].click(act, parts["chosen"], parts["said"], **quiet))
-        parts["again"].click(self._again, parts["chosen"], [form.model, tabs], **quiet)
+        parts["again"].click(self._again, parts["chosen"], [form.model, tabs, parts["said"]], **quiet)
 
     def _actions(self) -> dict[str, Callable[..., str]]:
         def acting(act: Callable[[str, Caller], Any]) -> Callable[..., str]:
@@ -152,9 +154,12 @@ class Jobs:
             "delete": acting(lambda job, who: service.delete(job, who.user)),
         }
 
-    def _again(self, job: str, http: gr.Request) -> tuple[Any, Any]:
-        found = self.service.status(job, self.login.required(http).user)
-        return found.request["model"], gr.update(selected="convert")
+    def _again(self, job: str, http: gr.Request) -> tuple[Any, Any, str]:
+        try:
+            found = self.service.status(job, self.login.required(http).user)
+        except HfquantError as error:
+            return gr.skip(), gr.skip(), views.failure(error)
+        return found.request["model"], gr.update(selected="convert"), ""
 
 
 def build(service: Service, login: Login, job: gr.BrowserState) -> Jobs:
@@ -190,8 +195,8 @@ def build(service: Service, login: Login, job: gr.BrowserState) -> Jobs:
         gr.Markdown("### All your jobs")
         parts["history"] = gr.Markdown(elem_id="history", elem_classes="plain")
         parts["compared"] = gr.ScatterPlot(pd.DataFrame([], columns=COMPARED), x="megabytes", y="perplexity ratio",
-                                           color="recipe", height=260, title="Size and perplexity of all results", visible=False,
-                                           tooltip="all", elem_id="compared")  # fmt: skip
+                                           color="recipe", height=260, title="Size and perplexity of all results",
+                                           visible=False, tooltip="all", elem_id="compared")  # fmt: skip
     return tab
 
 
@@ -225,5 +230,5 @@ def _compared(found: Sequence[Job], reports: Mapping[str, Mapping[str, Any] | No
 
 
 def _plot(points: pd.DataFrame, least: int = 1) -> Any:
-    """Shown from so many points on; gradio's plot trips over a value that comes while it is hidden."""
-    return gr.update(value=points, visible=True) if len(points) >= least else gr.update(visible=False)
+    """Shown from so many points on."""
+    return gr.update(value=points, visible=True) if len(points) >= least else NO_PLOT

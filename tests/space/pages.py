@@ -15,8 +15,9 @@ SHOTS = os.environ.get("HFQUANT_SCREENSHOTS")  # a folder
 
 # of the page itself: the header that the Hub lays over a Space has links without names
 NAMELESS = """() => [...document.querySelectorAll('input:not([type=hidden]), select, textarea, button, a, progress')]
-    .filter(e => e.closest('.gradio-container') && e.checkVisibility() && !(e.labels?.length || e.ariaLabel || e.title || e.textContent.trim()
-             || e.getAttribute('aria-labelledby')))
+    .filter(e => e.closest('.gradio-container') && e.checkVisibility())
+    .filter(e => !(e.labels?.length || e.ariaLabel || e.title || e.textContent.trim()
+                   || e.getAttribute('aria-labelledby')))
     .map(e => e.outerHTML.slice(0, 160))"""
 # below the parts that scroll by themselves, something may be wider
 CUT_OFF = """() => [...document.querySelectorAll('#tabs h3, #tabs p, #tabs li, #tabs button, #tabs input, #tabs td')]
