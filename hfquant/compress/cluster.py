@@ -5,7 +5,6 @@ its tasks with it: Ray runs them on another one, and with them what it had been 
 holds everything that cannot be computed again; it should be on the head node.
 """
 
-import logging
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -13,6 +12,7 @@ from typing import Any
 import torch
 
 from ..errors import HfquantError, ResourceError
+from ..nodes import connected
 from .crew import PARTS, Job, checked, in_order
 
 TRIES = 20  # that a job is given to another worker
@@ -82,21 +82,3 @@ def _work(job: Job, device: str, threads: int, shared: Any, *part: Any) -> Any:
     torch.set_num_threads(threads)
     with torch.no_grad():
         return job(device, shared, *part)
-
-
-def connected(address: str) -> Any:
-    """Ray, connected to a cluster.  Raises ResourceError."""
-    try:
-        import ray
-    except ImportError:
-        raise ResourceError("a cluster needs the package `ray`", "`pip install 'hfquant[ray]'`") from None
-    if not ray.is_initialized():
-        where = {} if address == "local" else {"address": address}
-        try:
-            ray.init(**where, logging_level=logging.WARNING, log_to_driver=False, include_dashboard=None)
-        except (ConnectionError, ValueError, RuntimeError) as error:
-            raise ResourceError(
-                f"there is no Ray cluster at `{address}`: {str(error).partition(chr(10))[0]}",
-                "`ray start --head` begins one; `local` works with this machine alone",
-            ) from None
-    return ray

@@ -79,7 +79,7 @@ class Previewer:
         if wish.executor == "hf-jobs":
             with found.caught("money"):
                 self._pay(found, wish, token)
-        else:
+        elif wish.executor == "local":
             self._fits(found)
         return found.preview(wish, target)
 
