@@ -53,14 +53,14 @@ def search(
         Search.TOP: 2**bits - 1, Search.MIDDLE: 2 ** (bits - 1), Search.SHRINKS: shrinks, Search.COUNT: len(shrinks),
         Search.SCALES: scale, Search.ZEROS: zero,
     }  # fmt: skip
-    if not _loop(symmetric, dtype)(strips, record):
+    if not loop(symmetric, dtype)(strips, record):
         return None
     found = (t.transpose(1, 2).reshape(strips * N, groups)[:rows] for t in (scale, zero))
     return next(found), next(found)
 
 
 @cache
-def _loop(symmetric: bool, dtype: torch.dtype) -> Loop:
+def loop(symmetric: bool, dtype: torch.dtype) -> Loop:
     def body(code: Code, record: Value, strip: Value) -> None:
         _search(code, record, strip, symmetric, dtype)
 
