@@ -84,6 +84,12 @@ class Statistics:
         H = self.H
         return None if H is None or self._drift is None else H + (self._drift * (2 / self.tokens)).cpu()
 
+    def taken(self) -> tuple[Tensor | None, Tensor | None]:
+        """(H, C), and forget the sums: at the end of their use there is no room for both."""
+        found = self.H, self.C
+        self._sum = self._drift = None
+        return found
+
 
 def discover(block: nn.Module, passage: Passage, index: int, weights: Sequence[Weight]) -> list[Group]:
     """The groups of a block, seen by running one batch through it.  Weights it never uses are in no group."""

@@ -97,7 +97,7 @@ def finish(
     by_grid: dict[Grid, list[Weight]] = {}
     for member in members:
         by_grid.setdefault(work.grids[member], []).append(member)
-    H, C = (seen.H, seen.C) if seen is not None else (None, None)
+    H, C = seen.taken() if seen is not None else (None, None)
     H, C = (_divided(t, work.scales.get(members[0])) for t in (H, C))
     together = _tall if work.crew.parts == 1 else _in_parts
     for grid, same in by_grid.items():

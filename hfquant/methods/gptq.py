@@ -72,6 +72,7 @@ class Method(BaseModel):
         U, damp = factor
         W = target(layer, U, order, self.match_original)
         Q = self._round(W, layer.mask, H.diagonal(), U, order, grid, scale_dtype)
+        del U, factor  # as large as H
         if self.refine:
             Q = refine(Q, W, damped(H, damp).float(), rounds=self.refine, mask=layer.mask)
         notes = layer.notes if damp == self.damp else (*layer.notes, f"damping raised to {damp:g}")
