@@ -7,8 +7,8 @@
     threads   OpenMP as torch has loaded it
     strips    work on matrices of float32, 16 columns at a time
 
-What is generated stands beside what it is for: `runtime.llvm` multiplies, `tensors._search` and `methods._columns` are
-the inner loops of compression.
+What is generated stands beside what it is for: `runtime.llvm` multiplies, `tensors._search`, `methods._columns`,
+`methods._products` and `methods._descent` are the inner loops of compression.
 """
 
 import os

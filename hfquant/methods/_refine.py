@@ -31,15 +31,19 @@ def refine(
     D = _scaled(V, scale, grid).sub_(Wt)
     P = H @ D  # half the gradient
     best, HW = (P * D).sum(0), None
+    del D  # as large as W, as all that is let go here is
     for i in range(rounds):
         if i == 0:
             new_scale = refit(V, scale, H, grid, -_per_group(P.mul_(V), columns), residual=True)
+            del P
         else:
             HW = H @ Wt if HW is None else HW
             new_scale = refit(V, scale, H, grid, _per_group(HW * V, columns))
         new_scale = storable(new_scale, dtype)
         D = _scaled(V, new_scale, grid).sub_(Wt)
+        del V
         new_codes, value = descend(codes, new_scale, D, H, grid, block, pruned)
+        del D
         before, better = best, value < best
         if not better.any():
             break

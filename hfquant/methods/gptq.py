@@ -34,7 +34,7 @@ class Method(BaseModel):
     act_order: bool = Field(True, description="round the columns with the largest inputs first")
     static_groups: bool = Field(True, description="fit all grids before the sweep; needed by `act_order`")
     search: int = Field(40, ge=0, description="ranges tried per group, weighted by diag(H); 0 = the extremes")
-    refine: int = Field(3, ge=0, description="rounds of scale refit and coordinate descent after the sweep")
+    refine: int = Field(3, ge=0, description="rounds of scale refit and coordinate descent after the sweep, at most")
     match_original: float = Field(
         0.5, ge=0, le=1, description="how far to aim at the original model's outputs instead of this stream's"
     )

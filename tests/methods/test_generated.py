@@ -1,4 +1,4 @@
-"""The inner loops of rounding in generated code: what torch computes, for every grid, on any number of threads."""
+"""The inner loops of rounding in generated code: what torch computes, for every kind of grid and number of threads."""
 
 from collections.abc import Callable
 from dataclasses import replace
