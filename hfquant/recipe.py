@@ -128,6 +128,11 @@ class Recipe(Strict):
         return static or any(step.build().needs_hessian for step in self.steps)
 
     @property
+    def rewrites(self) -> bool:
+        """Whether a step gives the whole model other weights before its blocks are compressed."""
+        return any(getattr(step.build(), "rewrites", False) for step in self.steps)
+
+    @property
     def trains(self) -> bool:
         """Whether the whole model is trained: `hfquant train`, not `hfquant compress`."""
         return any(methods.scope(step.method) == "model" for step in self.steps)

@@ -1,8 +1,8 @@
 """Which steps go together, and in which order.
 
-Steps on whole blocks come first (they prepare the weights), then pruning, then rounding, which makes up for what was
-pruned, then what compensates the remaining error, and last what trains finished blocks.  What is pruned or rounded
-twice is spoiled once.
+What rewrites the whole model comes first, then steps on whole blocks (they prepare the weights), then pruning, then
+rounding, which makes up for what was pruned, then what compensates the remaining error, and last what trains finished
+blocks.  What is pruned or rounded twice is spoiled once.
 """
 
 from collections.abc import Mapping, Sequence
@@ -12,6 +12,7 @@ from .errors import RecipeError
 from .recipe_parts import GridSpec, Step
 
 DOES = {
+    "rewrite": "rewrites the whole model",
     "block": "prepares blocks",
     "prune": "prunes",
     "quantize": "rounds",

@@ -14,11 +14,13 @@ if TYPE_CHECKING:
 def estimate(plan: "Plan") -> dict[str, str | None]:
     """What a compression will need and give."""
     expected = plan.estimate
+    untied = getattr(plan.source, "about", {}).get("untied_bytes")
     share = expected.bytes_after / max(1, expected.bytes_before)
     return {
         "recipe": f"{plan.recipe.name}, stored as {plan.wire.format}",
         "parameters": f"{count(expected.parameters)}, {len(plan.layers)} layers in {plan.blocks} blocks",
         "output size": f"{size(expected.bytes_after)} ({share:.0%} of {size(expected.bytes_before)})",
+        "head": f"a weight of its own, {size(untied)} in the source's type" if untied else None,
         "peak memory": size(expected.peak_memory),
         "disk": size(expected.disk),
         "time": None if expected.seconds is None else f"about {duration(expected.seconds)}",

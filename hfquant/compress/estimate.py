@@ -94,7 +94,10 @@ def estimate(
         parameters=source.parameters,
         bytes_before=source.total_bytes,
         bytes_after=kept + packed,
-        peak_memory=_peak(skeleton, layers, tokens, batch, statistics, recipe.distills),
+        peak_memory=max(
+            _peak(skeleton, layers, tokens, batch, statistics, recipe.distills),
+            _proof(skeleton, layers) if recipe.rewrites else 0,
+        ),
         disk=kept + 2 * packed + streams,
         seconds=_seconds(skeleton, recipe, layers, tokens, statistics.runs),
     )
@@ -164,6 +167,16 @@ def _peak(
     if distills:  # codes before rounding, their gradients and moments, what runs; what a step keeps for its way back
         training = 36 * max(blocks.values()) + rows * (24 * hidden + 14 * widest) * 4
     return LIBRARIES + max(outside + activations, weights + activations + solving, weights + training)
+
+
+def _proof(skeleton: Skeleton, layers: "Sequence[LayerPlan]") -> int:
+    """While a model that is rewritten as a whole is run before and after: float32, one block at a time."""
+    inside = {layer.name for layer in layers}
+    sizes = [p.numel() for n, p in skeleton.model.named_parameters() if n not in inside]
+    blocks: dict[int, int] = {}
+    for layer in layers:
+        blocks[layer.block] = blocks.get(layer.block, 0) + layer.bytes_before // skeleton.source.dtype.itemsize
+    return LIBRARIES + 4 * (sum(sizes) + max(sizes, default=0) + 2 * max(blocks.values()))
 
 
 def _seconds(

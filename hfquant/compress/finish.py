@@ -79,6 +79,7 @@ def config_of(source: Source, dtype: torch.dtype, wire: Wire) -> dict[str, Any]:
     config: dict[str, Any] = json.loads((source.path / "config.json").read_text())
     config.pop("torch_dtype", None)
     config.pop("auto_map", None)  # names code files that are not carried over, and were not needed
+    config |= source.changes
     config["dtype"] = str(dtype).removeprefix("torch.")
     config["quantization_config"] = formats.load(wire.format).config(wire)
     return config

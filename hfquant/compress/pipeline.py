@@ -14,6 +14,7 @@ from ..errors import CheckpointError, ResourceError
 from ..machine import hardware, peak_memory, versions
 from ..model.blocks import weights
 from ..model.calibration import digest
+from ..model.rewritten import Rewritten
 from ..model.source import Source
 from ..report import merge
 from ..tensors import formats
@@ -278,7 +279,8 @@ class _Run:
                 "seconds": seconds, "peak_memory_bytes": peak_memory(), "hardware": hardware(),
                 "versions": versions(), "resumed": resumed,
                 "compute_dtype": str(self.skeleton.dtype).removeprefix("torch."),
-            } | ({"sites": self.sites} if self.sites else {}),
+            } | ({"sites": self.sites} if self.sites else {})
+            | ({"rewritten": source.about} if isinstance(source, Rewritten) else {}),
             output={
                 "bytes": sum((plan.out / f).stat().st_size for f in files if f.endswith(".safetensors")),
                 "files": files,

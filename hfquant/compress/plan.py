@@ -23,6 +23,7 @@ from .crew import ALONE, Crew
 from .estimate import Estimate
 from .journal import Journal
 from .layout import Layout, fit, lay_out
+from .rewriting import rewritten
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -88,9 +89,12 @@ def plan(
     where = device if crew.parts == 1 else crew.device
     with journal.untouched():
         source = model if isinstance(model, Source) else open_source(model, staging=journal.source)
-        laid = lay_out(source, chosen, where)
+        laid = lay_out(rewritten(source, chosen, outline=True), chosen, where)
         tokens = _tokens(source, chosen, laid.skeleton.model)
         identity = survey(source, laid.dtype)
+        if chosen.rewrites:
+            source = rewritten(source, chosen)
+            laid = lay_out(source, chosen, where)
         batch, room, expected = fit(laid, chosen, tokens, max_memory, crew.parts)
         fingerprint = _fingerprint(identity, chosen, tokens, laid.wire, laid.dtype, where) | {
             "batch": batch,

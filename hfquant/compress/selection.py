@@ -75,7 +75,7 @@ def steps_for(target: Target, recipe: Recipe) -> list[Method]:
     """
     if target.kind in ("embedding", "head"):
         return [Rtn()]
-    without = {"block", "distill"} | ({"quantize"} if target.grid.is_float else set())
+    without = {"rewrite", "block", "distill"} | ({"quantize"} if target.grid.is_float else set())
     steps = [step.build() for step in recipe.steps if methods.kind(step.method) not in without]
     return [step for step in steps if target.kind != "experts" or getattr(step, "experts", True)]
 

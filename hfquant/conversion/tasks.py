@@ -13,6 +13,7 @@ from .. import report
 from ..compress import compress, plan
 from ..compress.estimate import LIBRARIES, forward_seconds
 from ..compress.layout import Layout, fit, lay_out
+from ..compress.rewriting import rewritten
 from ..errors import HfquantError
 from ..measure.tally import Tally
 from ..measure.verify import verify
@@ -92,7 +93,7 @@ def _layout(question: Mapping[str, Any]) -> dict[str, Any]:
             name: TensorInfo(path, 0, DTYPES[kind], tuple(shape)) for name, (kind, shape) in question["tensors"].items()
         }
         source = Source(question["name"], None, path, config, tensors, ())
-        laid = lay_out(source, recipe)
+        laid = lay_out(rewritten(source, recipe, outline=True), recipe)
     shape = recipe.calibration.samples, recipe.calibration.seq_len
     tokens = torch.empty(shape, dtype=torch.int64, device="meta") if recipe.needs_calibration else None
     _, _, expected = fit(laid, recipe, tokens, question["memory"])

@@ -14,6 +14,8 @@ What else a method may say about itself, all optional:
 * `scope = "model"`: it trains the whole model (`hfquant train`), alone in its recipe.
 * `defaults`: keys of a recipe and their values where the recipe does not give them; of `grid`, where it is given, the
   keys that it leaves out.
+* `rewrites = True`: it gives the model other weights that compute the same, before its blocks are looked at:
+  `rewrite(source) -> source`, and `outline(source)` the same as far as headers tell, without reading a weight.
 * `rowwise = False`: the rows of a weight influence each other, so weights with the same inputs, which otherwise go
   through as one tall matrix, are handled one by one.
 * `experts = False`: what it makes cannot be stored of fused experts; they go without it.
@@ -28,7 +30,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 from ..errors import RecipeError
 
-KINDS = ("block", "prune", "quantize", "compensate", "distill")  # in the order of a recipe
+KINDS = ("rewrite", "block", "prune", "quantize", "compensate", "distill")  # in the order of a recipe
 
 if TYPE_CHECKING:
     import torch

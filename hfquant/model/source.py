@@ -34,6 +34,7 @@ class Source:
     tensors: Mapping[str, TensorInfo]
     files: tuple[Path, ...]
     facts: Mapping[str, Any] = field(default_factory=dict)  # what its page on the Hub says of it
+    changes: Mapping[str, Any] = field(default_factory=dict)  # keys of config.json that `config` has otherwise
 
     @property
     def parameters(self) -> int:

@@ -59,6 +59,11 @@ class HfQuantConfig(QuantizationConfigMixin):  # type: ignore[misc]
         self.recipe = _adjust(Recipe.parse(recipe), asked, modules_to_not_convert or ())
         if self.recipe.trains:
             raise RecipeError(f"recipe `{self.recipe.name}` trains the whole model", "use `hfquant train`")
+        if self.recipe.rewrites:
+            raise RecipeError(
+                f"recipe `{self.recipe.name}` rewrites the whole model, which takes more than its blocks",
+                "use `hfquant compress`; `rotate` with `stream: false` stays within the blocks",
+            )
         self.wire: Wire | None = None
         # private: transformers copies and prints public attributes, and these can be gigabytes
         self._batches: Batches | None = None if named is not None else calibration  # type: ignore[assignment]

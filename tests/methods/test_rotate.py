@@ -9,7 +9,7 @@ import torch
 
 from hfquant.compress.blocksteps import prepare
 from hfquant.compress.view import BlockView
-from hfquant.methods.rotation import Method, hadamard
+from hfquant.methods.rotate import Method, hadamard
 from hfquant.model.blocks import weights
 from hfquant.model.sites import Rows
 from hfquant.tensors.grid import Grid
