@@ -48,7 +48,6 @@ def crew_of(workers: int, parts: int) -> Any:
                 yield found
 
     os.environ.setdefault("RAY_worker_niceness", "0")
-    os.environ.setdefault("RAY_raylet_start_wait_time_s", "300")
     import ray
 
     ray.shutdown()
