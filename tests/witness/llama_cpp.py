@@ -31,5 +31,7 @@ found = {}
 for i in range(FIRST, len(ids)):
     said = ask(url, "/completion", prompt=ids[:i], n_predict=1, n_probs=1000, temperature=0.0, cache_prompt=True)
     for told in said.get("completion_probabilities", ())[:1]:  # none where the likeliest token ends the text
-        found |= {i: token["logprob"] for token in told["top_logprobs"] if token["id"] == ids[i]}
+        for token in told["top_logprobs"]:
+            if token["id"] == ids[i]:
+                found[i] = token["logprob"]
 print(json.dumps({"tokens": tokens, "next": found}), flush=True)
