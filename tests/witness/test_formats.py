@@ -35,7 +35,9 @@ Trained = Callable[[str], Path]
 def run(program: Path, *words: str | Path) -> str:
     """A witness's output.  hfquant is not in its path."""
     env = {key: value for key, value in os.environ.items() if key != "PYTHONPATH"} | {"TORCHDYNAMO_DISABLE": "1"}
-    done = subprocess.run([str(program), *map(str, words)], capture_output=True, text=True, env=env, cwd=HERE)
+    done = subprocess.run(
+        [str(program), *map(str, words)], capture_output=True, text=True, env=env, cwd=HERE, timeout=600
+    )
     assert done.returncode == 0, done.stderr[-3000:]
     return done.stdout
 
