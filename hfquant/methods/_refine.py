@@ -38,6 +38,7 @@ def refine(
             del P
         else:
             HW = H @ Wt if HW is None else HW
+            V = _shifted(codes, zero, grid)
             new_scale = refit(V, scale, H, grid, _per_group(HW * V, columns))
         new_scale = storable(new_scale, dtype)
         D = _scaled(V, new_scale, grid).sub_(Wt)
@@ -50,7 +51,6 @@ def refine(
         codes = torch.where(better, new_codes, codes)
         scale = torch.where(better[:, None], new_scale, scale)
         best = torch.where(better, value, best)
-        V = _shifted(codes, zero, grid)
         if best.double().sum() > (1 - WORTH) * before.double().sum():
             break
     return Quantized(
