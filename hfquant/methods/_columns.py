@@ -42,6 +42,8 @@ def round_block(
     U [block, ...]: contiguous rows that begin on the diagonal.  groups int64 [block]: which rows of S and Z
     [groups, out] are a column's.  Returns what `sweep` calls E, [block, out]; None if the code could not be made.
     """
+    if U.stride(1) != 1:
+        raise ValueError("the rows of U are not contiguous")
     columns, out = W.shape
     W, S, Z, found = padded(W), padded(S, 1.0), padded(Z), padded(codes)
     keep = None if keep is None else padded(keep)

@@ -52,7 +52,7 @@ def inverse_factor(H: Tensor, damp: float) -> tuple[Tensor, float] | None:
         if not failed and (L.diagonal().square() > least).all():
             L = invert_lower(L)
             if torch.isfinite(L).all():
-                return L.float().flip(0, 1), damp
+                return L.float().flip(0, 1).contiguous(), damp
         damp = max(10 * damp, 1e-4)
     return None
 
