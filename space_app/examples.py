@@ -15,4 +15,4 @@ def build() -> None:
         gr.Markdown("This installation came without examples.")
     for card in cards:
         with gr.Accordion(card.parent.name, open=card == cards[0]):
-            gr.Markdown(views.card(card.read_text("utf-8")))
+            gr.Markdown(views.card(card.read_text("utf-8")), elem_classes="card")

@@ -183,7 +183,7 @@ def build(service: Service, login: Login, job: gr.BrowserState) -> Jobs:
             parts["before"] = gr.Textbox(label="The original writes", lines=4, interactive=False, elem_id="before")
             parts["after"] = gr.Textbox(label="The compressed one writes", lines=4, interactive=False, elem_id="after")
         with gr.Accordion("The card", open=False):
-            parts["card"] = gr.Markdown(elem_id="card")
+            parts["card"] = gr.Markdown(elem_id="card", elem_classes="card")
     parts["errors"] = gr.ScatterPlot(pd.DataFrame([], columns=LAYER), x="layer", y="error", height=240, visible=False,
                                      title="Relative output error of each layer", tooltip=["name", "error"],
                                      elem_id="errors")  # fmt: skip

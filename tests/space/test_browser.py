@@ -86,7 +86,7 @@ def test_from_the_login_to_the_pushed_model(browser: Any, site: Site, width: int
     page.tells("#headline", "cancelled")
     page.look("8-cancelled")
     page.locator("#resume").click()
-    page.shows("#steps progress")
+    page.shows("#cancel")
     page.look("9-resumed")
     page.tells("#headline", "done")
     page.tells("#comparison", "perplexity")
