@@ -14,14 +14,15 @@ TRIES = 6
 
 
 @contextmanager
-def cluster(nodes: int, cpus: int = 1) -> Iterator[Any]:
-    """A head node, and others, with so many cores each; Ray is connected to it."""
+def cluster(nodes: int, cpus: int = 1, *, connect: bool = True) -> Iterator[Any]:
+    """A head node, and others, with so many cores each.  connect: this process, which then cannot be forked."""
     import ray
 
     made = begun(nodes, cpus)
     try:
-        ray.init(address=made.address, logging_level=logging.ERROR, log_to_driver=False)
-        made.wait_for_nodes(timeout=300)
+        if connect:
+            ray.init(address=made.address, logging_level=logging.ERROR, log_to_driver=False)
+            made.wait_for_nodes(timeout=300)
         yield made
     finally:
         ray.shutdown()

@@ -96,7 +96,10 @@ def test_a_lost_node_costs_its_shards_not_the_run(nodes: Any, built: Callable[[s
         if len(seen) == 9:  # in the second block, with layers of it still to come
             kill()
     assert killed.is_set()
-    assert sum(node["Alive"] for node in ray.nodes()) == 1
+    until = time.monotonic() + 120
+    while sum(node["Alive"] for node in ray.nodes()) > 1:  # Ray takes a while to say so
+        assert time.monotonic() < until
+        time.sleep(0.5)
     list(compress(built("llama"), "gptq-w4g32", tmp_path / "one", crew=Devices(["cpu"]), **CALIBRATION))
     assert digests(tmp_path / "two") == digests(tmp_path / "one")
     assert len(seen) == 21
