@@ -1,6 +1,8 @@
 """A fleet on a Ray cluster: nodes that share nothing but the Hub; one dies in the middle, and nothing is lost."""
 
 import os
+import subprocess
+import sys
 import threading
 from collections.abc import Iterator
 from pathlib import Path
@@ -12,7 +14,6 @@ from hfquant.conversion.executors import Task
 from hfquant.conversion.executors.ray import OnRay, Runner, needs
 from hfquant.conversion.fleet.manifest import Manifest
 from hfquant.conversion.job import REMOTE_STEPS
-from hfquant.conversion.worker import Worker
 from hfquant.conversion.workspace import Room
 from hfquant.errors import HubError, RequestError
 from hfquant.recipe_errors import validate
@@ -170,7 +171,7 @@ def nodes(desk: Desk) -> Iterator[Any]:
         for name, value in told.items():
             patch.setenv(name, value)
         patch.delenv("HF_TOKEN", raising=False)
-        with cluster(2, connect=False) as made:  # workers are forks of this process
+        with cluster(2, connect=False) as made:  # it is not asked, only begun
             yield made
 
 
@@ -183,26 +184,30 @@ def test_a_fleet_on_a_cluster_that_loses_a_node(fleet: Fleet, nodes: Any, monkey
     asked = fleet.apply()
     assert len(asked) == 3
 
-    def prepare(worker: Worker) -> None:
-        executors: Any = worker.conversions.tools.executors
-        executors["ray"] = OnRay(interval=0.5, address=nodes.address)
-        os.environ.pop("RAY_ADDRESS", None)
-
     def working() -> bool:
         """Both nodes compress something."""
         events = [fleet.desk.service.events(job, "alice") for job in asked]
         return sum(any(event.kind == "plan" for event in some) for some in events) == 2
 
-    fleet.desk.work(prepare, at_once=2)
-    wait(working, 600)
-    nodes.remove_node(next(iter(nodes.worker_nodes)), allow_graceful=False)
-    done = fleet.done(asked)
+    words = ["worker", "--until-idle", "--at-once", "2", "--per-user", "2", "--windows", "2", "--max-memory", "4GB"]
+    away = {name: value for name, value in os.environ.items() if name != "HF_TOKEN"}
+    command = [sys.executable, "-m", "hfquant", *words]  # no fork: this process began the cluster
+    with (fleet.desk.folder / "worker.log").open("w") as log:
+        worker = subprocess.Popen(command, env=away | {"RAY_ADDRESS": nodes.address}, stdout=log, stderr=log)
+    try:
+        wait(working, 900)
+        nodes.remove_node(next(iter(nodes.worker_nodes)), allow_graceful=False)
+        wait(lambda: all(job.is_final for job in fleet.jobs()), 900)
+    finally:
+        worker.kill()
+        worker.wait()
+    done = fleet.jobs()
     assert {job.state for job in done} == {"done"}, [job.failure for job in done]
     assert [step.name for step in done[0].steps] == list(REMOTE_STEPS)
     targets = [f"alice/model-{name}" for name in "abc"]
     assert fleet.verdicts() == dict.fromkeys(targets, "up to date")
     assert [fleet.desk.commits(target) for target in targets] == [1, 1, 1]
     assert fleet.sealed() == 0
-    for log in Path(nodes.head_node.get_logs_dir_path()).rglob("*"):
-        if log.is_file():
-            assert TOKENS["alice"].encode() not in log.read_bytes(), log
+    for file in Path(nodes.head_node.get_logs_dir_path()).rglob("*"):
+        if file.is_file():
+            assert TOKENS["alice"].encode() not in file.read_bytes(), file
