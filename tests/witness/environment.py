@@ -31,9 +31,12 @@ def python(name: str, *steps: tuple[str, ...]) -> Path:
 
 @cache
 def ours(root: Path) -> Path:
-    """An interpreter with hfquant as a user installs it, built anew from the sources in `root`."""
+    """An interpreter with hfquant as a user installs it, built anew from the sources in `root`.
+
+    With the package that cards name for those who load such models by transformers' own `from_pretrained`.
+    """
     versions = ("-c", str(root / "constraints.txt"))
-    program = python("clean", ("torch==2.13.0",), (*versions, str(root)))
+    program = python("clean", ("torch==2.13.0",), (*versions, str(root), "compressed-tensors>=0.15"))
     subprocess.run([str(program), "-m", *PIP, "--force-reinstall", "--no-deps", str(root)], check=True)
     return program
 
