@@ -68,6 +68,14 @@ def invert_lower(L: Tensor) -> Tensor:
     return L
 
 
+def solved(U: Tensor, B: Tensor) -> Tensor:
+    """(H + λI)⁻¹ B = Uᵀ (U B), a few rows of the result at a time, so that most of U's zeros are left out."""
+    step = -(-len(U) // 4)
+    parts = [slice(a, a + step) for a in range(0, len(U), step)]
+    UB = torch.cat([U[rows, rows.start :] @ B[rows.start :] for rows in parts])
+    return torch.cat([U[: rows.stop, rows].T @ UB[: rows.stop] for rows in parts])
+
+
 def sweep(
     Wt: Tensor,
     U: Tensor,

@@ -4,6 +4,7 @@ import torch
 from torch import Tensor
 
 from ..tensors.layer import Layer
+from ._obs import solved
 
 
 def target(layer: Layer, U: Tensor, order: Tensor | None, match_original: float) -> Tensor:
@@ -25,7 +26,7 @@ def target(layer: Layer, U: Tensor, order: Tensor | None, match_original: float)
     drift = (C.float() - H.float()).T @ W.T  # (C − H)ᵀWᵀ  [in, out]
     order = torch.arange(W.shape[1]) if order is None else order
     shift = torch.empty_like(drift)
-    shift[order] = U.T @ (U @ drift[order])
+    shift[order] = solved(U, drift[order])
     return W + match_original * shift.T
 
 
