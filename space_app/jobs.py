@@ -192,7 +192,7 @@ def build(service: Service, login: Login, job: gr.BrowserState) -> Jobs:
     with gr.Column(visible=False) as parts["all"]:
         gr.Markdown("### All your jobs")
         parts["history"] = gr.Markdown(elem_id="history", elem_classes="plain")
-        plots.compared(parts)
+    plots.compared(parts)  # beside the column, not in it: with a column it would be shown
     return tab
 
 

@@ -1,7 +1,7 @@
 """The two plots of the second tab.
 
-Each stands in a column of its own and is hidden with that: gradio's plots cannot be hidden alone, and their script
-trips when they are taken off the page.
+Each stands in a column of its own and is hidden with that: gradio's plots cannot be hidden alone, their script trips
+when they are taken off the page, and takes all for names where it was shown an empty table first.
 """
 
 from collections.abc import Mapping, Sequence
@@ -20,7 +20,7 @@ RESULT = ["megabytes", "perplexity ratio", "recipe"]
 def errors(parts: dict[str, Any]) -> None:
     """How far each layer is from the original, as they are finished."""
     with _place("errors", parts):
-        parts["errors"] = gr.ScatterPlot(pd.DataFrame([], columns=LAYER), x="layer", y="error", height=240,
+        parts["errors"] = gr.ScatterPlot(x="layer", y="error", height=240,
                                          title="Relative output error of each layer",
                                          tooltip=["name", "error"])  # fmt: skip
 
@@ -28,7 +28,7 @@ def errors(parts: dict[str, Any]) -> None:
 def compared(parts: dict[str, Any]) -> None:
     """What was made so far: how small, and at what cost."""
     with _place("compared", parts):
-        parts["compared"] = gr.ScatterPlot(pd.DataFrame([], columns=RESULT), x="megabytes", y="perplexity ratio",
+        parts["compared"] = gr.ScatterPlot(x="megabytes", y="perplexity ratio",
                                            color="recipe", height=260, tooltip="all",
                                            title="Size and perplexity of all results")  # fmt: skip
 
