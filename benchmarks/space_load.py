@@ -59,9 +59,10 @@ async def event(client: httpx.AsyncClient, number: int, data: list[Any], session
 async def call(client: httpx.AsyncClient, name: str, data: list[Any]) -> Any:
     asked = (await client.post(f"/gradio_api/call/{name}", json={"data": data})).json()["event_id"]
     text = (await client.get(f"/gradio_api/call/{name}/{asked}")).text
-    if "event: complete" not in text:
+    _, complete, last = text.partition("event: complete\ndata: ")  # before it, signs that it is worked on
+    if not complete:
         raise SystemExit(f"{name} was not answered: {text[:200]}")
-    return json.loads(text.partition("data: ")[2].splitlines()[0])[0]
+    return json.loads(last.splitlines()[0])[0]
 
 
 async def person(client: httpx.AsyncClient, events: Events, number: int, until: float, job: str) -> None:

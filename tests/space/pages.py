@@ -10,7 +10,7 @@ from typing import Any
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
 QUIET = ["--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-background-networking",
          "--disable-component-update", "--disable-sync"]  # fmt: skip
-SLOW = 300_000  # ms
+SLOW = 240_000  # ms
 SHOTS = os.environ.get("HFQUANT_SCREENSHOTS")  # a folder
 
 # of the page itself: the header that the Hub lays over a Space has links without names

@@ -93,6 +93,7 @@ def test_from_the_login_to_the_pushed_model(browser: Any, site: Site, width: int
     link = page.locator("#headline").get_by_role("link")
     expect(link).to_have_attribute("href", re.compile("alice/model-gptq-w4g64"))
     page.shows("#errors svg.marks")
+    expect(page.locator("#compared")).to_be_hidden()  # one result alone
     page.look("10-done")
     page.get_by_role("button", name="The card").click()
     page.tells("#card", "Metadata")
