@@ -11,6 +11,7 @@ from typing import Any, TypeVar
 import torch
 
 from . import __version__
+from .memory import give_back
 
 T = TypeVar("T")
 _forgotten = [0]  # the highest peak that was reset: `peak_memory` still knows it
@@ -33,8 +34,6 @@ class Footprint:
     """The memory that work takes from here on, on top of what the process has now."""
 
     def __init__(self) -> None:
-        from .compress.memory import give_back  # a compression asks this module what it ran on
-
         give_back()
         self.before = _proc("self/status").get("VmRSS")
 

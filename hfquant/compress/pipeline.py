@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from ..errors import CheckpointError, ResourceError
 from ..machine import hardware, peak_memory, versions
+from ..memory import give_back, map_large_pieces, settled
 from ..model.blocks import weights
 from ..model.calibration import digest
 from ..model.rewritten import Rewritten
@@ -26,7 +27,6 @@ from .blocksteps import in_scope, prepare, readings
 from .ends import compress_end
 from .finish import finish
 from .layout import LayerPlan
-from .memory import give_back, map_large_pieces, settled
 from .naming import carried_parts, named_parts
 from .outputs import remembering
 from .plan import Plan, clear, plan
@@ -35,6 +35,8 @@ from .selection import stored_bytes
 from .solve import Finished, Work
 from .streaming import Passage, Streamer
 from .student import finish_block
+
+LARGE = 2 << 20  # bytes of a tensor that has memory of its own; for less, the system would take its share of the time
 
 
 @dataclass(frozen=True)
@@ -86,7 +88,7 @@ class _Run:
     @torch.no_grad()
     def layers(self) -> Iterator[LayerResult]:
         start = time.perf_counter()
-        map_large_pieces()
+        map_large_pieces(LARGE)
         self.plan.out.mkdir(parents=True, exist_ok=True)
         if self.plan.fresh:
             clear(self.plan.out, self.journal)

@@ -1,8 +1,8 @@
 """Steps of kind "rewrite": the model that is compressed computes what the source does, with other weights."""
 
+from ..memory import give_back
 from ..model.source import Source
 from ..recipe import Recipe
-from .memory import give_back
 
 
 def rewritten(source: Source, recipe: Recipe, *, outline: bool = False) -> Source:

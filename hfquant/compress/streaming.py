@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from ..errors import SourceError
+from ..memory import give_back
 from ..model.blocks import Stack, hidden, stacks
 from ..model.inputs import model_inputs
 from ..model.skeleton import Skeleton
@@ -21,7 +22,6 @@ from ..recipe import Recipe
 from .activations import Stream
 from .calls import Calls, Reached, first_tensor, like, stubbed
 from .crew import ALONE, Crew
-from .memory import give_back
 
 if TYPE_CHECKING:
     from .outputs import Outputs

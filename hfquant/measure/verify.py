@@ -11,9 +11,9 @@ from torch import Tensor
 from transformers import AutoConfig, AutoTokenizer, PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 from .. import report
-from ..compress.memory import give_back
 from ..errors import CheckpointError
 from ..machine import Footprint, hardware, multiplies_bfloat16, peak_memory, versions
+from ..memory import give_back
 from ..model.inputs import longest
 from ..model.source import Source
 from ..model.stream import stream_logits

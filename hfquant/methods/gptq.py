@@ -70,11 +70,15 @@ class Method(BaseModel):
             Q = Quantized(codes=grid.encode(W, scale, zero), scale=scale, zero_point=zero, grid=grid)
             return replace(layer, Q=Q, notes=(*layer.notes, "no usable Hessian: rounded to nearest"))
         U, damp = factor
-        W = target(layer, U, order, self.match_original)
-        Q = self._round(W, layer.mask, H.diagonal(), U, order, grid, scale_dtype)
+        done = []
+        for part in layer.parts():
+            W = target(part, U, order, self.match_original)
+            done.append((self._round(W, part.mask, H.diagonal(), U, order, grid, scale_dtype), W, part.mask))
         del U, factor  # as large as H
         if self.refine:
-            Q = refine(Q, W, damped(H, damp).float(), rounds=self.refine, mask=layer.mask)
+            H = damped(H, damp).float()
+            done = [(refine(Q, W, H, rounds=self.refine, mask=mask), W, mask) for Q, W, mask in done]
+        Q = Quantized.concatenate([Q for Q, _, _ in done])
         notes = layer.notes if damp == self.damp else (*layer.notes, f"damping raised to {damp:g}")
         return replace(layer, Q=Q, notes=notes)
 

@@ -1,6 +1,7 @@
 """What the methods pass to each other: one linear layer on its way from W to what is stored of it."""
 
-from collections.abc import Sequence
+import math
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 
 import torch
@@ -8,6 +9,8 @@ from torch import Tensor
 
 from .encoding import Activations, Encoding, Sparsity
 from .grid import Grid
+
+LEAST_ROWS, ELEMENTS = 512, 1 << 19  # of a piece of a layer
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -152,14 +155,21 @@ class Layer:
 
     def error(self) -> float:
         """‖(W − Ŵ)X‖ / ‖WX‖; without H, ‖W − Ŵ‖ / ‖W‖."""
-        D = self.W - self.effective
-        lost, whole = (_energy(D, self.H), _energy(self.W, self.H))
-        return float((lost / whole.clamp(min=torch.finfo(torch.float32).tiny)).clamp(min=0).sqrt())
+        lost = sum(float(_energy(part.W - part.effective, self.H)) for part in self.parts())
+        return math.sqrt(max(0.0, lost) / max(self.energy, torch.finfo(torch.float32).tiny))
 
     @property
     def energy(self) -> float:
         """‖WX‖², by which the squared errors of parts add up to that of the whole; without H, ‖W‖²."""
-        return float(_energy(self.W, self.H))
+        return sum(float(_energy(part.W, self.H)) for part in self.parts())
+
+    def parts(self) -> "Iterator[Layer]":
+        """Its rows in pieces that are about as large as they have to be to be quick: what is made of a piece on the way
+        to a result is several times as large as the piece.  How many there are follows from the shape alone."""
+        out, n = self.W.shape
+        count = -(-out // max(LEAST_ROWS, ELEMENTS // n))
+        rows = max(1, -(-out // max(1, count)))
+        return (self.rows(slice(at, at + rows)) for at in range(0, out, rows))
 
     def rows(self, rows: slice) -> "Layer":
         """The part of it that makes these rows of the output."""

@@ -12,10 +12,10 @@ from transformers import GenerationConfig
 from transformers.cache_utils import Cache, DynamicCache, DynamicLayer, EncoderDecoderCache
 
 from ...errors import ResourceError
+from ...memory import map_large_pieces
 from ...model.blocks import stacks
 from ..kv_cache import CompressedCache
 from ..topk import use_topk
-from .allocator import steady
 from .batch import Batch, Generation
 from .loader import Loader
 from .opening import open_model
@@ -26,6 +26,10 @@ from .schedule import Lane, Order, halting, run
 from .scratch import Files, Scratch
 from .shelf import Shelf
 from .upload import Upload
+
+# bytes of a tensor that has memory of its own: one batch's cache of one layer, in most cases.  Where it shares a heap
+# with activations, which come and go, their holes take up to a third of the cache beyond what is predicted.
+LARGE = 64 << 10
 
 
 class OffloadedModel:
@@ -49,7 +53,7 @@ class OffloadedModel:
     ) -> None:
         self.loader: Loader | None = None
         self.on_tokens: Callable[[int], None] | None = None  # told how many tokens every step of a batch made
-        steady()
+        map_large_pieces(LARGE)
         self.device = torch.device(device)
         with ExitStack() as undo:
             self.skeleton = open_model(model, dtype, revision)

@@ -7,7 +7,7 @@ from pathlib import Path
 import psutil
 import torch
 
-from ...compress.memory import give_back
+from ...memory import give_back
 from .cost import CostModel, Workload
 from .hardware import Hardware, profile
 from .measured import measure

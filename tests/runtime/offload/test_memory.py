@@ -30,7 +30,7 @@ print(json.dumps([found[i] for i in range(4)]))
 """
 PLANNED = """
 import json, sys
-from hfquant.compress.memory import give_back
+from hfquant.memory import give_back
 from hfquant.machine import peak_memory
 from hfquant.runtime.offload.cost import Workload
 from hfquant.runtime.offload.model import OffloadedModel

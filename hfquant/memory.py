@@ -9,7 +9,6 @@ from functools import cache
 from typing import Any
 
 MMAP_THRESHOLD = -3  # glibc's number for the option of mallopt
-LARGE = 2 << 20  # bytes from which a piece of memory is mapped by itself
 
 
 @cache
@@ -21,14 +20,14 @@ def _libc() -> Any:
     return libc if hasattr(libc, "malloc_trim") and hasattr(libc, "mallopt") else None
 
 
-def map_large_pieces() -> None:
-    """Let every large tensor go back to the system as soon as it is freed.
+def map_large_pieces(size: int) -> bool:
+    """Let every tensor of at least `size` bytes go back to the system as soon as it is freed, from now on.
 
-    By default glibc raises the size from which it does so to that of whatever was freed last, and large tensors then
-    leave holes in a heap that grows with every block, by gigabytes of address space in a deep model.
+    By default glibc raises the size from which it does so to that of whatever was freed last, up to 32 MB, and large
+    tensors then leave holes in a heap that grows with every block, by gigabytes of address space in a deep model.  The
+    smaller the size, the more the system has to do.  False where the C library is not glibc.
     """
-    if (libc := _libc()) is not None:
-        libc.mallopt(MMAP_THRESHOLD, LARGE)
+    return (libc := _libc()) is not None and libc.mallopt(MMAP_THRESHOLD, size) == 1
 
 
 @contextmanager
