@@ -32,10 +32,10 @@ def damped(H: Tensor, damp: float) -> Tensor:
     return H
 
 
-def inverse_factor(H: Tensor, damp: float) -> tuple[Tensor, float] | None:
+def inverse_factor(H: Tensor, damp: float, order: Tensor | None = None) -> tuple[Tensor, float] | None:
     """Upper Cholesky factor U of (H + λI)⁻¹ = UᵀU, and the damping that it took.
 
-    H [in, in] -> U float32 [in, in].  The damping is multiplied by ten until the factorization succeeds (a Hessian
+    H [in, in], taken with its rows and columns in `order` (int64 [in]) -> U float32 [in, in].  The damping is multiplied by ten until the factorization succeeds (a Hessian
     of fewer tokens than columns is singular up to rounding).  None if H is not finite or nothing up to
     `MOST_DAMP` helps.
 
@@ -44,9 +44,10 @@ def inverse_factor(H: Tensor, damp: float) -> tuple[Tensor, float] | None:
     if not torch.isfinite(H).all():
         return None
     n = H.shape[0]
+    backwards = (torch.arange(n, device=H.device) if order is None else order).flip(0)
     while damp <= MOST_DAMP:
         # one name for all: at most two of these matrices are held at a time
-        L = damped(H.flip(0, 1), damp)
+        L = damped(H[backwards[:, None], backwards], damp)
         least = n * torch.finfo(L.dtype).eps * L.diagonal()
         L, failed = torch.linalg.cholesky_ex(L)
         if not failed and (L.diagonal().square() > least).all():

@@ -63,7 +63,7 @@ class Method(BaseModel):
         """
         H = layer.H
         order = self._order(layer.W.shape[1], H)
-        factor = None if H is None else inverse_factor(H[order][:, order], self.damp)
+        factor = None if H is None else inverse_factor(H, self.damp, order)
         if H is None or factor is None:
             W = kept(layer)
             scale, zero = grid.fit(W, search=self.search, dtype=scale_dtype)

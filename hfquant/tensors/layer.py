@@ -10,7 +10,7 @@ from torch import Tensor
 from .encoding import Activations, Encoding, Sparsity
 from .grid import Grid
 
-LEAST_ROWS, ELEMENTS = 512, 1 << 19  # of a piece of a layer
+LEAST_ROWS, ELEMENTS = 512, 1 << 20  # of a piece of a layer
 
 
 @dataclass(frozen=True, kw_only=True)
