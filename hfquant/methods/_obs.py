@@ -35,9 +35,9 @@ def damped(H: Tensor, damp: float) -> Tensor:
 def inverse_factor(H: Tensor, damp: float, order: Tensor | None = None) -> tuple[Tensor, float] | None:
     """Upper Cholesky factor U of (H + λI)⁻¹ = UᵀU, and the damping that it took.
 
-    H [in, in], taken with its rows and columns in `order` (int64 [in]) -> U float32 [in, in].  The damping is multiplied
-    by ten until the factorization succeeds (a Hessian of fewer tokens than columns is singular up to rounding).  None if
-    H is not finite or nothing up to `MOST_DAMP` helps.
+    H [in, in], taken with its rows and columns in `order` (int64 [in]) -> U float32 [in, in].  The damping is
+    multiplied by ten until the factorization succeeds (a Hessian of fewer tokens than columns is singular up to
+    rounding).  None if H is not finite or nothing up to `MOST_DAMP` helps.
 
     The inverse is not formed: from the last column to the first, H + λI = RRᵀ with R upper, so U = R⁻¹.
     """
