@@ -1,28 +1,29 @@
 """Sums of products over tokens in float32, of which calibration makes most of its time: S += xᵀx and S += xᵀy.
 
 On the CPU by generated code (`llvm.gram`), on a GPU and where that does not run by torch: xᵀx in panels, which is half
-the arithmetic of the whole product.
+the arithmetic of the whole product.  With HFQUANT_EXPLAIN=1 it is said on stderr which of them runs, and why.
 """
 
+import warnings
 from functools import cache
 
 import torch
 from torch import Tensor
 
+from ..errors import ShapeError
 from .kernels import explain
 
 PANELS = 8
+_BROKEN: dict[str, str] = {}  # ways that failed -> why
 
 
 def add_gram(S: Tensor, x: Tensor) -> None:
     """S += xᵀx on and below the diagonal; what is above is left undefined.
 
-    x [tokens, n] of any floating type, S float32 [n, n].
+    x [tokens, n] of any floating type, S float32 [n, n].  Raises ShapeError.
     """
-    if x.device.type == "cpu" and generated():
-        from .llvm import gram
-
-        gram.add(S, _summable(x))
+    _check(S, x, x)
+    if _summed(S, x, None):
         return
     x, n = x.float(), x.shape[1]
     panel = max(64, -(-n // PANELS))
@@ -32,28 +33,62 @@ def add_gram(S: Tensor, x: Tensor) -> None:
 
 
 def add_product(S: Tensor, x: Tensor, y: Tensor) -> None:
-    """S += xᵀy.  x [tokens, n] and y [tokens, m] of the same floating type, S float32 [n, m]."""
-    if x.device.type == "cpu" and generated():
-        from .llvm import gram
-
-        gram.add(S, _summable(x), _summable(y))
-    else:
+    """S += xᵀy.  x [tokens, n] and y [tokens, m] of any floating types, S float32 [n, m].  Raises ShapeError."""
+    _check(S, x, y)
+    if x.dtype != y.dtype:
+        x, y = x.float(), y.float()
+    if not _summed(S, x, y):
         S.addmm_(x.float().T, y.float())
 
 
-def _summable(x: Tensor) -> Tensor:
-    """As generated code takes it: float16 has as many bits as bfloat16, but others."""
-    return x if x.dtype in (torch.float32, torch.bfloat16) else x.float()
-
-
-@cache
 def generated() -> bool:
     """Whether the code can be generated and run here."""
-    try:
+    reason = _unavailable() or _BROKEN.get("generated")
+    if reason is None:
         from .llvm import gram
 
         explain(f"hfquant: sums over tokens by generated code ({gram.best().name})")
-        return True
-    except (ImportError, OSError) as error:
-        explain(f"hfquant: sums over tokens by torch: {error}")
+    else:
+        explain(f"hfquant: sums over tokens by torch: {reason}")
+    return reason is None
+
+
+@cache
+def _unavailable() -> str | None:
+    """Why there is no code for this machine; None if there is."""
+    try:
+        from .llvm import gram
+
+        gram.best()
+    except ImportError as error:
+        return f"generated code needs llvmlite: `pip install 'hfquant[cpu]'` ({error})"
+    except OSError as error:
+        return str(error)
+    return None
+
+
+def _summed(S: Tensor, x: Tensor, y: Tensor | None) -> bool:
+    """Whether generated code did it.  If it cannot be made, that is said once and S is as it was."""
+    if x.device.type != "cpu" or not S.is_contiguous() or not generated():
         return False
+    from .llvm import gram
+
+    if x.dtype not in gram.TYPES:
+        x, y = x.float(), None if y is None else y.float()
+    try:
+        gram.prepare(x.dtype)
+    except (RuntimeError, OSError) as error:
+        _BROKEN["generated"] = f"its code could not be made: {str(error).splitlines()[0]}"
+        warnings.warn(f"hfquant: sums over tokens by torch: {_BROKEN['generated']}", RuntimeWarning, stacklevel=3)
+        return False
+    gram.add(S, x, y)
+    return True
+
+
+def _check(S: Tensor, x: Tensor, y: Tensor) -> None:
+    fits = x.dim() == y.dim() == 2 and x.shape[0] == y.shape[0] and S.shape == (x.shape[1], y.shape[1])
+    fits = fits and S.device == x.device == y.device
+    if not (fits and S.dtype == torch.float32 and x.is_floating_point() and y.is_floating_point()):
+        given = ", ".join(f"{str(t.dtype).removeprefix('torch.')} {list(t.shape)} on {t.device}" for t in (S, x, y))
+        hint = "S is float32 [n, m], x [tokens, n] and y [tokens, m], on one device"
+        raise ShapeError(f"a sum over tokens was given S, x, y: {given}", hint)
