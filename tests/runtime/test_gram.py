@@ -1,7 +1,5 @@
 """Sums over tokens, against the same in float64: generated code of every instruction set, and torch in its place."""
 
-import subprocess
-import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
@@ -18,6 +16,7 @@ pytest.importorskip("llvmlite")
 from hfquant.runtime.llvm import engine, memory, sums
 from hfquant.runtime.llvm import gram as generated
 from hfquant.runtime.llvm.machine import LEVELS, level
+from tests.processes import fresh
 
 LEVEL = level()
 RUNS = [
@@ -178,14 +177,10 @@ def test_types_that_differ() -> None:
     torch.testing.assert_close(S, x.float().T @ y.float())
 
 
-@pytest.mark.parametrize("missing", [True, False])
-def test_explains_what_runs(missing: bool) -> None:
-    lines = ["import sys", "sys.modules['llvmlite'] = None" if missing else ""]
-    lines += ["from hfquant.runtime.gram import generated", "print(generated())"]
-    done = subprocess.run(
-        [sys.executable, "-c", "\n".join(lines)], capture_output=True, text=True, check=True,
-        env={"HFQUANT_EXPLAIN": "1", "PATH": ""},
-    )  # fmt: skip
-    ran = not missing and LEVEL is not None
-    assert done.stdout.strip() == str(ran)
-    assert f"sums over tokens by {'generated code' if ran else 'torch'}" in done.stderr
+def test_explains_what_runs() -> None:
+    says = "os.environ['HFQUANT_EXPLAIN'] = '1'; from hfquant.runtime.gram import generated; print(generated())"
+    here, without = fresh(f"import os; {says}", f"import os, sys; sys.modules['llvmlite'] = None; {says}")
+    assert here.out.strip() == str(LEVEL is not None)
+    assert f"sums over tokens by {'torch' if LEVEL is None else 'generated code'}" in here.err
+    assert without.out.strip() == "False"
+    assert "sums over tokens by torch: generated code needs llvmlite" in without.err
