@@ -22,6 +22,7 @@ from torch import Tensor
 from hfquant.machine import hardware, versions
 from hfquant.runtime import gram
 
+ENOUGH = 0.1  # seconds of `whole`, below which there are more rounds
 WIDTHS = (64, 576, 1536, 2048, 4096)
 
 
@@ -51,11 +52,11 @@ def measure(n: int, tokens: int, dtype: torch.dtype, rounds: int) -> dict[str, o
         "rounded": lambda: S.add_(y.T @ x),
     }
     found: dict[str, list[float]] = {name: [] for name in ways}
-    for i in range(rounds + 1):
+    for way in ways.values():
+        way()  # compiles and warms up
+    while len(found["whole"]) < rounds or sum(found["whole"]) < ENOUGH:
         for name, way in ways.items():
-            took = seconds(way)
-            if i:  # the first one compiles and warms up
-                found[name].append(took)
+            found[name].append(seconds(way))
 
     def ratio(a: str, b: str) -> float:
         return round(statistics.median(x / y for x, y in zip(found[a], found[b], strict=True)), 3)
@@ -73,8 +74,8 @@ def measure(n: int, tokens: int, dtype: torch.dtype, rounds: int) -> dict[str, o
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--tokens", default="512,2048", help="of a batch")
-    parser.add_argument("--rounds", type=int, default=9)
+    parser.add_argument("--tokens", default="512,2048", help="in a batch")
+    parser.add_argument("--rounds", type=int, default=9, help="at least")
     parser.add_argument("--out", type=Path)
     args = parser.parse_args()
     rows = []
