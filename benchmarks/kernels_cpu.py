@@ -24,9 +24,9 @@ import torch.nn.functional as F
 from reporting import write
 from torch import Tensor
 
+from hfquant.llvm import machine
 from hfquant.machine import hardware, versions
 from hfquant.runtime import kernels
-from hfquant.runtime.llvm import machine
 from hfquant.runtime.nn import QLinear
 from hfquant.tensors import formats
 from hfquant.tensors.encoding import Activations

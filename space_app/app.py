@@ -51,7 +51,7 @@ def build(service: Service, login: Login, kept: fleet.Fleet | None = None) -> gr
                 form = convert.build(service, login)
             with gr.Tab("Jobs", id="jobs"):
                 watched = jobs.build(service, login, job)
-            with gr.Tab("Examples", id="examples"):
+            with gr.Tab("Examples", id="examples", elem_id="examples"):
                 examples.build()
             if kept is not None:
                 with gr.Tab("Fleet", id="fleet") as tab:
@@ -99,6 +99,7 @@ def create(
         ssr_mode=False,
         mcp_server=os.environ.get("GRADIO_MCP_SERVER") == "True",
         show_error=False,
+        app_kwargs={"openapi_url": None},
     )
 
 

@@ -5,25 +5,26 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import gradio as gr
-import pandas as pd
 
 from hfquant.conversion.job import Event, Job
 from hfquant.conversion.service import Service
 from hfquant.errors import HfquantError
 from hfquant.measure.markdown import code
-from space_app import views
+from space_app import plots, views
 from space_app.convert import Form
 from space_app.login import Caller, Login
 
 SHOWN = 400  # lines of the log
 EVERY = 1.0  # seconds
-LAYER = ["layer", "error", "name"]
-COMPARED = ["megabytes", "perplexity ratio", "recipe"]
 HISTORY = 50
 LOGGED_OUT = "**Log in to see your jobs.** They go on while nobody looks."
 NONE_YET = "**No jobs yet.** Begin one under *Convert*: it shows here, today and when you come back."
 NOTHING: dict[str, Any] = {"job": None, "number": 0, "layers": {}, "log": []}
 RETRIES = ("failed", "cancelled", "done")
+BUTTONS = ("cancel", "resume", "retry", "again", "delete")
+FILLED = ("seen", "timer", "chosen", "headline", "steps", "errors_place", "errors", "log", *BUTTONS, "result",
+          "comparison", "before", "after", "card", "details", "all", "history", "compared_place",
+          "compared")  # fmt: skip
 
 
 @dataclass
@@ -41,82 +42,83 @@ class Jobs:
 
     @property
     def outputs(self) -> list[Any]:
-        """What `show` fills, in its order."""
-        names = ("seen", "timer", "chosen", "headline", "steps", "errors", "log", "cancel", "resume", "retry", "again",
-                 "delete", "result", "comparison", "before", "after", "card", "details", "all", "history",
-                 "compared")  # fmt: skip
-        return [self.parts[name] for name in names]
+        """What `show` and `tick` fill, in the order of `FILLED`."""
+        return [self.parts[name] for name in FILLED]
 
     def show(self, job: str | None, seen: dict[str, Any], http: gr.Request) -> list[Any]:
         """Everything about the chosen job, and the list of all: on arrival, and when something was asked for."""
         caller = self.login.caller(http)
         if caller is None:
-            return self._empty(LOGGED_OUT)
+            return _empty(LOGGED_OUT)
         found = self.service.jobs(caller.user, limit=HISTORY)
         if not found:
-            return self._empty(NONE_YET)
-        known = {one.id for one in found}
-        chosen = job if job in known else found[0].id
+            return _empty(NONE_YET)
+        chosen = job if job in {one.id for one in found} else found[0].id
         reports = {one.id: self.service.report(one.id, caller.user) for one in found if one.has_report}
-        choices = [(_label(one), one.id) for one in found]
-        listed = [*[gr.update(visible=True)] * 2, views.history(found, reports), _compared(found, reports)]
-        first, rest = self._watch(chosen, caller, dict(NOTHING))
-        return [*first, gr.update(choices=choices, value=chosen, visible=True), *rest, *listed]
+        return _fill(
+            self._watched(chosen, caller, NOTHING)
+            | {
+                "chosen": gr.update(choices=[(_label(one), one.id) for one in found], value=chosen, visible=True),
+                "details": gr.update(visible=True),
+                "all": gr.update(visible=True),
+                "history": views.history(found, reports),
+            }
+            | plots.of_results(found, reports)
+        )
 
     def tick(self, seen: dict[str, Any], http: gr.Request) -> list[Any]:
         """What is new of the job that is shown; the list is left alone."""
         caller, job = self.login.caller(http), seen["job"]
         if caller is None or job is None:
-            return self._empty(LOGGED_OUT)
+            return _empty(LOGGED_OUT)
         try:
-            first, rest = self._watch(job, caller, seen)
+            new = self._watched(job, caller, seen)
         except HfquantError as error:
-            return self._empty(views.failure(error))
-        if not first[1]["active"]:  # it has just ended: the list says so too
+            return _empty(views.failure(error))
+        if not new["timer"]["active"]:  # it has just ended: the list says so too
             return self.show(job, seen, http)
-        return [*first, gr.skip(), *rest, *[gr.skip()] * 4]
+        return _fill(new)
 
-    def _watch(self, job: str, caller: Caller, seen: dict[str, Any]) -> tuple[list[Any], list[Any]]:
-        """(seen, timer), (everything from the headline to the card)."""
+    def _watched(self, job: str, caller: Caller, seen: dict[str, Any]) -> dict[str, Any]:
+        """What is to be seen of one job."""
         now = self.service.status(job, caller.user)
         new = seen["job"] != job
         fresh = self.service.events(job, caller.user, 0 if new else seen["number"])
         seen = _after({**NOTHING, "job": job} if new else seen, fresh)
-        result = self._result(now, caller) if now.is_final else [gr.update(visible=False), *[gr.skip()] * 4]
-        buttons = [
-            gr.update(visible=now.state in ("queued", "running")),
-            gr.update(visible=now.state in ("failed", "cancelled", "review"),
-                      value="Push it" if now.state == "review" else "Go on where it stopped"),
-            gr.update(visible=now.state in RETRIES),
-            gr.update(visible=True),
-            gr.update(visible=now.is_final),
-        ]  # fmt: skip
-        told: list[Any] = [gr.skip(), gr.skip()]  # nothing is drawn again that has not changed
-        if new or fresh:
-            rows = [(n, error, name) for n, (name, error) in enumerate(seen["layers"].items(), 1)]
-            plot = pd.DataFrame(rows, columns=LAYER)
-            told = [gr.update(value=plot, visible=bool(seen["layers"])), "\n".join(seen["log"])]
-        filled = [views.headline(now), views.stepper(now), *told, *buttons, *result]
-        return [seen, gr.update(active=not now.is_final)], filled
+        filled = {
+            "seen": seen,
+            "timer": gr.update(active=not now.is_final),
+            "headline": views.headline(now),
+            "steps": views.stepper(now),
+            "cancel": gr.update(visible=now.state in ("queued", "running")),
+            "resume": gr.update(
+                visible=now.state in ("failed", "cancelled", "review"),
+                value="Push it" if now.state == "review" else "Go on where it stopped",
+            ),
+            "retry": gr.update(visible=now.state in RETRIES),
+            "again": gr.update(visible=True),
+            "delete": gr.update(visible=now.is_final),
+            "result": gr.update(visible=False),
+        }
+        if new or fresh:  # nothing is drawn again that has not changed
+            filled |= {"log": "\n".join(seen["log"])} | plots.of_layers(seen["layers"])
+        return filled | (self._result(now, caller) if now.is_final and now.has_report else {})
 
-    def _result(self, job: Job, caller: Caller) -> list[Any]:
-        """(result, comparison, before, after, card)"""
-        report = self.service.report(job.id, caller.user) if job.has_report else None
+    def _result(self, job: Job, caller: Caller) -> dict[str, Any]:
+        report = self.service.report(job.id, caller.user)
         if report is None:
-            return [gr.update(visible=False), *[gr.skip()] * 4]
+            return {}
         sample = report.get("sample") or {}
         place = self.service.result(job.id, caller.user)
         text = views.comparison(report)
         if place is not None and not self.login.hub:
             text += f"\n\nIt lies in {code(str(place))}"
         prompt = str(sample.get("prompt") or "")
-        texts = [prompt + str(sample[name]) if sample.get(name) else "" for name in ("original", "compressed")]
-        return [gr.update(visible=True), text, *texts, self.service.card(job.id, caller.user) or ""]
-
-    def _empty(self, text: str) -> list[Any]:
-        hidden = gr.update(visible=False)
-        return [dict(NOTHING), gr.update(active=False), hidden, text, "", hidden, "", *[hidden] * 5, hidden,
-                "", "", "", "", hidden, hidden, "", hidden]  # fmt: skip
+        before, after = (prompt + str(sample[name]) if sample.get(name) else "" for name in ("original", "compressed"))
+        card = views.card(self.service.card(job.id, caller.user) or "")
+        return {
+            "result": gr.update(visible=True), "comparison": text, "before": before, "after": after, "card": card,
+        }  # fmt: skip
 
     def refresh(self, event: Any) -> None:
         """After an event, show everything anew."""
@@ -131,7 +133,7 @@ class Jobs:
         self.refresh(chosen)
         for name, act in self._actions().items():
             self.refresh(parts[name].click(act, parts["chosen"], parts["said"], **quiet))
-        parts["again"].click(self._again, parts["chosen"], [form.model, tabs], **quiet)
+        parts["again"].click(self._again, parts["chosen"], [form.model, tabs, parts["said"]], **quiet)
 
     def _actions(self) -> dict[str, Callable[..., str]]:
         def acting(act: Callable[[str, Caller], Any]) -> Callable[..., str]:
@@ -152,9 +154,12 @@ class Jobs:
             "delete": acting(lambda job, who: service.delete(job, who.user)),
         }
 
-    def _again(self, job: str, http: gr.Request) -> tuple[Any, Any]:
-        found = self.service.status(job, self.login.required(http).user)
-        return found.request["model"], gr.update(selected="convert")
+    def _again(self, job: str, http: gr.Request) -> tuple[Any, Any, str]:
+        try:
+            found = self.service.status(job, self.login.required(http).user)
+        except HfquantError as error:
+            return gr.skip(), gr.skip(), views.failure(error)
+        return found.request["model"], gr.update(selected="convert"), ""
 
 
 def build(service: Service, login: Login, job: gr.BrowserState) -> Jobs:
@@ -167,8 +172,9 @@ def build(service: Service, login: Login, job: gr.BrowserState) -> Jobs:
     parts["steps"] = gr.HTML(elem_id="steps")
     with gr.Row():
         for name, label in (("cancel", "Cancel"), ("resume", "Go on where it stopped"), ("retry", "Begin anew"),
-                            ("again", "Another recipe for this model"), ("delete", "Forget this job")):  # fmt: skip
-            parts[name] = gr.Button(label, visible=False, elem_id=name, size="sm",
+                            ("again", "Another recipe"), ("delete", "Forget this job")):  # fmt: skip
+            parts[name] = gr.Button(label, visible=False, elem_id=name, size="md",
+                                    scale=0, min_width=200,
                                     variant="stop" if name == "cancel" else "secondary")  # fmt: skip
     parts["said"] = gr.Markdown(elem_id="said")
     with gr.Column(visible=False, elem_id="result") as parts["result"]:
@@ -177,10 +183,8 @@ def build(service: Service, login: Login, job: gr.BrowserState) -> Jobs:
             parts["before"] = gr.Textbox(label="The original writes", lines=4, interactive=False, elem_id="before")
             parts["after"] = gr.Textbox(label="The compressed one writes", lines=4, interactive=False, elem_id="after")
         with gr.Accordion("The card", open=False):
-            parts["card"] = gr.Markdown(elem_id="card")
-    parts["errors"] = gr.ScatterPlot(pd.DataFrame([], columns=LAYER), x="layer", y="error", height=240, visible=False,
-                                     title="Relative output error of each layer", tooltip=["name", "error"],
-                                     elem_id="errors")  # fmt: skip
+            parts["card"] = gr.Markdown(elem_id="card", elem_classes="card")
+    plots.errors(parts)
     with gr.Accordion("Log", open=False, visible=False) as parts["details"]:
         parts["log"] = gr.Textbox(
             lines=12, max_lines=12, interactive=False, label="Log", elem_id="log", autoscroll=True
@@ -188,9 +192,7 @@ def build(service: Service, login: Login, job: gr.BrowserState) -> Jobs:
     with gr.Column(visible=False) as parts["all"]:
         gr.Markdown("### All your jobs")
         parts["history"] = gr.Markdown(elem_id="history", elem_classes="plain")
-        parts["compared"] = gr.ScatterPlot(pd.DataFrame([], columns=COMPARED), x="megabytes", y="perplexity ratio",
-                                           color="recipe", height=260, title="Size and what it cost", visible=False,
-                                           tooltip="all", elem_id="compared")  # fmt: skip
+    plots.compared(parts)  # beside the column, not in it: with a column it would be shown
     return tab
 
 
@@ -209,17 +211,18 @@ def _after(seen: Mapping[str, Any], fresh: Sequence[Event]) -> dict[str, Any]:
 
 
 def _label(job: Job) -> str:
-    recipe = job.request["recipe"]
-    return f"{job.request['model']} · {recipe.get('name') if isinstance(recipe, Mapping) else recipe} · {job.state}"
+    return f"{job.request['model']} · {views.recipe(job)} · {job.state}"
 
 
-def _compared(found: Sequence[Job], reports: Mapping[str, Mapping[str, Any] | None]) -> Any:
-    """Size against loss of all that was measured."""
-    rows = []
-    for job in found:
-        evaluation, output = ((reports.get(job.id) or {}).get(name) or {} for name in ("evaluation", "output"))
-        before, after, size = evaluation.get("reference_perplexity"), evaluation.get("perplexity"), output.get("bytes")
-        if before and after and size:
-            recipe = job.request["recipe"]
-            rows.append([size / 1e6, after / before, recipe.get("name") if isinstance(recipe, Mapping) else recipe])
-    return gr.update(value=pd.DataFrame(rows, columns=COMPARED), visible=len(rows) > 1)
+def _fill(values: Mapping[str, Any]) -> list[Any]:
+    """In the order of `FILLED`; what is not named stays as it is."""
+    return [values.get(name, gr.skip()) for name in FILLED]
+
+
+def _empty(text: str) -> list[Any]:
+    """No job, and why."""
+    hidden = gr.update(visible=False)
+    gone = dict.fromkeys(("chosen", *BUTTONS, "result", "details", "all"), hidden)
+    return _fill(
+        gone | plots.none() | {"seen": dict(NOTHING), "timer": gr.update(active=False), "headline": text, "steps": ""}
+    )

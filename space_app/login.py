@@ -123,8 +123,9 @@ def _bearer(request: gr.Request) -> str | None:
 
 
 def _from_session(request: gr.Request) -> Caller | None:
-    # not `request.session`: gradio makes attributes of its keys
-    scope: Mapping[str, Any] = getattr(request.request, "scope", None) or {}
+    # not `request.session`: gradio makes attributes of its keys; a tool's call comes with starlette's request itself
+    asked = getattr(request, "request", request)
+    scope: Mapping[str, Any] = getattr(asked, "scope", None) or {}
     info = scope.get("session", {}).get("oauth_info") or {}
     expires = info.get("expires_at")
     if not info.get("access_token") or (expires is not None and expires < time.time()):

@@ -8,7 +8,7 @@ from hfquant.cli.units import count, duration, size
 from hfquant.conversion.facts import ModelFacts, Preview, Problem
 from hfquant.conversion.job import Job
 from hfquant.errors import HfquantError
-from hfquant.measure.markdown import code, number
+from hfquant.measure.markdown import code, fence, number
 
 MARKS = {"done": "✔", "running": "▶", "failed": "✘", "skipped": "–", "waiting": "·"}
 WORDS = {
@@ -79,11 +79,12 @@ def problems(found: Sequence[Problem]) -> str:
 
 
 def headline(job: Job) -> str:
-    """A job in two lines."""
-    recipe = code(
-        str(job.request["recipe"].get("name") if isinstance(job.request["recipe"], Mapping) else job.request["recipe"])
-    )
-    text = f"### {code(job.request['model'])} with {recipe}\n\n**{STATES[job.state]}**"
+    """A job in a few lines."""
+    name, changes = _recipe(job)
+    text = f"### {code(job.request['model'])} with {code(name)}\n\n"
+    if changes:
+        text += f"{code(changes)}\n\n"
+    text += f"**{STATES[job.state]}**"
     if job.state == "queued" and job.place:
         text += f", number {job.place} in the queue"
     if job.state == "running" and job.progress.eta is not None:
@@ -96,6 +97,12 @@ def headline(job: Job) -> str:
             f"\n\nPushed: [{where}{code(job.pushed.repo)}]({job.pushed.url}) at commit {code(job.pushed.commit[:12])}"
         )
     return text
+
+
+def recipe(job: Job) -> str:
+    """The recipe's name in few words; what was changed of it is in the headline."""
+    name, changes = _recipe(job)
+    return f"{name}, changed" if changes else name
 
 
 def stepper(job: Job) -> str:
@@ -134,23 +141,37 @@ def comparison(report: Mapping[str, Any]) -> str:
     return "\n".join(lines)
 
 
+def card(text: str) -> str:
+    """A model's card: what it says, then its metadata; without figures, whose files are elsewhere."""
+    metadata = ""
+    if text.startswith("---\n"):
+        metadata, _, text = text.removeprefix("---\n").partition("\n---\n")
+    body = "\n".join(line for line in text.splitlines() if not line.startswith("!["))
+    return f"{body}\n\n## Metadata\n\n{fence(metadata, 'yaml')}" if metadata else body
+
+
 def history(jobs: Sequence[Job], reports: Mapping[str, Mapping[str, Any] | None]) -> str:
     """A table of jobs."""
     lines = ["| begun | model | recipe | state | size | perplexity / original's |", "|---|---|---|---|---|---|"]
     for job in jobs:
         evaluation, output = ((reports.get(job.id) or {}).get(name) or {} for name in ("evaluation", "output"))
         before, after = evaluation.get("reference_perplexity"), evaluation.get("perplexity")
-        recipe = job.request["recipe"]
         cells = [
             time.strftime("%Y-%m-%d %H:%M", time.localtime(job.created)),
             code(str(job.request["model"])),
-            code(str(recipe.get("name") if isinstance(recipe, Mapping) else recipe)),
+            code(recipe(job)),
             STATES[job.state],
             size(output["bytes"]) if output.get("bytes") else "",
             f"{after / before:.3f}" if after and before else "",
         ]
         lines.append("| " + " | ".join(cells) + " |")
     return "\n".join(lines)
+
+
+def _recipe(job: Job) -> tuple[str, str]:
+    """(name, what was changed of it): a changed recipe is called `name with key=value, ...`."""
+    name, _, changes = str(job.request["recipe"]["name"]).partition(" with ")
+    return name, changes
 
 
 def _goes_to(found: Preview) -> str:

@@ -5,6 +5,7 @@ import os
 import subprocess
 import sys
 import threading
+from contextlib import suppress
 from types import TracebackType
 from typing import Self
 
@@ -12,6 +13,7 @@ from hfquant.conversion.settings import Settings
 
 log = logging.getLogger(__name__)
 PAUSE = 5.0  # seconds before a worker that died is started again
+NICE = 10  # how far its work stands back: it takes every processor, and the page has to answer meanwhile
 
 
 class Worker:
@@ -40,7 +42,15 @@ class Worker:
     def _keep(self) -> None:
         while not self._ending.is_set():
             self._process = subprocess.Popen([sys.executable, "-m", "hfquant", "worker"], env=self.environment)
+            _stand_back(self._process.pid)
             code = self._process.wait()
             if not self._ending.is_set():
                 log.error("the worker ended with %s; it is started again", code)
                 self._ending.wait(PAUSE)
+
+
+def _stand_back(process: int) -> None:
+    """Before it has children, which take after it."""
+    if hasattr(os, "setpriority"):  # nowhere on Windows
+        with suppress(ProcessLookupError):  # it has ended: `wait` tells
+            os.setpriority(os.PRIO_PROCESS, process, os.getpriority(os.PRIO_PROCESS, 0) + NICE)

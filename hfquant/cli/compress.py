@@ -58,6 +58,21 @@ def compress(
         str, typer.Option(metavar="DEVICE", help="Where the work is done: `cpu`, `cuda`, `cuda:1`.")
     ] = "cpu",
     windows: Windows = 64,
+    crew: Annotated[
+        str | None,
+        typer.Option(
+            metavar="WHO",
+            help="Who shares the work: `cuda:0,cuda:1`, `ray`, `ray:ADDRESS`, `ray:local`.",
+            show_default="this process",
+        ),
+    ] = None,
+    parts: Annotated[
+        int | None,
+        typer.Option(min=2, metavar="N", help="Pieces that a crew's work is cut into.", show_default="8"),
+    ] = None,
+    threads: Annotated[
+        int | None, typer.Option(min=1, metavar="N", help="Of each worker of a cluster.", show_default="1")
+    ] = None,
     push: Annotated[
         str | None,
         typer.Option(metavar="REPO", help="Push the result to the Hub if it is good enough.", show_default=False),
@@ -73,7 +88,10 @@ def compress(
     chosen = engine.read_recipe(recipe, changes)
     if push:
         engine.check_push(push, private=private)  # now, not after hours of work
-    settings = {"calibration": calibration, "samples": samples, "seq_len": seq_len, "seed": seed}
+    settings: dict[str, Any] = {"calibration": calibration, "samples": samples, "seq_len": seq_len, "seed": seed}
+    if crew is not None or parts is not None or threads is not None:
+        settings["crew"] = engine.crew(crew, parts=parts, threads=threads, device=device)
+        device = "cpu"  # of this process' own share
     plan = engine.plan(model, chosen, out, **settings, fresh=fresh, max_memory=max_memory, device=device)
     print_facts(log(), estimate(plan))
     _run(ctx, plan)

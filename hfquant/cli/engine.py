@@ -9,6 +9,7 @@ from ..errors import CheckpointError
 
 if TYPE_CHECKING:
     from ..compress import LayerResult, Plan
+    from ..compress.crew import Crew
     from ..conversion.hub import Pushed
     from ..measure.bench import Bench
     from ..measure.layers import LayerFacts
@@ -30,6 +31,14 @@ def plan(model: str, recipe: "Recipe", out: Path, **settings: Any) -> "Plan":
     from ..compress import plan
 
     return plan(model, recipe, out, **settings)
+
+
+def crew(name: str | None, **settings: Any) -> "Crew":
+    """Who does it."""
+    quiet()
+    from ..compress.crews import crew_of
+
+    return crew_of(name, **settings)
 
 
 def layers(plan: "Plan") -> "Iterator[LayerResult]":

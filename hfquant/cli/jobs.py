@@ -68,7 +68,9 @@ def submit(
     accept_terms: Annotated[
         bool, typer.Option("--accept-terms", help="The original's restrictive licence was read, and is kept.")
     ] = False,
-    executor: Annotated[str, typer.Option(metavar="WHERE", help="`local`, or `hf-jobs`: rented at the Hub.")] = "local",
+    executor: Annotated[
+        str, typer.Option(metavar="WHERE", help="`local`, `hf-jobs` (rented at the Hub), or `ray`.")
+    ] = "local",
     hardware: Annotated[
         str | None, typer.Option(metavar="NAME", help="What is rented.", show_default="cpu-basic")
     ] = None,

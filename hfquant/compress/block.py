@@ -1,71 +1,20 @@
 """Compress one block: observe its inputs, apply the recipe's steps to its weights, put the result in their place."""
 
-import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
-from statistics import fmean
+from dataclasses import replace
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from ..methods import Method, kind
 from ..model.blocks import Weight
-from ..tensors.grid import Grid
-from ..tensors.layer import Layer, Quantized
 from .activations import Stream
-from .observe import Group, Statistics, discover, observe, record_original, token_ranges
-from .portions import ROOM, portions
-from .rounding import Reading, Rounded, Rounding, measured
+from .observe import Group, discover
+from .portions import portions
+from .rounding import Rounded, Rounding, measured
+from .solve import Experts, Finished, Work, finish
 from .streaming import Passage
-
-STARVED = 64  # an expert that fewer calibration tokens reached is reported
-
-
-@dataclass(frozen=True)
-class Finished:
-    """A weight that is done.  Q holds all experts' rows one after the other; trail as `Layer` has it."""
-
-    weight: Weight
-    Q: Quantized
-    method: str
-    error: float | None
-    seconds: float
-    notes: tuple[str, ...]
-    trail: tuple[tuple[str, float], ...] = ()
-
-
-@dataclass(frozen=True)
-class Work:
-    """What is to be done with one block: a grid for every weight that is not kept, and the steps in order, those for
-    each weight and those for the block when all its weights are finished.
-
-    readings: how the inputs of these weights are rounded when they run.  scales: what those are divided by first, as
-    steps for the whole block decided; notes: what these had to say.  free: whether the checkpoint's format can say all
-    of this, not only symmetric grids.  room: bytes of statistics that are held together.
-    """
-
-    grids: Mapping[Weight, Grid]
-    steps: Sequence[tuple[str, Method]]
-    scale_dtype: torch.dtype
-    readings: Mapping[Weight, Reading] = field(default_factory=dict)
-    scales: Mapping[Weight, Tensor] = field(default_factory=dict)
-    notes: Mapping[Weight, tuple[str, ...]] = field(default_factory=dict)
-    free: bool = True
-    room: int = ROOM
-    final_steps: Sequence[tuple[str, Any]] = ()
-
-    @property
-    def needs_hessian(self) -> bool:
-        return any(step.needs_hessian for _, step in self.steps)
-
-    @property
-    def needs_original(self) -> bool:
-        return any(getattr(step, "needs_original", False) for _, step in self.steps)
-
-    @property
-    def sequential(self) -> bool:
-        return any(getattr(step, "true_sequential", False) for _, step in self.steps)
+from .together import observe, record_original, token_ranges
 
 
 @torch.no_grad()
@@ -87,7 +36,7 @@ def compress_block(
     """
     weights = [w for w in masters if w in work.grids]
     groups = discover(block, passage, index, weights) if passage is not None else []
-    inputs: dict[str, Stream] = {}
+    inputs: dict[str, Any] = {}
     if passage is not None and original is not None:
         inputs = record_original(block, passage, index, groups if work.needs_original else [], *original)
     reached = {member for group in groups for member in group.members}
@@ -101,7 +50,7 @@ def compress_block(
         if weight not in reached:
             unseen = Group(weight.module, (weight,))
             notes = _read(block, None, index, [unseen], work, rounding)
-            for done in _finish((weight,), masters, work, None, (*note, *notes.get(weight.module, ()))):
+            for done in finish((weight,), masters, work, None, (*note, *notes.get(weight.module, ()))):
                 done = _as_read(done, work, rounding)
                 _put(block, done)
                 yield done
@@ -115,12 +64,12 @@ def _stage(
     index: int,
     rounding: Rounding,
     stage: Sequence[Group],
-    inputs: dict[str, Stream],
+    inputs: dict[str, Any],
 ) -> Iterator[Finished]:
     """The weights of groups that are all observed in front of the finished ones, in as many portions as it takes."""
     notes = _read(block, passage, index, stage, work, rounding)
     waiting: list[Finished] = []  # until all of the stage has been seen
-    experts = {g: _Experts(g.members[0], work, notes.get(g.leader, ())) for g in stage if g.is_experts}
+    experts = {g: Experts(g.members[0], work, notes.get(g.leader, ())) for g in stage if g.is_experts}
     todo = list(portions(block, stage, work.room, inputs))
     for portion in todo:
         assert passage is not None, "without text nothing is reached"
@@ -130,13 +79,13 @@ def _stage(
             _put(block, waiting.pop())
         for group, some in portion.items():
             if group in experts:
-                for expert in some:
-                    experts[group].add(masters[group.members[0]][expert], seen.pop((group, expert), None))
-                complete = some.stop == len(masters[group.members[0]])
+                W = masters[group.members[0]]
+                experts[group].add((W[expert], seen.pop((group, expert), None)) for expert in some)
+                complete = some.stop == len(W)
                 finished: Iterable[Finished] = [experts[group].finished()] if complete else []
             else:
                 said = notes.get(group.leader, ())
-                finished = _finish(group.members, masters, work, seen.pop((group, 0), None), said)
+                finished = finish(group.members, masters, work, seen.pop((group, 0), None), said)
             for done in finished:
                 done = _as_read(done, work, rounding)
                 _put(block, done) if last else waiting.append(done)
@@ -182,100 +131,3 @@ def _as_read(done: Finished, work: Work, rounding: Rounding) -> Finished:
     """With what is stored beside a weight because of its input."""
     notes = (*done.notes, *work.notes.get(done.weight, ()))
     return replace(done, Q=rounding.of[done.weight].on(done.Q), notes=notes)
-
-
-def _divided(H: Tensor | None, s: Tensor | None) -> Tensor | None:
-    """Σ x xᵀ of inputs divided by s."""
-    return H if H is None or s is None else H / torch.outer(s, s)
-
-
-def _finish(
-    members: Sequence[Weight],
-    masters: Mapping[Weight, Tensor],
-    work: Work,
-    seen: Statistics | None,
-    notes: tuple[str, ...] = (),
-) -> Iterator[Finished]:
-    """Weights that read the same input; or experts that none reached."""
-    if members[0].kind == "experts":
-        experts = _Experts(members[0], work, notes)
-        for W in masters[members[0]]:
-            experts.add(W, None)
-        yield experts.finished()
-        return
-    # Rows do not influence each other: weights that share H and grid go through the steps as one tall matrix, up to
-    # the first step for which they do.
-    by_grid: dict[Grid, list[Weight]] = {}
-    for member in members:
-        by_grid.setdefault(work.grids[member], []).append(member)
-    H, C = (seen.H, seen.C) if seen is not None else (None, None)
-    H, C = (_divided(t, work.scales.get(members[0])) for t in (H, C))
-    for grid, same in by_grid.items():
-        start = time.perf_counter()
-        tall = Layer(name=same[0].name, W=torch.cat([masters[w].float() for w in same]), H=H, C=C, notes=notes)
-        apart = next((i for i, (_, step) in enumerate(work.steps) if not getattr(step, "rowwise", True)), None)
-        states = _steps([tall], work.steps[:apart], grid, work.scale_dtype)
-        seconds, at = time.perf_counter() - start, 0
-        for weight in same:
-            rows, begun = slice(at, at := at + masters[weight].shape[0]), time.perf_counter()
-            own = [replace(state.rows(rows), name=weight.name) for state in states]
-            own = own if apart is None else _steps(own, work.steps[apart:], grid, work.scale_dtype)
-            layer = _with_trail(own, work.steps)
-            share = seconds * layer.W.shape[0] / tall.W.shape[0] + time.perf_counter() - begun
-            yield _finished(weight, layer, work, share)
-
-
-def _finished(weight: Weight, layer: Layer, work: Work, seconds: float) -> Finished:
-    Q, error = layer.stored(work.scale_dtype), layer.trail[-1][1]
-    return Finished(weight, Q, work.steps[-1][0], error, seconds, layer.notes, layer.trail)
-
-
-class _Experts:
-    """The experts of one tensor, finished one by one.  Of each is kept what will be stored, nothing in float32."""
-
-    def __init__(self, weight: Weight, work: Work, notes: tuple[str, ...]) -> None:
-        self.weight, self.work, self.notes = weight, work, notes
-        self.steps = [(name, step) for name, step in work.steps if getattr(step, "experts", True)]
-        if without := [name for name, step in work.steps if not getattr(step, "experts", True)]:
-            self.notes = (*notes, f"fused experts go without {' and '.join(without)}")
-        self.stored: list[Quantized] = []
-        self.trails: list[tuple[tuple[str, float], ...]] = []
-        self.tokens: list[int] = []
-        self.seconds = 0.0
-
-    def add(self, W: Tensor, seen: Statistics | None) -> None:
-        """The next one.  W [out, in]; seen: of the tokens that reached it, None if none did."""
-        start = time.perf_counter()
-        name = f"{self.weight.name}[{len(self.stored)}]"
-        layer = Layer(name=name, W=W.float(), H=None if seen is None else seen.H)
-        states = _steps([layer], self.steps, self.work.grids[self.weight], self.work.scale_dtype)
-        layer = _with_trail(states, self.steps)
-        self.stored.append(layer.stored(self.work.scale_dtype))
-        self.trails.append(layer.trail)
-        self.tokens.append(0 if seen is None else seen.tokens)
-        self.seconds += time.perf_counter() - start
-
-    def finished(self) -> Finished:
-        starved = ", ".join(f"{expert} ({n})" for expert, n in enumerate(self.tokens) if n < STARVED)
-        notes = self.notes
-        if any(self.tokens) and starved:
-            notes = (*notes, f"experts that fewer than {STARVED} tokens reached: {starved}")
-        Q = Quantized.concatenate(self.stored)
-        trail = tuple((name, fmean(own[i][1] for own in self.trails)) for i, (name, _) in enumerate(self.steps))
-        return Finished(self.weight, Q, self.steps[-1][0], trail[-1][1], self.seconds, notes, trail)
-
-
-def _steps(
-    states: list[Layer], steps: Sequence[tuple[str, Method]], grid: Grid, scale_dtype: torch.dtype
-) -> list[Layer]:
-    """The layer as it was before and after every step: `states` and one more for each of these steps."""
-    for name, step in steps:
-        skipped = grid.is_float and kind(name) == "quantize"
-        states = [*states, states[-1] if skipped else step(states[-1], grid, scale_dtype)]
-    return states
-
-
-def _with_trail(states: Sequence[Layer], steps: Sequence[tuple[str, Method]]) -> Layer:
-    """The layer after the last step, with its error after each."""
-    trail = tuple((name, state.error()) for (name, _), state in zip(steps, states[1:], strict=True))
-    return replace(states[-1], trail=trail)

@@ -9,8 +9,8 @@ from torch import Tensor, nn
 
 from ..model.blocks import Weight
 from ..recipe import Recipe, Step
-from .block import Work
 from .rounding import Reading
+from .solve import Work
 from .streaming import Passage
 from .view import BlockView, Prepared
 

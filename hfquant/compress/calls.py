@@ -5,7 +5,7 @@ tables that differ between layer types, an encoder's output) is prepared by its 
 """
 
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -60,23 +60,58 @@ class Calls:
         self, block: int, batch: int, x: Tensor, device: str = "cpu"
     ) -> tuple[tuple[Any, ...], dict[str, Any]]:
         """What block `block` is to be called with, the hidden state being x."""
+        return _call(self.templates[block], x, self.constants, self._stored(batch), device)
+
+    def _stored(self, batch: int) -> dict[str, Tensor]:
+        """What differs between batches."""
         stored = load_file(self._file(batch)) if self.varying and self._file(batch).exists() else {}
-        stored = {key: tensor.clone() for key, tensor in stored.items()}  # mapped memory is not aligned for torch
+        return {key: tensor.clone() for key, tensor in stored.items()}  # mapped memory is not aligned for torch
 
-        def value(leaf: Any, path: str) -> Any:
-            if not isinstance(leaf, _Slot):
-                return leaf
-            tensor = x if leaf.is_hidden else stored.get(leaf.key, self.constants[leaf.key])
-            return tensor.to(device) if device != "cpu" else tensor
-
-        args, kwargs = _fill(self.templates[block], value)
-        return args, kwargs
+    def excerpt(self, block: int, batches: Iterable[int]) -> "Excerpt":
+        """The calls of one block for some batches, without a file."""
+        keys: set[str] = set()
+        _fill(self.templates[block], lambda leaf, _: keys.add(leaf.key) if isinstance(leaf, _Slot) else None)
+        constants = {key: self.constants[key] for key in keys if key in self.constants}
+        stored = [{k: t for k, t in self._stored(batch).items() if k in keys} for batch in batches]
+        return Excerpt(block, self.templates[block], constants, stored)
 
     def delete(self) -> None:
         shutil.rmtree(self.folder, ignore_errors=True)
 
     def _file(self, batch: int) -> Path:
         return self.folder / f"{batch:05d}.safetensors"
+
+
+@dataclass
+class Excerpt:
+    """The calls of one block for some batches, numbered from 0.  Asked as `Calls` are."""
+
+    block: int
+    template: tuple[tuple[Any, ...], dict[str, Any]]
+    constants: dict[str, Tensor]
+    stored: list[dict[str, Tensor]]
+
+    def arguments(
+        self, block: int, batch: int, x: Tensor, device: str = "cpu"
+    ) -> tuple[tuple[Any, ...], dict[str, Any]]:
+        assert block == self.block
+        return _call(self.template, x, self.constants, self.stored[batch], device)
+
+
+def _call(
+    template: tuple[tuple[Any, ...], dict[str, Any]], x: Tensor, constants: Mapping[str, Tensor],
+    stored: Mapping[str, Tensor], device: str,
+) -> tuple[tuple[Any, ...], dict[str, Any]]:  # fmt: skip
+    """A recorded call with tensors in its slots."""
+
+    def value(leaf: Any, path: str) -> Any:
+        if not isinstance(leaf, _Slot):
+            return leaf
+        tensor = x if leaf.is_hidden else stored[leaf.key] if leaf.key in stored else constants[leaf.key]
+        return tensor.to(device) if device != "cpu" else tensor
+
+    args, kwargs = _fill(template, value)
+    return args, kwargs
 
 
 class _Recorder:

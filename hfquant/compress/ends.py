@@ -9,7 +9,7 @@ from ..model.blocks import Weight
 from ..model.skeleton import Skeleton
 from ..tensors.grid import Grid
 from ..tensors.layer import Layer, Quantized
-from .block import Finished
+from .solve import Finished
 
 ROWS = 8192  # of the table in float32 at a time
 

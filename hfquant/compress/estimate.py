@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
+from ..llvm import refused
 from ..model.inputs import positions
 from ..model.skeleton import Skeleton
 from ..recipe import Recipe
@@ -18,8 +19,9 @@ if TYPE_CHECKING:
     from .layout import LayerPlan
 
 # what GPTQ's sweep and refinement take, measured: operations at a product's speed per weight and input feature, and
-# seconds per weight of what is bound by memory
-SOLVE, SWEEP = 95.0, 3e-7
+# seconds per weight of what is bound by memory; in torch, and with generated loops
+SOLVE, SWEEP = (95.0, 28.0), (3e-7, 3e-8)
+FIT = (60, 6)  # passes over memory for 40 ranges
 LIBRARIES = 420_000_000  # bytes that Python, torch and transformers take before anything is loaded
 
 
@@ -185,7 +187,8 @@ def _seconds(
     """Arithmetic over the speed of a small product, plus what is bound by memory."""
     forward, exact = _speed(skeleton.dtype), _speed(torch.float32)
     weights = sum(layer.bytes_before // skeleton.source.dtype.itemsize for layer in layers)
-    fitting = 60 * weights / 0.4e9  # 40 ranges tried, a few passes over memory each
+    generated = refused() is None
+    fitting = FIT[generated] * weights / 0.4e9
     if tokens is None:
         return fitting
     built = [step.build() for step in recipe.steps]
@@ -196,8 +199,8 @@ def _seconds(
     solve = 0.0
     if any(getattr(step, "needs_hessian", False) for step in built):
         solve += tokens.numel() * _squares(layers) * (3.1 if beside else 1.1)  # H is symmetric, C is not
-        solve += SOLVE * sum(layer.shape[0] * layer.shape[1] ** 2 for layer in layers)
-        fitting += SWEEP * weights
+        solve += SOLVE[generated] * sum(layer.shape[0] * layer.shape[1] ** 2 for layer in layers)
+        fitting += SWEEP[generated] * weights
     taught = sum(step.options["steps"] * step.options["tokens"] for step in recipe.steps if step.method == "lkd")
     learn = 3.5 * 2 * weights * taught / forward  # forward, and twice as much back
     return fitting + learn + passes * 2 * weights * tokens.numel() / forward + solve / exact

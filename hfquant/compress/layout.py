@@ -68,15 +68,16 @@ def lay_out(source: Source, recipe: Recipe, device: str = "cpu", *, training: bo
 
 
 def fit(
-    laid: Layout, recipe: Recipe, tokens: Tensor | None, max_memory: int | None = None
+    laid: Layout, recipe: Recipe, tokens: Tensor | None, max_memory: int | None = None, parts: int = 1
 ) -> tuple[int, int, Estimate]:
     """The largest batch, and the most room for statistics, whose estimated peak stays below `max_memory`, and its
     estimate.  Smaller batches cost little time, less room costs runs through the blocks; only batches, in whose order
     sums are added, decide bytes.
 
-    Of the tokens only the shape matters.  Raises ResourceError if no batch is small enough.
+    parts: that the calibration is cut into.  Of the tokens only the shape matters.
+    Raises ResourceError if no batch is small enough.
     """
-    batch, room = 1 if tokens is None else largest_batch(tokens, recipe), ROOM
+    batch, room = 1 if tokens is None else largest_batch(tokens, recipe, parts), ROOM
     layers = list(laid.layers.values())
     least = held(recipe, layers, laid.skeleton.source.dtype.itemsize, 0).largest
     while True:

@@ -58,6 +58,18 @@ class Statistics:
             # C = H + drift.  The drift is a correction: the difference is exact enough in the type of the block
             add_product(self._drift, original.to(x.dtype) - x, x)
 
+    def merge(self, other: "Statistics") -> None:
+        """Add what others have summed over other tokens."""
+        self.tokens += other.tokens
+        for name in ("_sum", "_drift"):
+            mine, theirs = getattr(self, name), getattr(other, name)
+            if theirs is not None:
+                setattr(self, name, theirs.cpu() if mine is None else mine.add_(theirs.to(mine.device)))
+
+    def settle(self) -> None:
+        """Leave the device on which it was summed."""
+        self._sum, self._drift = (None if t is None else t.cpu() for t in (self._sum, self._drift))
+
     @property
     def H(self) -> Tensor | None:
         """Mean over tokens times two, as in the GPTQ paper; None if no token came."""
@@ -71,6 +83,12 @@ class Statistics:
         """Scaled as H; None where only one stream was run."""
         H = self.H
         return None if H is None or self._drift is None else H + (self._drift * (2 / self.tokens)).cpu()
+
+    def taken(self) -> tuple[Tensor | None, Tensor | None]:
+        """(H, C), and forget the sums: at the end of their use there is no room for both."""
+        found = self.H, self.C
+        self._sum = self._drift = None
+        return found
 
 
 def discover(block: nn.Module, passage: Passage, index: int, weights: Sequence[Weight]) -> list[Group]:
@@ -105,7 +123,7 @@ def observe(
     passage: Passage,
     index: int,
     groups: Sequence[Group],
-    original: Mapping[str, Stream] | None = None,
+    original: Mapping[str, Any] | None = None,
     experts: Mapping[Group, range] | None = None,
     batches: Sequence[int] | None = None,
 ) -> dict[tuple[Group, int], Statistics]:
@@ -145,22 +163,35 @@ def record_original(
     What its layers read on the way lies on disk afterwards, leader -> inputs.  Not for experts: the two streams may
     route a token differently.  A leader whose input is not [batch, ...] is left out.
     """
-    ordinary = [group for group in groups if not group.is_experts]
     inputs: dict[str, Stream] = {}
     after.delete()
+
+    def keep(leader: str, at: int, x: Tensor) -> None:
+        path = after.path.with_name(f"{after.path.name}.{leader}")
+        inputs.setdefault(leader, Stream(path, before.samples, tuple(x.shape[1:]), x.dtype)).write(at, x)
+
+    for at, out in run_original(block, passage, index, groups, before, keep):
+        after.write(at, out)
+    return inputs
+
+
+def run_original(
+    block: nn.Module, passage: Passage, index: int, groups: Sequence[Group], before: Any,
+    see: Callable[[str, int, Tensor], None],
+) -> Iterator[tuple[int, Tensor]]:  # fmt: skip
+    """Batch by batch: its first sample, and what the untouched block puts out.  see(leader, first sample, x): called
+    with what ordinary layers read, where that is [batch, ...]."""
+    ordinary = [group for group in groups if not group.is_experts]
     for batch, (at, n) in enumerate(passage.batches):
 
         def keep(group: Group, call: Call, at: int = at, n: int = n) -> None:
             x = _input(*call)
             if x.shape[0] == n:
-                path = after.path.with_name(f"{after.path.name}.{group.leader}")
-                stream = inputs.setdefault(group.leader, Stream(path, before.samples, tuple(x.shape[1:]), x.dtype))
-                stream.write(at, x)
+                see(group.leader, at, x)
 
         with _watch(block, ordinary, keep, leave=False):
             args, kwargs = passage.arguments(index, batch, before)
-            after.write(at, hidden(block(*args, **kwargs)))
-    return inputs
+            yield at, hidden(block(*args, **kwargs))
 
 
 def token_ranges(

@@ -22,7 +22,6 @@ from ..tensors.encoding import Encoding
 from ..tensors.formats import Wire
 from ..tensors.grid import Grid
 from .activations import Stream
-from .block import Finished, Work
 from .blocksteps import in_scope, prepare, readings
 from .ends import compress_end
 from .finish import finish
@@ -33,6 +32,7 @@ from .outputs import remembering
 from .plan import Plan, clear, plan
 from .rounding import Rounding
 from .selection import stored_bytes
+from .solve import Finished, Work
 from .streaming import Passage, Streamer
 from .student import finish_block
 
@@ -109,7 +109,9 @@ class _Run:
                 yield from self._block(name, None, 0, None)
 
     def _calibrated(self, tokens: Tensor) -> Iterator[LayerResult]:
-        streamer = Streamer(self.skeleton, tokens, self.journal.stream, self.plan.batch, self.plan.device)
+        streamer = Streamer(
+            self.skeleton, tokens, self.journal.stream, self.plan.batch, self.plan.device, self.plan.crew
+        )
         for passage in streamer.passages():
             yield from self._follow(streamer, passage)
         for name in self.index:  # blocks that text never reaches: a vision tower
@@ -178,7 +180,7 @@ class _Run:
         work = Work(
             {w: target.grid for w, target in found.items()}, self.steps, self.plan.wire.scale_dtype,
             readings=readings(found, self.plan.recipe), free=self.format.name == "native", room=self.plan.room,
-            final_steps=self.final_steps,
+            final_steps=self.final_steps, crew=self.plan.crew,
         )  # fmt: skip
         masters, work, prepared = prepare(block, self.block_steps, work, passage, i, self.plan.dtype, self.plan.device)
         for p in block.parameters():
@@ -188,7 +190,7 @@ class _Run:
             both = (original, self._at(passage, i + 1, "original"))
         rows: list[dict[str, Any]] = []
         tensors: dict[str, Tensor] = {}
-        with Rounding(block) as rounding, remembering(block, passage):
+        with Rounding(block) as rounding, remembering(block, passage if self.plan.crew.parts == 1 else None):
             for done in finish_block(block, masters, work, prepared, passage, i, rounding, both, self.plan.dtype):
                 layer = self.plan.layers[f"{name}.{done.weight.name}"]
                 tensors |= named_parts(self.skeleton, self.format, layer.name, layer.kind, done.Q)

@@ -19,6 +19,7 @@ from ..model.survey import survey
 from ..recipe import Recipe
 from ..report import FILE, read
 from ..tensors.formats import Wire
+from .crew import ALONE, Crew
 from .estimate import Estimate
 from .journal import Journal
 from .layout import Layout, fit, lay_out
@@ -40,6 +41,7 @@ class Plan(Layout):
     batch: int
     room: int
     device: str
+    crew: Crew
     journal: Journal
     fingerprint: Mapping[str, Any]
     estimate: Estimate
@@ -69,37 +71,41 @@ def plan(
     fresh: bool = False,
     max_memory: int | None = None,
     device: str = "cpu",
+    crew: Crew = ALONE,
 ) -> Plan:
     """Check a compression and estimate what it will need.
 
     Nothing is written but an unpacked GGUF source, and nothing at all if the run is refused.
 
     model: folder, GGUF file or Hub id, or what `open_source` made of one.  max_memory: bytes; batches are made
-    smaller to stay below it, and statistics gathered in more runs.
+    smaller to stay below it, and statistics gathered in more runs.  crew: who does the work, with `device` for this
+    process' own share of it.
     Raises an HfquantError for whatever would stop the work later.
     """
     chosen = _with_calibration(Recipe.parse(recipe), source=calibration, samples=samples, seq_len=seq_len, seed=seed)
     out, journal = Path(out).expanduser(), Journal(Path(out).expanduser())
     check_device(device)
     check_out(out, journal, fresh)
+    where = device if crew.parts == 1 else crew.device
     with journal.untouched():
         source = model if isinstance(model, Source) else open_source(model, staging=journal.source)
-        laid = lay_out(rewritten(source, chosen, outline=True), chosen, device)
+        laid = lay_out(rewritten(source, chosen, outline=True), chosen, where)
         tokens = _tokens(source, chosen, laid.skeleton.model)
         identity = survey(source, laid.dtype)
         if chosen.rewrites:
             source = rewritten(source, chosen)
-            laid = lay_out(source, chosen, device)
-        batch, room, expected = fit(laid, chosen, tokens, max_memory)
-        fingerprint = _fingerprint(identity, chosen, tokens, laid.wire, laid.dtype, device) | {
+            laid = lay_out(source, chosen, where)
+        batch, room, expected = fit(laid, chosen, tokens, max_memory, crew.parts)
+        fingerprint = _fingerprint(identity, chosen, tokens, laid.wire, laid.dtype, where) | {
             "batch": batch,
             "compute_dtype": str(laid.skeleton.dtype),
+            "parts": crew.parts,
         }
         resumed = 0 if fresh else resumed_blocks(journal, fingerprint, out)
         _check_disk(out, expected)
     return Plan(
         **vars(laid), source=source, recipe=chosen, out=out, tokens=tokens, batch=batch, room=room, device=device,
-        journal=journal, fingerprint=fingerprint, estimate=expected, resumed=resumed, fresh=fresh,
+        crew=crew, journal=journal, fingerprint=fingerprint, estimate=expected, resumed=resumed, fresh=fresh,
     )  # fmt: skip
 
 

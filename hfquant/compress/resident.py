@@ -15,11 +15,11 @@ from ..model.skeleton import Skeleton
 from ..recipe import Recipe
 from ..tensors.layer import Layer, Quantized
 from .activations import Stream
-from .block import Work
 from .blocksteps import in_scope, prepare, readings
 from .outputs import remembering
 from .rounding import Rounding
 from .selection import Target
+from .solve import Work
 from .streaming import Streamer, largest_batch
 from .student import finish_block
 

@@ -20,25 +20,29 @@ from ..model.skeleton import Skeleton
 from ..recipe import Recipe
 from .activations import Stream
 from .calls import Calls, Reached, first_tensor, like, stubbed
+from .crew import ALONE, Crew
 from .memory import give_back
 
 if TYPE_CHECKING:
     from .outputs import Outputs
+    from .shards import Shards
 
 TOGETHER = 2048  # tokens
 HELD_OUT = 8  # where blocks are trained, one batch in so many is kept for choosing the best step
 
 
-def largest_batch(tokens: Tensor, recipe: Recipe) -> int:
-    """How many sequences go through a block together.  tokens [samples, seq]"""
+def largest_batch(tokens: Tensor, recipe: Recipe, parts: int = 1) -> int:
+    """How many sequences go through a block together.  tokens [samples, seq].  parts: that they are cut into."""
     samples, length = tokens.shape
-    return max(1, min(samples // HELD_OUT if recipe.distills else samples, TOGETHER // length))
+    parts = max(parts, HELD_OUT if recipe.distills else 1)
+    return max(1, min(samples // parts, TOGETHER // length))
 
 
 @dataclass
 class Passage:
     """One stack on its way: how its blocks are called, and the hidden states before the block that is next.
 
+    crew: who works on the blocks.  shards: what they were given of the hidden states, see `shards.py`.
     now: the number of the latest call, the first of its samples and how many they are.  outputs: of the parts of the
     block at hand, where they are remembered.
     """
@@ -51,6 +55,8 @@ class Passage:
     device: str = "cpu"
     now: tuple[int, int, int] = (0, 0, 0)
     outputs: "Outputs | None" = None
+    crew: Crew = ALONE
+    shards: "Shards | None" = None
 
     def arguments(self, block: int, batch: int, stream: Stream | None = None) -> tuple[tuple[Any, ...], dict[str, Any]]:
         """The call of one block for one batch, with the hidden state read from `stream` (the passage's by default)."""
@@ -63,10 +69,19 @@ class Passage:
         source = stream or self.stream
         out = Stream(target, source.samples, source.shape, source.dtype)
         out.delete()
+        for at, x in self._outputs(module, block, source):
+            out.write(at, x)
+        return out
+
+    def _outputs(self, module: nn.Module, block: int, source: Stream) -> Iterator[tuple[int, Tensor]]:
+        if self.crew.parts > 1 and source is self.stream:
+            from .shards import advance
+
+            yield from advance(module, self, block)
+            return
         for batch, (at, _) in enumerate(self.batches):
             args, kwargs = self.arguments(block, batch, source)
-            out.write(at, hidden(module(*args, **kwargs)))
-        return out
+            yield at, hidden(module(*args, **kwargs))
 
 
 @dataclass
@@ -78,6 +93,7 @@ class Streamer:
     folder: Path
     batch: int
     device: str = "cpu"
+    crew: Crew = ALONE
     finished: dict[str, Passage] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
@@ -101,7 +117,7 @@ class Streamer:
         assert again is not None
         if again.stream.path != passage.stream.path:
             again.stream.delete()
-        passage.calls, passage.batches = again.calls, again.batches
+        passage.calls, passage.batches, passage.shards = again.calls, again.batches, None
 
     @torch.no_grad()
     def passages(self) -> Iterator[Passage]:
@@ -173,7 +189,7 @@ class Streamer:
         self.skeleton.drop_module(stack.blocks[0])
         if hidden(output).shape != x.shape:
             raise SourceError(f"the blocks of {name} change the shape of the hidden state; hfquant cannot stream them")
-        return Passage(stack, calls, stream, self.batches, output, self.device)
+        return Passage(stack, calls, stream, self.batches, output, self.device, crew=self.crew)
 
     def replay(self, at: int, n: int) -> Callable[[str, int, tuple[Any, ...], dict[str, Any]], Any]:
         """A stub for finished stacks: the last block returns the stored result, the others what they were given."""

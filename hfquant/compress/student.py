@@ -12,9 +12,10 @@ from torch.func import functional_call
 from ..model.blocks import Weight, hidden
 from ..tensors.layer import Layer, Quantized
 from .activations import Stream
-from .block import Finished, Work, compress_block
+from .block import compress_block
 from .observe import discover, observe
 from .rounding import Rounding
+from .solve import Finished, Work
 from .streaming import HELD_OUT, Passage
 from .view import Prepared
 

@@ -79,7 +79,7 @@ class Previewer:
         if wish.executor == "hf-jobs":
             with found.caught("money"):
                 self._pay(found, wish, token)
-        else:
+        elif wish.executor == "local":
             self._fits(found)
         return found.preview(wish, target)
 
@@ -181,7 +181,7 @@ def runtimes(name: str) -> tuple[Runtime, ...]:
             Runtime("transformers", True, f"with {STANDARD[name]}"),
             Runtime("vLLM", True, "on the hardware that its kernels support"),
         )
-    only = "reads no sparsity, low rank, odd widths or mixed grids: only hfquant does"
+    only = "does not know this format, which holds what no standard one says: sparsity, low rank, odd widths or groups"
     return (
         Runtime("hfquant", True, "weights stay packed in memory"),
         Runtime("transformers", True, "with `import hfquant` before it loads"),

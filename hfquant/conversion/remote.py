@@ -1,4 +1,5 @@
-"""What a Job of the Hub runs: fetch, compress, measure, judge, push.  Told by its environment, heard by its log.
+"""What another machine runs: fetch, compress, measure, judge, push.  A Job of the Hub is told of it by its environment
+and heard by its log; a Ray cluster calls `convert`.
 
 The work itself is done in a sandboxed child here too: the token stays with this process.
 """
@@ -18,6 +19,7 @@ from ..errors import HfquantError, QualityError
 from ..model.hub import facts, understood
 from ..model.remote import look
 from . import hub
+from .child import Tell
 from .executors import Task, TaskFailed
 from .executors.hf_jobs import MARK
 from .executors.local import Local
@@ -31,8 +33,8 @@ def tell(event: Mapping[str, Any]) -> None:
     print(f"{MARK}{json.dumps(dict(event), default=str)}", flush=True)
 
 
-def convert(task: Mapping[str, Any], token: str, folder: Path) -> dict[str, Any]:
-    """One conversion, from nothing to pushed -> where it is.  Raises HfquantErrors."""
+def convert(task: Mapping[str, Any], token: str, folder: Path, tell: Tell) -> dict[str, Any]:
+    """One conversion, from nothing to pushed -> where it is.  tell: hears what happens.  Raises HfquantErrors."""
     room = Room(folder)
     room.enter(1, fresh=False)
     with understood(task["model"], task["revision"]):
@@ -48,7 +50,7 @@ def convert(task: Mapping[str, Any], token: str, folder: Path) -> dict[str, Any]
     }  # fmt: skip
     local = Local(Limits(disk=psutil.disk_usage(str(folder)).total), memory)
     for name in ("compress", "evaluate"):
-        _attend(local, Task(name, "remote", name, room, settings, task["seconds"]))
+        _attend(local, Task(name, "remote", name, room, settings, task["seconds"]), tell)
     verdict = report.read(room.out).get("gate") or {}
     if not verdict.get("passed"):
         failures = "\n".join(f"- {failure}" for failure in verdict.get("broken") or ())
@@ -58,7 +60,7 @@ def convert(task: Mapping[str, Any], token: str, folder: Path) -> dict[str, Any]
     return {"repo": done.repo, "url": done.url, "commit": done.commit, "pull_request": done.pull_request}
 
 
-def _attend(local: Local, task: Task) -> None:
+def _attend(local: Local, task: Task, tell: Tell) -> None:
     handle = local.start(task)
     try:
         while True:
@@ -78,7 +80,7 @@ def main() -> int:
     task, token = json.loads(os.environ.pop("HFQUANT_TASK")), os.environ.pop("HF_TOKEN")
     with tempfile.TemporaryDirectory(prefix="hfquant-") as folder:
         try:
-            tell({"event": "done", "result": convert(task, token, Path(folder))})
+            tell({"event": "done", "result": convert(task, token, Path(folder), tell)})
         except (HfquantError, OSError) as error:
             tell({"event": "failed", **vars(explain(error, lambda text: text.replace(folder, "the job's folder")))})
             return 1

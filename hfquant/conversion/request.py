@@ -50,8 +50,10 @@ class Request(Strict):
     pull_request: bool = Field(default=False, description="offer the result as a pull request")
     review: bool = Field(default=False, description="stop before the push until somebody releases the job")
     accept_terms: bool = Field(default=False, description="the original's restrictive licence was read and is kept")
-    executor: Literal["local", "hf-jobs"] = Field(default="local", description="where the work is done")
-    hardware: str | None = Field(default=None, max_length=40, description="of `hf-jobs`: the flavour, `a10g-small`")
+    executor: Literal["local", "hf-jobs", "ray"] = Field(default="local", description="where the work is done")
+    hardware: str | None = Field(
+        default=None, max_length=40, description="of `hf-jobs`: the flavour, `a10g-small`; of `ray`: `cpu-4`, `gpu-1`"
+    )
     max_usd: float | None = Field(default=None, gt=0, description="of `hf-jobs`: what it may cost at most")
     timeout: int | None = Field(default=None, ge=60, description="seconds that the work may take at most")
     priority: int = Field(default=50, ge=1, le=100, description="smaller goes first, among all users' jobs")
@@ -96,14 +98,16 @@ class Request(Strict):
     def _agrees(self) -> Self:
         if self.pull_request and self.target is None:
             raise ValueError("`pull_request` needs a `target`")
-        if self.executor == "local" and (self.hardware or self.max_usd):
+        if self.executor == "local" and self.hardware:
+            raise ValueError("`hardware` and `max_usd` are for `executor: hf-jobs`")
+        if self.executor != "hf-jobs" and self.max_usd:
             raise ValueError("`hardware` and `max_usd` are for `executor: hf-jobs`")
         if self.executor == "hf-jobs" and len(self.calibration_text or "") > MAX_REMOTE_TEXT:
             raise ValueError(f"`executor: hf-jobs` takes at most {MAX_REMOTE_TEXT:,} characters of calibration text")
-        if self.executor == "hf-jobs" and self.review:
-            raise ValueError("`executor: hf-jobs` pushes by itself: make the target private instead of a review")
-        if self.executor == "hf-jobs" and self.target is None:
-            raise ValueError("`executor: hf-jobs` needs a `target`: nothing is kept on the machine that did the work")
+        if self.executor != "local" and self.review:
+            raise ValueError(f"`executor: {self.executor}` pushes by itself: make the target private, not a review")
+        if self.executor != "local" and self.target is None:
+            raise ValueError(f"`executor: {self.executor}` needs a `target`: nothing is kept where the work is done")
         return self
 
     def chosen(self) -> Recipe:

@@ -110,7 +110,7 @@ class Service:
             "with_token": token is not None,
             "priority": wish.priority,
         }
-        steps = REMOTE_STEPS if wish.executor == "hf-jobs" else LOCAL_STEPS
+        steps = LOCAL_STEPS if wish.executor == "local" else REMOTE_STEPS
         job, created = self._board.submit(user, key(wish, revision), content, kept, steps)
         return Submitted(job, created)
 

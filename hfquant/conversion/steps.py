@@ -12,7 +12,7 @@ from dataclasses import asdict, dataclass
 from functools import partial
 from typing import Any
 
-from huggingface_hub import HfApi
+from huggingface_hub import HfApi, get_token
 
 from .. import report
 from ..errors import HubError, QualityError, ResourceError, TokenError
@@ -156,10 +156,11 @@ class Steps:
         }
 
     def _run(self) -> dict[str, Any]:
-        """All of it, where the owner rents a machine; then the card and the report are fetched from the Hub."""
-        kinds = hardware(self.token())
-        most = min(self.request.max_usd or math.inf, self.tools.settings.limits.usd)
-        _, seconds = price(kinds, self.request.hardware, self._seconds(), most)
+        """All of it, on a machine elsewhere; then the card and the report are fetched from the Hub."""
+        seconds = self._seconds()
+        if self.request.executor == "hf-jobs":
+            most = min(self.request.max_usd or math.inf, self.tools.settings.limits.usd)
+            _, seconds = price(hardware(self.token()), self.request.hardware, seconds, most)
         told = {key: getattr(self.request, key) for key in ("model", "recipe", "target", "private", "pull_request")}
         settings = {**told, "revision": self.row["revision"], "text": self.row["text"], "seconds": seconds}
         settings["measuring"] = asdict(self.tools.settings.measuring)
@@ -199,8 +200,10 @@ class Steps:
 
     def _plain_token(self) -> str:
         found = self.token(until=SOON)
+        if found is None:
+            found = get_token()  # the machine's login, where that was agreed
         if not isinstance(found, str):
-            raise TokenError("work on the Hub's machines needs a token", "log in, and submit the job again")
+            raise TokenError("work on other machines needs a token", "log in, and submit the job again")
         return found
 
     def _gate(self) -> dict[str, Any]:

@@ -15,6 +15,7 @@ from .claims import Claims
 from .database import Database, jobs, quiet
 from .executors.hf_jobs import HfJobs
 from .executors.local import Local
+from .executors.ray import OnRay
 from .job import ACTIVE
 from .presence import Presence
 from .queue import APP, VERSION, Json, Queue
@@ -56,7 +57,7 @@ class Worker:
         self.claims = Claims(self.database, self.queue, kept, settings.limits)
         self.workspace = Workspace(settings.folder)
         memory = settings.limits.memory or psutil.virtual_memory().total * 3 // 4 // at_once
-        executors = {"local": Local(settings.limits, memory, begin), "hf-jobs": HfJobs()}
+        executors = {"local": Local(settings.limits, memory, begin), "hf-jobs": HfJobs(), "ray": OnRay()}
         self.presence = Presence(self.database, dead)
         tools = Tools(self.claims, self.workspace, settings, memory, executors)
         self.conversions = Conversions(tools, self.presence.id)

@@ -9,32 +9,50 @@ only if its objective fell, so no row ever ends worse than it began.
 import torch
 from torch import Tensor
 
+from ..llvm import refused
 from ..tensors.grid import Grid, storable
 from ..tensors.layer import Quantized
 
 ELEMENTS = 1 << 25  # of the largest temporary of `refit`: rows are handled that many elements at a time
+NARROW = 8  # columns of a group, below which generated code is no faster
+WORTH = 1e-4  # a round that lowers f by less than this part of it is the last
 
 
 def refine(
     Q: Quantized, W: Tensor, H: Tensor, *, rounds: int, block: int = 128, mask: Tensor | None = None
 ) -> Quantized:
     """Lower f(Q).  W [out, in] float32; H float32 [in, in], damped; mask bool [out, in], False where Q stays zero."""
-    grid, dtype = Q.grid, Q.scale.dtype
+    grid, dtype, columns = Q.grid, Q.scale.dtype, Q.grid.columns(W.shape[1])
     pruned = None if mask is None else ~mask.T.contiguous()
-    Wt = W.T.contiguous()
-    codes, scale, zero = Q.codes.T.float().contiguous(), Q.scale.float(), Q.zero_point.float()
-    HW = H @ Wt
-    best = objective(_decode(codes, scale, zero, grid), Wt, H)
-    for _ in range(rounds):
-        new_scale = storable(refit(codes, scale, zero, HW, H, grid), dtype)
-        new_codes = descend(codes, new_scale, zero, Wt, H, grid, block, pruned)
-        value = objective(_decode(new_codes, new_scale, zero, grid), Wt, H)
-        better = value < best
+    Wt, H = W.T.contiguous(), H.contiguous()
+    codes, scale = Q.codes.T.float().contiguous(), Q.scale.float()
+    zero = Q.zero_point.float().T.contiguous()  # [groups, out]
+    V = _shifted(codes, zero, grid)
+    D = _scaled(V, scale, grid).sub_(Wt)
+    P = H @ D  # half the gradient
+    best, HW = (P * D).sum(0), None
+    del D  # as large as W, as all that is let go here is
+    for i in range(rounds):
+        if i == 0:
+            new_scale = refit(V, scale, H, grid, -_per_group(P.mul_(V), columns), residual=True)
+            del P
+        else:
+            HW = H @ Wt if HW is None else HW
+            V = _shifted(codes, zero, grid)
+            new_scale = refit(V, scale, H, grid, _per_group(HW * V, columns))
+        new_scale = storable(new_scale, dtype)
+        D = _scaled(V, new_scale, grid).sub_(Wt)
+        del V
+        new_codes, value = descend(codes, new_scale, D, H, grid, block, pruned)
+        del D
+        before, better = best, value < best
         if not better.any():
             break
         codes = torch.where(better, new_codes, codes)
         scale = torch.where(better[:, None], new_scale, scale)
         best = torch.where(better, value, best)
+        if best.double().sum() > (1 - WORTH) * before.double().sum():
+            break
     return Quantized(
         codes=codes.T.to(torch.uint8).contiguous(), scale=scale.to(dtype), zero_point=Q.zero_point, grid=grid
     )
@@ -46,65 +64,69 @@ def objective(Qt: Tensor, Wt: Tensor, H: Tensor) -> Tensor:
     return (H @ D).mul_(D).sum(0)
 
 
-def refit(codes: Tensor, scale: Tensor, zero: Tensor, HW: Tensor, H: Tensor, grid: Grid) -> Tensor:
+def refit(V: Tensor, scale: Tensor, H: Tensor, grid: Grid, b: Tensor, *, residual: bool = False) -> Tensor:
     """The scales that minimize f with the codes fixed: per row, A s = b over its groups.
 
-    A_gh = v_gᵀ H_gh v_h and b_g = v_gᵀ (H w)_g, where v = code − zero_point.  Rows whose system is singular (a
-    group of nothing but zero points) keep that group's scale.  HW [in, out] = H Wᵀ.  Returns float32 [out, groups].
+    A_gh = v_gᵀ H_gh v_h and b_g = v_gᵀ (H w)_g, where v = code − zero_point.  With `residual`, b is b − A s for the
+    present scales instead, that is −v_gᵀ (H d)_g with d = q − w.  Rows whose system is singular (a group of nothing but
+    zero points) keep that group's scale.  V [in, out], the others float32 [out, groups], as the result.
     """
-    n, out = HW.shape
-    columns, groups = grid.columns(n), grid.groups(n)
-    V = codes - grid.expand(zero, n).T  # [in, out]
+    (n, out), groups = V.shape, scale.shape[1]
     fitted = torch.empty_like(scale)
     step = max(1, ELEMENTS // max(groups * groups, n))
-    for a in range(0, out, step):
-        v = V[:, a : a + step]
-        A = v.new_zeros(v.shape[1], groups, groups)
-        for g in range(groups):  # symmetric: half of it is enough
-            group, until = slice(g * columns, (g + 1) * columns), (g + 1) * columns
-            A[:, g, : g + 1] = _per_group((H[:until, group] @ v[group]).mul_(v[:until]), columns)
-        A += A.tril(-1).mT
-        b = _per_group(HW[:, a : a + step] * v, columns)  # [rows, groups]
+    for rows in (slice(a, a + step) for a in range(0, out, step)):
+        A, s = products(V[:, rows], H, grid.columns(n)), scale[rows]
+        pull = b[rows] if residual else b[rows] - (A @ s[..., None])[..., 0]
         diagonal = A.diagonal(dim1=1, dim2=2)
         empty = diagonal <= 1e-6 * diagonal.amax(1, keepdim=True)
         ridge = torch.where(empty, 1.0, 1e-6 * diagonal)
         # the ridge pulls towards the present scale: it decides only where the codes say nothing
-        start = scale[a : a + step]
-        residual = b - (A @ start[..., None])[..., 0]
-        A = A + torch.diag_embed(ridge)
-        residual = torch.where(empty, 0.0, residual)
-        solved, failed = torch.linalg.solve_ex(A, residual[..., None])
+        A.diagonal(dim1=1, dim2=2).add_(ridge)
+        solved, failed = torch.linalg.solve_ex(A, torch.where(empty, 0.0, pull)[..., None])
         update = solved[..., 0]
         usable = (failed == 0)[:, None] & torch.isfinite(update)
-        fitted[a : a + step] = start + torch.where(usable & ~empty, update, 0.0)
+        fitted[rows] = s + torch.where(usable & ~empty, update, 0.0)
     return fitted
 
 
-def descend(
-    codes: Tensor,
-    scale: Tensor,
-    zero: Tensor,
-    Wt: Tensor,
-    H: Tensor,
-    grid: Grid,
-    block: int,
-    pruned: Tensor | None = None,
-) -> Tensor:
-    """One pass of coordinate descent over all columns.  codes float32 [in, out] -> the same, never worse.
+def products(V: Tensor, H: Tensor, columns: int) -> Tensor:
+    """A_gh = v_gᵀ H_gh v_h of every row, H symmetric.  V [in, rows] -> [rows, groups, groups]"""
+    n, rows = V.shape
+    groups, A = -(-n // columns), None
+    if columns >= NARROW and refused(V, H) is None:
+        from . import _products
 
-    pruned bool [in, out]: codes that stay as they are.
+        A = _products.products(V, H, columns)
+    if A is None:
+        A = V.new_zeros(rows, groups, groups)
+        for g in range(groups):  # symmetric: half of it is enough
+            group, until = slice(g * columns, (g + 1) * columns), (g + 1) * columns
+            A[:, g, : g + 1] = _per_group((H[:until, group] @ V[group]).mul_(V[:until]), columns)
+    return A + A.tril(-1).mT
+
+
+def descend(
+    codes: Tensor, scale: Tensor, D: Tensor, H: Tensor, grid: Grid, block: int, pruned: Tensor | None = None
+) -> tuple[Tensor, Tensor]:
+    """One pass of coordinate descent over all columns.
+
+    codes float32 [in, out]; scale [out, groups]; D [in, out], Q − W at these, is overwritten; pruned bool [in, out]:
+    codes that stay as they are.  Returns the codes, never worse, and f of every row [out] after it.
     """
-    n = Wt.shape[0]
-    columns = grid.columns(n)
+    n, columns = D.shape[0], grid.columns(D.shape[0])
     S = scale.T.contiguous()  # [groups, out]
-    codes = codes.clone()
-    D = _decode(codes, scale, zero, grid) - Wt
+    if refused(codes, S, D, H) is None:
+        from . import _descent
+
+        if (found := _descent.descend(codes, S, D, H, columns, grid.top, block, pruned)) is not None:
+            return found
+    codes, value = codes.clone(), D.new_zeros(D.shape[1])
     for a in range(0, n, block):
         b = min(a + block, n)
-        G = H[a:b] @ D  # half the gradient of f at these columns
+        before = H[a:b, :a] @ D[:a]
+        G = torch.addmm(before, H[a:b, a:], D[a:])  # half the gradient of f at these columns
         for j in range(a, b):
-            s = S[j // columns]
-            old = codes[j]
+            s, old = S[j // columns], codes[j]
             step = (G[j - a] / H[j, j]).div_(s)
             new = (old - step).round_().clamp_(0, grid.top)
             if pruned is not None:
@@ -113,13 +135,27 @@ def descend(
             codes[j] = new
             D[j] += moved
             G[j - a + 1 :].addr_(H[j, j + 1 : b], moved)
-    return codes
+        # f = Σ over blocks of d_bᵀ (2 H_b,<b d_<b + H_bb d_b)
+        value += torch.addmm(before, H[a:b, a:b], D[a:b], beta=2).mul_(D[a:b]).sum(0)
+    return codes, value
 
 
-def _decode(codes: Tensor, scale: Tensor, zero: Tensor, grid: Grid) -> Tensor:
-    """[in, out]"""
-    n = codes.shape[0]
-    return (codes - grid.expand(zero, n).T).mul_(grid.expand(scale, n).T)
+def _shifted(codes: Tensor, zero: Tensor, grid: Grid) -> Tensor:
+    """code − zero point.  codes [in, out], zero [groups, out] -> [in, out]"""
+    V, columns = torch.empty_like(codes), grid.columns(codes.shape[0])
+    for g, z in enumerate(zero):
+        group = slice(g * columns, (g + 1) * columns)
+        torch.sub(codes[group], z, out=V[group])
+    return V
+
+
+def _scaled(V: Tensor, scale: Tensor, grid: Grid) -> Tensor:
+    """V [in, out] times scale [out, groups] -> [in, out]"""
+    D, columns = torch.empty_like(V), grid.columns(V.shape[0])
+    for g, s in enumerate(scale.T.contiguous()):
+        group = slice(g * columns, (g + 1) * columns)
+        torch.mul(V[group], s, out=D[group])
+    return D
 
 
 def _per_group(products: Tensor, columns: int) -> Tensor:

@@ -4,14 +4,17 @@ import torch
 from torch import Tensor
 
 from ..tensors.layer import Layer
-from ._obs import damped
+from ._obs import solved
 
 
-def target(layer: Layer, damp: float, match_original: float) -> Tensor:
+def target(layer: Layer, U: Tensor, order: Tensor | None, match_original: float) -> Tensor:
     """W* [out, in], such that the least tr((Q − W*) H (Q − W*)ᵀ) is the best Q.
 
     ‖QX − WX̃‖² = ‖(Q − W*)X‖² + const with W* = W X̃Xᵀ (XXᵀ)⁻¹: aiming at the original model's output is the ordinary
     problem on a shifted W, exactly.  W + β(W* − W), β = `match_original`, ridge-regularized like H.
+
+    U from `inverse_factor` of H with its columns in `order`; None: as they are.  What float32 loses of W* lies where H
+    is small: in the objective it is far below rounding.
 
     A weight that an earlier step pruned is its own target: that step has aimed already, and where it solved for the
     kept weights, what is lost to V and what is lost to W* differ by a constant.
@@ -20,9 +23,11 @@ def target(layer: Layer, damp: float, match_original: float) -> Tensor:
     aimed = layer.V is not None or layer.mask is not None
     if H is None or C is None or aimed or not match_original or not torch.isfinite(C).all():
         return W
-    L = torch.linalg.cholesky(damped(H, damp))
-    drift = (C.double() - H.double()).T @ W.double().T  # (C − H)ᵀWᵀ  [in, out]
-    return W + match_original * torch.cholesky_solve(drift, L).T.float()
+    drift = (C.float() - H.float()).T @ W.T  # (C − H)ᵀWᵀ  [in, out]
+    order = torch.arange(W.shape[1]) if order is None else order
+    shift = torch.empty_like(drift)
+    shift[order] = solved(U, drift[order])
+    return W + match_original * shift.T
 
 
 def kept(layer: Layer) -> Tensor:

@@ -20,7 +20,7 @@ from torch import Tensor
 
 from ..tensors.grid import Grid
 from ..tensors.layer import Layer, Quantized
-from ._obs import damped, inverse_factor, sweep
+from ._obs import damped, inverse_factor, on_grids, sweep
 from ._refine import refine
 from ._target import kept, target
 
@@ -34,7 +34,7 @@ class Method(BaseModel):
     act_order: bool = Field(True, description="round the columns with the largest inputs first")
     static_groups: bool = Field(True, description="fit all grids before the sweep; needed by `act_order`")
     search: int = Field(40, ge=0, description="ranges tried per group, weighted by diag(H); 0 = the extremes")
-    refine: int = Field(3, ge=0, description="rounds of scale refit and coordinate descent after the sweep")
+    refine: int = Field(3, ge=0, description="rounds of scale refit and coordinate descent after the sweep, at most")
     match_original: float = Field(
         0.5, ge=0, le=1, description="how far to aim at the original model's outputs instead of this stream's"
     )
@@ -70,8 +70,9 @@ class Method(BaseModel):
             Q = Quantized(codes=grid.encode(W, scale, zero), scale=scale, zero_point=zero, grid=grid)
             return replace(layer, Q=Q, notes=(*layer.notes, "no usable Hessian: rounded to nearest"))
         U, damp = factor
-        W = target(layer, damp, self.match_original)
+        W = target(layer, U, order, self.match_original)
         Q = self._round(W, layer.mask, H.diagonal(), U, order, grid, scale_dtype)
+        del U, factor  # as large as H
         if self.refine:
             Q = refine(Q, W, damped(H, damp).float(), rounds=self.refine, mask=layer.mask)
         notes = layer.notes if damp == self.damp else (*layer.notes, f"damping raised to {damp:g}")
@@ -94,12 +95,13 @@ class Method(BaseModel):
         scale_dtype: torch.dtype,
     ) -> Quantized:
         n = W.shape[1]
-        keep = None if mask is None else mask.T[order]  # [in, out], in the order of the sweep
+        keep = None if mask is None else mask.T[order].contiguous()  # [in, out], in the order of the sweep
         importance = diagonal + 1e-8 * diagonal.mean()
         scale, zero = grid.fit(W, importance, search=self.search, dtype=scale_dtype)
         S, Z = scale.float().T.contiguous(), zero.float().T.contiguous()  # [groups, out]
         codes = torch.empty(n, W.shape[0], dtype=torch.uint8)
-        columns, groups = grid.columns(n), (order // grid.columns(n)).tolist()
+        columns, group = grid.columns(n), order // grid.columns(n)
+        groups = group.tolist()
 
         def project(j: int, Wt: Tensor) -> Tensor:
             g = groups[j]
@@ -118,7 +120,8 @@ class Method(BaseModel):
 
         # the paper's grouping reads a whole group as corrected so far, so a block must not end inside one
         block = self.block if self.static_groups else max(1, self.block // columns) * columns
-        sweep(W.T[order], U, project, block)
+        together = on_grids(U, group, S, Z, grid.top, keep, codes) if self.static_groups else None
+        sweep(W.T[order].contiguous(), U, project, block, together)
         natural = torch.empty_like(codes)
         natural[order] = codes
         return Quantized(codes=natural.T.contiguous(), scale=scale, zero_point=zero, grid=grid)

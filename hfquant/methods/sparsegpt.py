@@ -138,7 +138,7 @@ class Method(BaseModel):
         U, damp = factor
         if damp != self.damp:
             layer = replace(layer, notes=(*layer.notes, f"damping raised to {damp:g}"))
-        Wt = target(layer, damp, self.match_original).T.contiguous()
+        Wt = target(layer, U, None, self.match_original).T.contiguous()
         if rounds and not self.admm and not self.refit and self.max_error is None:
             places = self.places(layer.name)
             rounding = Rounding(Wt, U, H.diagonal(), places, self.block, grid, scale_dtype)

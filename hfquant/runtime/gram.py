@@ -5,16 +5,15 @@ the arithmetic of the whole product.  With HFQUANT_EXPLAIN=1 it is said on stder
 """
 
 import warnings
-from functools import cache
 
 import torch
 from torch import Tensor
 
 from ..errors import ShapeError
+from ..llvm import BROKEN, refused
 from .kernels import explain
 
 PANELS = 8
-_BROKEN: dict[str, str] = {}  # ways that failed -> why
 
 
 def add_gram(S: Tensor, x: Tensor) -> None:
@@ -23,7 +22,7 @@ def add_gram(S: Tensor, x: Tensor) -> None:
     x [tokens, n] of any floating type, S float32 [n, n].  Raises ShapeError.
     """
     _check(S, x, x)
-    if _summed(S, x, None):
+    if _generated(S, x, None):
         return
     x, n = x.float(), x.shape[1]
     panel = max(64, -(-n // PANELS))
@@ -37,39 +36,15 @@ def add_product(S: Tensor, x: Tensor, y: Tensor) -> None:
     _check(S, x, y)
     if x.dtype != y.dtype:
         x, y = x.float(), y.float()
-    if not _summed(S, x, y):
+    if not _generated(S, x, y):
         S.addmm_(x.float().T, y.float())
 
 
-def generated() -> bool:
-    """Whether the code can be generated and run here."""
-    reason = _unavailable() or _BROKEN.get("generated")
-    if reason is None:
-        from .llvm import gram
-
-        explain(f"hfquant: sums over tokens by generated code ({gram.best().name})")
-    else:
+def _generated(S: Tensor, x: Tensor, y: Tensor | None) -> bool:
+    """Let generated code do it; False if there is none here.  If it cannot be made, that is said once, S as it was."""
+    reason = refused(S, x, y) or (None if S.is_contiguous() else "the sum is not contiguous")
+    if reason:
         explain(f"hfquant: sums over tokens by torch: {reason}")
-    return reason is None
-
-
-@cache
-def _unavailable() -> str | None:
-    """Why there is no code for this machine; None if there is."""
-    try:
-        from .llvm import gram
-
-        gram.best()
-    except ImportError as error:
-        return f"generated code needs llvmlite: `pip install 'hfquant[cpu]'` ({error})"
-    except OSError as error:
-        return str(error)
-    return None
-
-
-def _summed(S: Tensor, x: Tensor, y: Tensor | None) -> bool:
-    """Whether generated code did it.  If it cannot be made, that is said once and S is as it was."""
-    if x.device.type != "cpu" or not S.is_contiguous() or not generated():
         return False
     from .llvm import gram
 
@@ -78,9 +53,10 @@ def _summed(S: Tensor, x: Tensor, y: Tensor | None) -> bool:
     try:
         gram.prepare(x.dtype)
     except (RuntimeError, OSError) as error:
-        _BROKEN["generated"] = f"its code could not be made: {str(error).splitlines()[0]}"
-        warnings.warn(f"hfquant: sums over tokens by torch: {_BROKEN['generated']}", RuntimeWarning, stacklevel=3)
+        BROKEN.append(f"their code could not be made: {str(error).splitlines()[0]}")
+        warnings.warn(f"hfquant: generated loops are not used any more: {BROKEN[0]}", RuntimeWarning, stacklevel=3)
         return False
+    explain(f"hfquant: sums over tokens by generated code ({gram.best().name})")
     gram.add(S, x, y)
     return True
 

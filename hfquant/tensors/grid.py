@@ -6,6 +6,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from ..llvm import refused
+
 # Rows are handled a few at a time, so that the temporaries of a fit stay this many elements.
 CHUNK = 1 << 21
 
@@ -88,10 +90,16 @@ class Grid:
         return scale, zero
 
     def _fit_groups(self, w: Tensor, h: Tensor, search: int, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+        shrinks = torch.linspace(1.0, 0.4, search + 1) if search else torch.ones(1)
+        if search and refused(w, h) is None:
+            from ._search import search as generated
+
+            if (found := generated(w, h[0], shrinks, self.bits, self.symmetric, dtype)) is not None:
+                return found[0].to(dtype), found[1].to(torch.uint8)
         low, high = w.amin(-1).clamp(max=0), w.amax(-1).clamp(min=0)
         best_error = torch.full_like(low, math.inf)
         best_scale, best_zero = torch.ones_like(low), torch.zeros_like(low)
-        for shrink in torch.linspace(1.0, 0.4, search + 1).tolist() if search else [1.0]:
+        for shrink in shrinks.tolist():
             scale, zero = self._range(low * shrink, high * shrink, dtype)
             if not search:
                 return scale.to(dtype), zero.to(torch.uint8)
@@ -138,7 +146,12 @@ class Grid:
 
 def storable(scale: Tensor, dtype: torch.dtype) -> Tensor:
     """`scale` as it will be read back, never zero (an all-zero group) and never infinite."""
+    most, smallest = torch.finfo(dtype).max, least(dtype)
+    rounded = scale.clamp(-most, most).to(dtype).float()
+    return torch.where(rounded.abs() < smallest, torch.full_like(rounded, smallest).copysign(scale), rounded)
+
+
+def least(dtype: torch.dtype) -> float:
+    """The smallest magnitude of a stored scale."""
     info = torch.finfo(dtype)
-    least = info.tiny * info.eps if dtype == torch.float16 else info.tiny  # fp16's normal range ends too early
-    rounded = scale.clamp(-info.max, info.max).to(dtype).float()
-    return torch.where(rounded.abs() < least, torch.full_like(rounded, least).copysign(scale), rounded)
+    return info.tiny * info.eps if dtype == torch.float16 else info.tiny  # fp16's normal range ends too early

@@ -156,6 +156,11 @@ class Layer:
         lost, whole = (_energy(D, self.H), _energy(self.W, self.H))
         return float((lost / whole.clamp(min=torch.finfo(torch.float32).tiny)).clamp(min=0).sqrt())
 
+    @property
+    def energy(self) -> float:
+        """‖WX‖², by which the squared errors of parts add up to that of the whole; without H, ‖W‖²."""
+        return float(_energy(self.W, self.H))
+
     def rows(self, rows: slice) -> "Layer":
         """The part of it that makes these rows of the output."""
         V, mask = (None if t is None else t[rows] for t in (self.V, self.mask))

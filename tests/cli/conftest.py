@@ -65,6 +65,7 @@ class Engine:
             recipe=recipe,
             out=out,
             estimate=estimate,
+            source=SimpleNamespace(),
             blocks=3,
             layers={found.name: found for found in self.results},
             resumed=self.resumed,

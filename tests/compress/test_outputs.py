@@ -9,9 +9,10 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from hfquant.compress.block import Work, compress_block
+from hfquant.compress.block import compress_block
 from hfquant.compress.outputs import remembering
 from hfquant.compress.rounding import Rounding
+from hfquant.compress.solve import Work
 from hfquant.compress.streaming import Passage
 from hfquant.methods.gptq import Method
 from hfquant.model.blocks import weights

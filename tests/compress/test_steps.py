@@ -9,8 +9,9 @@ from torch import nn
 
 from hfquant import report
 from hfquant.compress import compress
-from hfquant.compress.block import Finished, Work, compress_block
+from hfquant.compress.block import compress_block
 from hfquant.compress.rounding import Rounding
+from hfquant.compress.solve import Finished, Work
 from hfquant.measure.trail import step_errors
 from hfquant.methods import lorc, rtn
 from hfquant.model.blocks import weights

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 from optimum.commands.optimum_cli import load_optimum_namespace_cli_commands, main
+from optimum.quantization_base import OptimumQuantizer
 from transformers import GPTQConfig
 
 from hfquant.cli import app
@@ -27,6 +28,9 @@ def test_optimum_finds_the_commands_and_they_exist() -> None:
         (["recipes", "gptq-w4g64"], 0, "group_size: 64"),
         (["compress", "--recipe", "rtn-w4", "./none", "-o", "x"], 2, "none does not exist"),
         (["compress", "--help"], 0, "--calibration"),
+        (["eval", "--help"], 0, "--tasks"),
+        (["push", "--help"], 0, "--pr"),
+        (["diagnose", "--help"], 0, "--beside"),
         (["inspect", "--json", "nothing"], 2, "is not a compressed model"),
     ],
 )
@@ -82,6 +86,7 @@ def test_what_cannot_be_said_is_refused(config: dict[str, object]) -> None:
 @pytest.mark.usefixtures("few")
 def test_quantizer(built: Callable[[str], Path], tmp_path: Path) -> None:
     quantizer = HfquantQuantizer.from_pretrained(built("llama"))
+    assert isinstance(quantizer, OptimumQuantizer)
     report = quantizer.quantize(tmp_path / "out", recipe="rtn-w8")
     assert report["evaluation"]["top1_agreement"] > 0.9
     assert (tmp_path / "out" / "config.json").is_file()

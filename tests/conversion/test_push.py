@@ -13,13 +13,18 @@ import pytest
 import torch
 from huggingface_hub import HfApi, constants
 from huggingface_hub.utils import _http
+from transformers import AutoTokenizer
 
 from hfquant import load
+from hfquant.compress import compress
 from hfquant.conversion import hub as pushing
 from hfquant.conversion import retry
 from hfquant.conversion.access import check_access
 from hfquant.errors import CheckpointError, HubError, QualityError
 from hfquant.measure import card
+from hfquant.measure.verify import verify
+from hfquant.model.calibration import token_batches
+from hfquant.recipe import Recipe
 from tests.hub.faults import Kind
 from tests.hub.fixtures import TOKENS, log_in
 from tests.hub.server import Hub
@@ -85,7 +90,25 @@ def test_provenance_names_every_file(hub: Hub, folder: Path) -> None:
     assert origin["recipe"]["name"] == "rtn-w4g32"
     assert origin["metrics"]["perplexity"] == report["evaluation"]["perplexity"]
     assert origin["versions"]["torch"] == torch.__version__
+    assert origin["hardware"]["processor"]
+    assert origin["recipe"]["hash"] == Recipe.parse("rtn-w4g32").hash
+    assert origin["calibration"] is None
     assert len(origin["key"]) == 64
+
+
+def test_provenance_names_what_it_was_calibrated_with(hub: Hub, built: Callable[[str], Path], tmp_path: Path) -> None:
+    (tmp_path / "mine.txt").write_text("The lion walked down the yellow road. " * 200)
+    sizes = ["calibration.samples=4", "calibration.seq_len=32", f"calibration.source={tmp_path / 'mine.txt'}"]
+    for _ in compress(built("llama"), Recipe.parse("gptq-w4g32", sizes), tmp_path / "small"):
+        pass
+    verify(tmp_path / "small", windows=2, window_len=32, new_tokens=2, enforce=False)
+    pushing.push(tmp_path / "small", "alice/small")
+    found = arrived(hub, "alice/small")
+    calibration = json.loads((hub.store.folder / found["hfquant.json"]).read_text())["calibration"]
+    tokenizer = AutoTokenizer.from_pretrained(built("llama"))
+    tokens = token_batches(str(tmp_path / "mine.txt"), tokenizer, samples=4, seq_len=32, seed=calibration["seed"])
+    assert calibration["sha256"] == hashlib.sha256(tokens.numpy().tobytes()).hexdigest()
+    assert (calibration["source"], calibration["samples"], calibration["seq_len"]) == ("mine.txt", 4, 32)
 
 
 def test_paths_of_this_machine_stay_here(hub: Hub, folder: Path) -> None:

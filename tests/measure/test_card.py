@@ -233,6 +233,19 @@ def test_what_a_report_does_not_say_is_a_dash() -> None:
     assert "| `a` | – | – | – | – | – | – |" in text
 
 
+@pytest.mark.parametrize("form", ["compressed_tensors", "gptq", "native", "gguf", "onnx", "dense"])
+def test_no_text_becomes_markup_in_the_card_of_any_format(form: str) -> None:
+    usual = card.render(full(wire={"format": form}))
+    for evil in HOSTILE:
+        source = full()["source"] | {"id": evil, "revision": evil}
+        changed = {"source": source, "sample": dict.fromkeys(("prompt", "original", "compressed"), evil)}
+        text = card.render(full(wire={"format": form, "types": {evil: evil}}, **changed))
+        assert outline(text)[0][1:] == outline(usual)[0][1:]
+        assert outline(text)[1] == outline(usual)[1]
+        assert metadata(text)["tags"] == metadata(usual)["tags"]
+        assert metadata(text)["library_name"] == metadata(usual)["library_name"]
+
+
 @pytest.mark.parametrize("evil", HOSTILE)
 def test_no_text_of_a_model_becomes_markup(evil: str) -> None:
     good = full()

@@ -9,6 +9,7 @@ from huggingface_hub import ModelCard
 
 from hfquant import report
 from hfquant.measure import card
+from tests.hub.server import Hub
 
 FOLDER = Path(__file__).parents[2] / "model_cards" / "examples"
 EXAMPLES = sorted(path.parent for path in FOLDER.glob("*/README.md"))
@@ -31,6 +32,16 @@ def test_an_example_is_what_its_report_makes(folder: Path) -> None:
     assert ModelCard(text).data.to_dict()["model-index"]
     assert known["evaluation"]["reference_perplexity"]
     assert known["evaluation"]["kl"] > 0
+
+
+@pytest.mark.parametrize("folder", EXAMPLES, ids=lambda folder: folder.name)
+def test_its_metadata_is_what_the_hub_and_its_client_accept(folder: Path, hub: Hub) -> None:
+    shown = ModelCard((folder / card.FILE).read_text("utf-8"))
+    shown.validate()
+    assert hub.faults.asked("POST", "/validate-yaml"), "the Hub was asked"
+    scores = {result.metric_type: result.metric_value for result in shown.data.eval_results or ()}
+    evaluation = report.read(folder)["evaluation"]
+    assert {metric: evaluation[metric] for metric in card.METRICS} == scores
 
 
 def test_figures_have_their_numbers_beside_them() -> None:

@@ -9,9 +9,10 @@ import torch
 from torch import Tensor, nn
 
 from benchmarks.outliers import plant
-from hfquant.compress.block import Work, compress_block
+from hfquant.compress.block import compress_block
 from hfquant.compress.blocksteps import prepare
 from hfquant.compress.rounding import Reading, Rounding
+from hfquant.compress.solve import Work
 from hfquant.compress.streaming import Passage, Streamer
 from hfquant.errors import RecipeError
 from hfquant.methods.rtn import Method as Rtn

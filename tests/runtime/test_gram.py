@@ -1,5 +1,6 @@
 """Sums over tokens, against the same in float64: generated code of every instruction set, and torch in its place."""
 
+import textwrap
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
@@ -8,14 +9,16 @@ import pytest
 import torch
 from torch import Tensor
 
+from hfquant import llvm
 from hfquant.errors import ShapeError
 from hfquant.runtime import gram
 from hfquant.runtime.gram import add_gram, add_product
 
 pytest.importorskip("llvmlite")
-from hfquant.runtime.llvm import engine, memory, sums
+from hfquant.llvm import engine
+from hfquant.llvm.machine import LEVELS, level
 from hfquant.runtime.llvm import gram as generated
-from hfquant.runtime.llvm.machine import LEVELS, level
+from hfquant.runtime.llvm import memory, sums
 from tests.processes import fresh
 
 LEVEL = level()
@@ -46,7 +49,7 @@ class Way:
 @pytest.fixture(params=[*RUNS, None], ids=lambda at: at.name if at else "torch")
 def add(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Way:
     if request.param is None:
-        monkeypatch.setattr(gram, "generated", lambda: False)
+        monkeypatch.setattr(gram, "refused", lambda *_: "switched off")
         return Way(lambda S, x, y: add_gram(S, x) if y is None else add_product(S, x, y), 1 << 20)
     memory.scratch(1 << 22)
     memory._LOCAL.memory.fill_(255)  # nothing but NaN, whatever was there before
@@ -98,7 +101,8 @@ def test_nothing_else_is_written(add: Way) -> None:
     assert (memory[-around:] == 7).all()
 
 
-def test_sixteen_bits_of_the_other_kind() -> None:
+def test_sixteen_bits_of_the_other_kind(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("HFQUANT_KERNELS")
     x = torch.randn(64, 96).half()
     S, C = torch.zeros(96, 96), torch.zeros(96, 96)
     add_gram(S, x * 200)  # whose squares are more than float16 can hold
@@ -126,7 +130,8 @@ def test_strided_input(add: Way) -> None:
 
 
 @pytest.mark.skipif(not RUNS, reason="no instructions that generated code knows")
-def test_the_number_of_threads_changes_nothing() -> None:
+def test_the_number_of_threads_changes_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("HFQUANT_KERNELS")
     x = torch.randn(2048, 300).bfloat16()
     threads, found = torch.get_num_threads(), []
     try:
@@ -161,14 +166,17 @@ def test_code_that_cannot_be_made_is_not_asked_for_again(monkeypatch: pytest.Mon
     def fails(*_: object) -> int:
         raise RuntimeError("no memory may be executed\nhere")
 
-    monkeypatch.setattr(gram, "_BROKEN", {})
+    broke: list[str] = []
+    monkeypatch.delenv("HFQUANT_KERNELS")
+    monkeypatch.setattr(llvm, "BROKEN", broke)
+    monkeypatch.setattr(gram, "BROKEN", broke)
     monkeypatch.setattr(engine, "function", fails)
     x, S = torch.randn(20, 8), torch.zeros(8, 8)
-    with pytest.warns(RuntimeWarning, match="by torch: its code could not be made: no memory may be executed$"):
+    with pytest.warns(RuntimeWarning, match="not used any more: their code could not be made: no memory may be exec"):
         add_gram(S, x)
     add_gram(S, x)  # without another warning
     torch.testing.assert_close(S.tril(), 2 * (x.T @ x).tril())
-    assert not gram.generated()
+    assert broke == ["their code could not be made: no memory may be executed"]
 
 
 def test_types_that_differ() -> None:
@@ -177,10 +185,27 @@ def test_types_that_differ() -> None:
     torch.testing.assert_close(S, x.float().T @ y.float())
 
 
+def test_a_sum_with_gaps(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> None:
+    monkeypatch.delenv("HFQUANT_KERNELS")
+    monkeypatch.setenv("HFQUANT_EXPLAIN", "1")
+    x, S = torch.randn(30, 20), torch.zeros(20, 40)[:, ::2]
+    add_gram(S, x)
+    torch.testing.assert_close(S.tril(), (x.T @ x).tril())
+    if LEVEL is not None:
+        assert "by torch: the sum is not contiguous" in capfd.readouterr().err
+
+
 def test_explains_what_runs() -> None:
-    says = "os.environ['HFQUANT_EXPLAIN'] = '1'; from hfquant.runtime.gram import generated; print(generated())"
-    here, without = fresh(f"import os; {says}", f"import os, sys; sys.modules['llvmlite'] = None; {says}")
-    assert here.out.strip() == str(LEVEL is not None)
+    says = """
+        import os
+        os.environ |= {"HFQUANT_EXPLAIN": "1", "HFQUANT_KERNELS": "auto"}
+        from hfquant.runtime.gram import add_gram
+        S = torch.zeros(3, 3)
+        add_gram(S, torch.ones(5, 3))
+        print(S.diagonal().sum())
+    """
+    says = textwrap.dedent(says)
+    here, without = fresh(f"import torch{says}", f"import sys, torch; sys.modules['llvmlite'] = None{says}")
+    assert here.out.strip() == without.out.strip() == "tensor(15.)"
     assert f"sums over tokens by {'torch' if LEVEL is None else 'generated code'}" in here.err
-    assert without.out.strip() == "False"
-    assert "sums over tokens by torch: generated code needs llvmlite" in without.err
+    assert "sums over tokens by torch: needs llvmlite" in without.err

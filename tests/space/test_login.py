@@ -69,6 +69,12 @@ def test_no_session_is_nobody(bad: dict[str, Any]) -> None:
         Login(SPACE).required(found)
 
 
+def test_a_call_of_a_tool_without_a_login_is_nobody() -> None:
+    """It comes as starlette's request, without gradio's around it."""
+    asked = SimpleNamespace(scope={"session": {}}, headers={})
+    assert Login(SPACE).caller(asked) is None  # type: ignore[arg-type]
+
+
 def test_a_token_is_asked_about_once(monkeypatch: pytest.MonkeyPatch) -> None:
     asked = []
     monkeypatch.setattr("space_app.login._ask", lambda token: asked.append(token) or Caller("bob", token))

@@ -7,6 +7,7 @@ every run of the tests.  `HFQUANT_WITNESS_<NAME>` names an interpreter that is t
 import os
 import subprocess
 import sys
+from functools import cache
 from pathlib import Path
 
 CACHE = Path(os.environ.get("HFQUANT_WITNESSES", "~/.cache/hfquant-witnesses")).expanduser()
@@ -25,6 +26,18 @@ def python(name: str, *steps: tuple[str, ...]) -> Path:
         for step in steps:
             subprocess.run([str(program), "-m", *PIP, *step], check=True)
         stamp.write_text(repr(steps))
+    return program
+
+
+@cache
+def ours(root: Path) -> Path:
+    """An interpreter with hfquant as a user installs it, built anew from the sources in `root`.
+
+    With the package that cards name for those who load such models by transformers' own `from_pretrained`.
+    """
+    versions = ("-c", str(root / "constraints.txt"))
+    program = python("clean", ("torch==2.13.0",), (*versions, str(root), "compressed-tensors>=0.15"))
+    subprocess.run([str(program), "-m", *PIP, "--force-reinstall", "--no-deps", str(root)], check=True)
     return program
 
 

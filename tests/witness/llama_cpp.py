@@ -16,20 +16,22 @@ FIRST = 32
 
 def ask(url: str, path: str, **what: object) -> dict:
     request = urllib.request.Request(url + path, json.dumps(what).encode(), {"Content-Type": "application/json"})
-    with urllib.request.urlopen(request) as answer:
+    with urllib.request.urlopen(request, timeout=60) as answer:
         return json.load(answer)
 
 
 params = xllamacpp.CommonParams()
 params.model.path = file
 params.n_ctx, params.n_parallel = 256, 1
-url = xllamacpp.Server(params).listening_address
+server = xllamacpp.Server(params)  # held: it ends when nobody does
+url = server.listening_address
 tokens = ask(url, "/tokenize", content=Path(text).read_text(), add_special=False)["tokens"]
 ids = json.loads(Path(ids_file).read_text())
 found = {}
 for i in range(FIRST, len(ids)):
     said = ask(url, "/completion", prompt=ids[:i], n_predict=1, n_probs=1000, temperature=0.0, cache_prompt=True)
-    for token in said["completion_probabilities"][0]["top_logprobs"]:
-        if token["id"] == ids[i]:
-            found[i] = token["logprob"]
+    for told in said.get("completion_probabilities", ())[:1]:  # none where the likeliest token ends the text
+        for token in told["top_logprobs"]:
+            if token["id"] == ids[i]:
+                found[i] = token["logprob"]
 print(json.dumps({"tokens": tokens, "next": found}), flush=True)

@@ -1,6 +1,7 @@
 """From nothing: hfquant installed into an environment of its own, one model compressed, pushed, forgotten, loaded.
 
-With HFQUANT_TEST_MODEL=FOLDER a real model is taken, otherwise a small one that is trained for it.
+With HFQUANT_TEST_MODEL=FOLDER, or the path of a GGUF file, a real model is taken, otherwise a small one that is trained
+for it; HFQUANT_TEST_RECIPE is the recipe.
 """
 
 import os
@@ -15,6 +16,7 @@ import numpy as np
 import pytest
 import torch
 
+from hfquant.recipe_source import presets
 from tests.hub.server import Hub
 from tests.witness import environment
 
@@ -37,20 +39,21 @@ for i, model in enumerate((hfquant.load(name, revision=revision),
 
 
 @contextmanager
-def watched(secret: str) -> Iterator[list[str]]:
-    """Command lines of any process that held a secret meanwhile."""
-    found: list[str] = []
+def watched(*words: str) -> Iterator[dict[str, list[str]]]:
+    """Word -> command lines of any process that held it meanwhile."""
+    found: dict[str, list[str]] = {word: [] for word in words}
     done = threading.Event()
 
     def look() -> None:
         while not done.wait(0.05):
             for path in Path("/proc").glob("[0-9]*/cmdline"):
                 try:
-                    line = path.read_bytes()
+                    line = path.read_bytes().decode(errors="replace")
                 except OSError:
                     continue  # it has ended
-                if secret.encode() in line:
-                    found.append(line.decode(errors="replace"))
+                for word in words:
+                    if word in line:
+                        found[word].append(line)
 
     thread = threading.Thread(target=look)
     thread.start()
@@ -61,17 +64,26 @@ def watched(secret: str) -> Iterator[list[str]]:
         thread.join()
 
 
+def holding(secret: str, *folders: Path) -> list[Path]:
+    """The files that hold it."""
+    files = [path for folder in folders for path in folder.rglob("*") if path.is_file()]
+    assert files
+    return [path for path in files if secret.encode() in path.read_bytes()]
+
+
 @pytest.mark.skipif(not Path("/proc/self/cmdline").is_file(), reason="looks at the process list as Linux has it")
 @pytest.mark.parametrize("pr", [False, True], ids=["commit", "pull request"])
 def test_compressed_pushed_forgotten_and_loaded(
     pr: bool, hub: Hub, trained: Callable[[str], Path], tmp_path: Path
 ) -> None:
-    source = Path(os.environ.get("HFQUANT_TEST_MODEL") or trained("llama"))
-    program = environment.python("clean", ("torch==2.13.0",), ("-c", str(ROOT / "constraints.txt"), str(ROOT)))
+    given = Path(os.environ.get("HFQUANT_TEST_MODEL") or trained("llama"))
+    source = tmp_path / given.name
+    shutil.copytree(given, source) if given.is_dir() else shutil.copy(given, source)
+    program = environment.ours(ROOT)
     hub.store.tokens[CANARY] = "alice"
     if pr:
         hub.store.create("alice/small")
-    home = tmp_path / "home"
+    home, small = tmp_path / "home", tmp_path / "small"
     env = {"PATH": os.environ["PATH"], "HOME": str(home), "HF_HOME": str(home / "hf"), "HF_ENDPOINT": hub.url}
     env |= {"HF_TOKEN": CANARY, "HF_HUB_DISABLE_TELEMETRY": "1", "OMP_NUM_THREADS": "1", "HF_HUB_DISABLE_XET": "1"}
     said = ""
@@ -82,16 +94,16 @@ def test_compressed_pushed_forgotten_and_loaded(
         said += done.stdout + done.stderr
         assert done.returncode == 0, done.stderr[-3000:]
 
-    hfquant, script = program.with_name("hfquant"), tmp_path / "load.py"
+    hfquant, script, recipe = program.with_name("hfquant"), tmp_path / "load.py", os.environ.get("HFQUANT_TEST_RECIPE")
     script.write_text(LOAD)
-    with watched(CANARY) as seen:
-        run(hfquant, "compress", source, "--recipe", "rtn-w8g32sym", "--out", tmp_path / "small")
-        run(hfquant, "diagnose", tmp_path / "small", "--quick")
-        run(program, script, tmp_path / "small", "main", tmp_path / "before")
-        run(hfquant, "push", tmp_path / "small", "alice/small", *(["--pr"] if pr else []))
-        texts = [path for path in (tmp_path / "small").rglob("*") if path.suffix in (".json", ".md")]
-        left = [path for path in texts if CANARY in path.read_text()]
-        shutil.rmtree(tmp_path / "small")
+    with watched(CANARY, "alice/small") as seen:
+        run(hfquant, "compress", source, "--recipe", recipe or "rtn-w8g32sym", "--out", small)
+        run(hfquant, "diagnose", small, "--quick")
+        run(program, script, small, "main", tmp_path / "before")
+        run(hfquant, "push", small, "alice/small", *(["--pr"] if pr else []))
+        left = holding(CANARY, small, home)
+        shutil.rmtree(source) if source.is_dir() else source.unlink()
+        shutil.rmtree(small)
         shutil.rmtree(home)
         run(program, script, "alice/small", "refs/pr/1" if pr else "main", tmp_path / "after")
     for i in range(2):
@@ -100,7 +112,20 @@ def test_compressed_pushed_forgotten_and_loaded(
     revision = "refs/pr/1" if pr else "main"
     there = hub.store.repos["alice/small"].resolve(revision).files
     assert {"README.md", "hfquant.json", "report.json", "figures/bits.png"} <= there.keys()
-    published = [
-        path for path, blob in there.items() if CANARY.encode() in (hub.store.folder / blob.sha256).read_bytes()
-    ]
-    assert (seen, left, published, CANARY in said) == ([], [], [], False)
+    assert CANARY in hub.seen_tokens, "it was used"
+    assert seen["alice/small"], "the commands were seen"
+    assert (seen[CANARY], left, holding(CANARY, hub.store.folder), CANARY in said) == ([], [], [], False)
+
+
+def test_what_is_installed_brings_its_data() -> None:
+    """Recipes, texts, questions and the card's template, none of which is Python."""
+    code = "from hfquant.measure import card, questions; from hfquant.model import texts\n"
+    code += "from hfquant.recipe_source import presets\n"
+    code += "print(len(presets()), *questions.packaged(), len(texts.packaged('evaluation')) > 1000,"
+    code += " (card.TEMPLATES / 'card.md.jinja').is_file(), (questions.PACKAGED / 'LICENSES.md').is_file())"
+    done = subprocess.run(
+        [str(environment.ours(ROOT)), "-c", code], capture_output=True, text=True, check=True, cwd="/"
+    )
+    count, *rest = done.stdout.split()
+    assert int(count) == len(presets())
+    assert rest == ["arc_easy", "hellaswag", "piqa", "winogrande", "True", "True", "True"]

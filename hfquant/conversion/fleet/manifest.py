@@ -31,8 +31,8 @@ class Terms(Strict):
     namespace: str | None = Field(default=None, description="user or organization that results are pushed to")
     private: bool | None = Field(default=None, description="of new repositories; null: as the original")
     push: Literal["commit", "pr"] | None = Field(default=None, description="`commit`, or `pr`: as a pull request")
-    executor: Literal["local", "hf-jobs"] | None = Field(default=None, description="`local` or `hf-jobs`")
-    flavor: str | None = Field(default=None, description="of `hf-jobs`: the hardware, `a10g-small`")
+    executor: Literal["local", "hf-jobs", "ray"] | None = Field(default=None, description="`local`, `hf-jobs`, `ray`")
+    flavor: str | None = Field(default=None, description="the hardware: of `hf-jobs`, `a10g-small`; of `ray`, `cpu-4`")
     timeout: Annotated[int | None, BeforeValidator(_duration)] = Field(
         default=None, ge=60, description="what one conversion may take: `2h`, `30min` or seconds"
     )
@@ -112,8 +112,10 @@ class Manifest(Strict):
             terms = entry.over(self.defaults)
             if terms.namespace is None and "{namespace}" in self.output:
                 raise ValueError(f"no `namespace` for {entry.id or 'a search'}: results need somewhere to go")
-            if terms.executor != "hf-jobs" and (terms.flavor or terms.max_usd):
-                raise ValueError("`flavor` and `max_usd` are for `executor: hf-jobs`")
+            if terms.executor != "hf-jobs" and terms.max_usd:
+                raise ValueError("`max_usd` is for `executor: hf-jobs`")
+            if terms.executor not in ("hf-jobs", "ray") and terms.flavor:
+                raise ValueError("`flavor` is for `executor: hf-jobs` and `executor: ray`")
         return self
 
     def recipe(self, name: str) -> Recipe:

@@ -46,7 +46,7 @@ class Wanted:
             "pull_request": terms.push == "pr",
             "accept_terms": bool(terms.accept_terms),
             "executor": terms.executor or "local",
-            "hardware": terms.flavor if rented else None,
+            "hardware": terms.flavor,
             "max_usd": terms.max_usd if rented else None,
             "timeout": terms.timeout,
         }

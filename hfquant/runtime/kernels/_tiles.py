@@ -14,9 +14,9 @@ from ..reference import Matrix
 from . import Bound, Unavailable
 
 if TYPE_CHECKING:
+    from ...llvm.machine import Level
     from ..llvm.call import Plan
     from ..llvm.layout import Tiled
-    from ..llvm.machine import Level
 
 TYPES = (torch.float32, torch.bfloat16, torch.float16)
 
@@ -44,7 +44,7 @@ def unfit(x: Tensor, matrix: Matrix) -> str | None:
     if not matrix.trackable:
         return "weights made under torch.inference_mode: a change of them could not be noticed"
     try:
-        from ..llvm import machine
+        from ...llvm import machine
 
         return "this processor has no AVX2" if machine.level() is None else None
     except ImportError as error:
@@ -105,7 +105,8 @@ def _made(matrix: Matrix, activations: Activations | None, real: bool) -> "Tiled
 @cache
 def prepared() -> "Level":
     """This machine's instructions; from the first call on packed codes are unpacked with them too."""
-    from ..llvm import fast, machine
+    from ...llvm import machine
+    from ..llvm import fast
 
     level = machine.level()
     assert level is not None

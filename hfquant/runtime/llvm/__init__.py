@@ -1,7 +1,5 @@
-"""Machine code for low-bit products on x86 CPUs, generated through llvmlite when a width is first needed.
+"""Low-bit products on x86 CPUs in code that `hfquant.llvm` makes when a width is first needed.
 
-    machine   which instructions there are
-    ir        the small language the generators are written in
     codes     bit planes -> codes in vector registers
     integer   a tile of integer products: x in int8
     real      a tile of products with x as it is
@@ -10,10 +8,9 @@
     driver    one call: x prepared, tiles shared out over torch's own threads
     packing   codes -> the tiles' layout
     unpacking packed words -> codes, codes -> a dense weight; `fast` puts it in torch's place
-    engine    compiling, and keeping what was compiled on disk
+    compiled  the code of all that, compiled when it is asked for
     layout    a weight in tiles; `records`: what the code is told; `call`: a layer
     memory    large pages
-    threads   OpenMP as torch has loaded it
 
 **Tiles.**  16 rows of W and 32 columns are a block: `bits` lines of 64 bytes, plane after plane (5 = 4 + 1), 4-byte
 lane r of a line belonging to row r.  A plane of width w holds 8/w chunks of 4 columns in every line, in the bit

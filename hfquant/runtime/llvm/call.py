@@ -9,11 +9,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from . import engine
+from ...llvm import engine
+from ...llvm.threads import pool
 from .layout import Tiled, address
 from .memory import scratch
 from .records import KINDS, Call, Inputs
-from .threads import pool
 
 BAND = 1 << 18  # bytes of prepared x that the tiles pass over again and again: it stays in a core's second cache
 SHARE = 1 << 16  # bytes of weights and rows of x that are worth a thread

@@ -3,7 +3,8 @@
 from dataclasses import dataclass
 from functools import cache
 
-from .ir import F16, F32, I8, I16, I32, Code, Type, Value, splat, vector
+from ...llvm.ir import I8, I32, Code, Type, Value, splat, vector
+from ...llvm.numbers import floats
 from .records import BLOCK
 
 CHUNKS = BLOCK // 4
@@ -82,16 +83,6 @@ def _bytes(value: int) -> int:
 def scales(code: Code, tile: Tile, address: Value, n: int) -> Value:
     """n stored scales as float32."""
     return floats(code, tile.scale, address, n)
-
-
-def floats(code: Code, kind: str, address: Value, n: int) -> Value:
-    """n numbers of a stored type as float32."""
-    if kind == "float32":
-        return code.read(vector(F32, n), address)
-    if kind == "float16":
-        return code.fpext(code.read(vector(F16, n), address), vector(F32, n))
-    wide = code.zext(code.read(vector(I16, n), address), vector(I32, n))
-    return code.bitcast(code.shl(wide, splat(I32, n, 16)), vector(F32, n))
 
 
 def octets(n: int) -> Type:

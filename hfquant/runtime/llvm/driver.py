@@ -1,7 +1,7 @@
 """One call: every thread prepares its share of x's rows, all wait, and then take tiles until there are none."""
 
+from ...llvm.ir import I32, I64, POINTER, Code, Value
 from . import inputs
-from .ir import I32, I64, POINTER, Code, Value
 from .records import Call, Weight
 
 

@@ -6,11 +6,11 @@ from functools import cache
 import torch
 from torch import Tensor
 
+from ...llvm import engine
+from ...llvm.machine import Level
 from ...tensors import packing
 from ...tensors.layer import Quantized
-from . import engine
 from .layout import address
-from .machine import Level
 from .records import KINDS
 from .unpacking import Decode, Unpack, decoder, unpacker
 

@@ -1,12 +1,10 @@
 """The end of a tile's row: low-rank correction, bias, and the type of y."""
 
-from .codes import floats
-from .ir import F16, F32, I8, I16, I32, Code, Value, splat, vector
+from ...llvm.ir import F32, I8, Code, Value, vector
+from ...llvm.numbers import SIZES, TYPES, floats, typed
 from .records import ROWS, Call, Weight
 
 N = 8  # floats handled together
-TYPES = ("float32", "bfloat16", "float16")  # in the order of `records.KINDS`
-SIZES = (4, 2, 2)
 
 
 def finish(code: Code) -> None:
@@ -57,16 +55,3 @@ def _store(code: Code, call: Value, out: Value, first: Value, row: Value, room: 
         code.write(typed(code, code.get(y), TYPES[place]), code.plus(code.field(call, Call.Y), (at, SIZES[place])))
 
     code.cases(code.field(call, Call.KIND), *(lambda p=p: store(p) for p in range(len(TYPES))))
-
-
-def typed(code: Code, y: Value, kind: str) -> Value:
-    n = y.type.count
-    if kind == "float32":
-        return y
-    if kind == "float16":
-        return code.fptrunc(y, vector(F16, n))
-    bits = code.bitcast(y, vector(I32, n))  # to the nearest, ties to even; NaN stays NaN
-    odd = code.and_(code.lshr(bits, splat(I32, n, 16)), splat(I32, n, 1))
-    nearest = code.lshr(code.add(bits, code.add(odd, splat(I32, n, 0x7FFF))), splat(I32, n, 16))
-    rounded = code.select(code.fcmp_unordered("uno", y, y), splat(I32, n, 0x7FC0), nearest)
-    return code.trunc(rounded, vector(I16, n))

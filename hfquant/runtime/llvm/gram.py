@@ -11,12 +11,12 @@ import llvmlite.binding as llvm
 import torch
 from torch import Tensor
 
-from . import engine
+from ...llvm import engine
+from ...llvm.machine import Level, level
+from ...llvm.threads import pool
 from .layout import address
-from .machine import Level, level
 from .memory import scratch
 from .sums import LINE, WIDTH, Sum, generate
-from .threads import pool
 
 DEPTH = 1024  # of what is packed and summed at a time
 PACKED = 1 << 25  # bytes of it

@@ -7,13 +7,12 @@ from the extremes, or stored; codes to nearest, ties to even; and written in the
 NaN is carried into the scale, so that it comes out again.
 """
 
-from .codes import columns, floats
-from .ir import F32, I8, I32, I64, Code, Value, splat, vector
+from ...llvm.ir import F32, I8, I32, I64, Code, Value, splat, vector
+from ...llvm.numbers import SIZES, TYPES, floats
+from .codes import columns
 from .records import BLOCK, Call, Inputs
 
 N = 8  # floats handled together
-TYPES = ("float32", "bfloat16", "float16")  # in the order of `records.KINDS`
-SIZES = (4, 2, 2)
 LEAST = 1e-9  # `tensors.activations.LEAST`
 ROUND = 1.5 * 2**23  # added to a float below 2²², it leaves the nearest integer in the low bits
 FAR = 1 << 20  # beyond every code and zero point

@@ -4,8 +4,8 @@
 a few of them before it would overflow, and then to 32.
 """
 
+from ...llvm.ir import F32, I8, I16, I32, Code, Value, splat, vector
 from .codes import CHUNKS, Tile, chunk, nibbles
-from .ir import F32, I8, I16, I32, Code, Value, splat, vector
 
 # Chunks whose products, 2·128·(2ᵇ − 1) at most, can be summed in 16 bits.  A whole byte is multiplied in two halves.
 SUMMED = {2: 8, 3: 8, 4: 8, 5: 4, 6: 2, 7: 1, 8: 8}

@@ -8,14 +8,15 @@ from itertools import groupby
 import torch
 from torch import Tensor
 
+from ...llvm import engine
+from ...llvm.machine import Level
 from ...tensors.activations import bounds
 from ...tensors.encoding import Activations
 from ...tensors.grid import Grid
 from ...tensors.layer import Quantized
 from .. import integers
-from . import engine
+from . import compiled
 from .codes import Tile
-from .machine import Level
 from .memory import room
 from .packing import Pack
 from .records import BLOCK, ROWS, Inputs, Weight
@@ -124,7 +125,7 @@ class Tiles:
         record[Pack.CODES], record[Pack.OUT] = codes.data_ptr(), self.out_features
         record[Pack.INPUTS], record[Pack.TILES] = address(inputs), made.data_ptr()
         record[Pack.FIRST], record[Pack.LAST] = 0, count
-        engine.call(engine.pack(self.level, Tile(self.grid.bits, "")), record)
+        engine.call(compiled.pack(self.level, Tile(self.grid.bits, "")), record)
         return made
 
     @property
@@ -151,7 +152,7 @@ class Tiled:
             real=how.activations is None,
         )
         self.inputs = self._inputs()
-        self.work = engine.work(held.level, self.tile.order, self.tile.real)
+        self.work = compiled.work(held.level, self.tile.order, self.tile.real)
         self.record = self._weight()
 
     def _inputs(self) -> "array[int]":
@@ -178,7 +179,7 @@ class Tiled:
     def _weight(self) -> "array[int]":
         held = self.held
         found = {
-            Weight.TILE: engine.tile(held.level, self.tile),
+            Weight.TILE: compiled.tile(held.level, self.tile),
             Weight.CODES: held.codes.data_ptr(),
             Weight.SCALES: held.scales.data_ptr(),
             Weight.ZEROS: _pointer(held.zeros),

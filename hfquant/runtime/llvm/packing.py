@@ -2,8 +2,8 @@
 
 from enum import IntEnum
 
+from ...llvm.ir import I8, I32, I64, Code, Value, splat, vector
 from .codes import CHUNKS, Tile, columns
-from .ir import I8, I32, I64, Code, Value, splat, vector
 from .records import BLOCK, ROWS, Inputs
 
 N = 8  # rows transposed together, and chunks in a block

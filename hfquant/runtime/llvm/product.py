@@ -12,9 +12,10 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Protocol
 
-from .codes import Tile, floats
+from ...llvm.ir import F32, I8, I32, POINTER, VOID, Code, Type, Value, splat, vector
+from ...llvm.numbers import floats
+from .codes import Tile
 from .finish import finish
-from .ir import F32, I8, I32, POINTER, VOID, Code, Type, Value, splat, vector
 from .records import BLOCK, ROWS, Call, Inputs, Weight
 
 LINE = 4 * ROWS  # bytes

@@ -1,7 +1,7 @@
 """A tile with x as it is: codes become float32, products are summed in float32."""
 
+from ...llvm.ir import F32, I32, Code, Value, splat, vector
 from .codes import CHUNKS, Tile, chunk, column
-from .ir import F32, I32, Code, Value, splat, vector
 
 
 class Real:

@@ -13,14 +13,14 @@ from functools import partial
 
 from llvmlite import ir
 
-from .ir import F16, F32, I16, I32, I64, POINTER, VOID, Code, Value, splat, vector
+from ...llvm import numbers
+from ...llvm.ir import F32, I16, I32, I64, POINTER, VOID, Code, Value, splat, vector
 
 WIDTH = 48  # columns of a panel
 LINE = 4 * WIDTH  # bytes of a depth
 CHUNK = 128  # depths that are multiplied while both panels stay in the first cache
 TOGETHER = 8  # depths that are packed together
 LANES = 16  # columns that are packed together
-KINDS = ("float32", "float16", "bfloat16", "dot")
 
 
 class Sum(IntEnum):
@@ -131,13 +131,9 @@ def _tokens(code: Code, kind: str, x: Value, t: Value, tokens: Value, row_bytes:
 def _words(code: Code, kind: str, rows: list[Value], offset: Value, n: int) -> Value:
     """n columns of one depth, 4 bytes each."""
     wide, at = vector(I32, n), code.plus(rows[0], offset)
-    if kind == "float32":
-        return code.read(wide, at, 4)
-    if kind == "float16":
-        return code.bitcast(code.fpext(code.read(vector(F16, n), at, 2), vector(F32, n)), wide)
+    if kind != "dot":
+        return code.bitcast(numbers.floats(code, kind, at, n), wide)
     low = code.zext(code.read(vector(I16, n), at, 2), wide)
-    if kind == "bfloat16":
-        return code.shl(low, splat(I32, n, 16))
     _, second, there = rows
     high = code.zext(code.read(vector(I16, n), code.plus(second, offset), 2), wide)
     return code.or_(low, code.select(there, code.shl(high, splat(I32, n, 16)), splat(I32, n, 0)))

@@ -2,9 +2,8 @@
 
 from enum import IntEnum
 
-from .codes import floats
-from .finish import SIZES, TYPES, typed
-from .ir import F32, I8, I16, I32, I64, Code, Value, splat, vector
+from ...llvm.ir import F32, I8, I16, I32, I64, Code, Value, splat, vector
+from ...llvm.numbers import SIZES, TYPES, floats, typed
 from .records import BLOCK
 
 N = BLOCK // 4  # int32 words of four codes

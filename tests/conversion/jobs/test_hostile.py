@@ -116,6 +116,24 @@ def test_a_regex_that_makes_the_tokenizer_panic(desk: Desk, model: Path) -> None
     assert desk.workers[0].poll() is None
 
 
+def endless_template(model: Path) -> None:
+    loops = "".join(f"{{% for x{n} in range(99999) %}}" for n in range(6))
+    text = loops + "x" + "{% endfor %}" * 6 + "{{ 'a' * 3000000000 }}"
+    (model / "chat_template.jinja").write_text(text)
+    change(model / "tokenizer_config.json", chat_template=text)
+
+
+def test_a_models_chat_template_is_never_run(desk: Desk, model: Path) -> None:
+    """One that would take for ever: it is carried over as a text, and costs nothing."""
+    endless_template(model)
+    desk.hub.store.upload("alice/endless", model)
+    desk.work()
+    job = desk.service.submit(desk.request() | {"model": "alice/endless"}, "alice", TOKENS["alice"]).id
+    done = desk.ended(job)
+    assert (done.state, done.failure) == ("done", None)
+    assert "chat_template.jinja" in desk.arrived("alice/small")
+
+
 def test_work_that_hangs_is_stopped(desk: Desk) -> None:
     """However it came to hang: after its time the child is killed, and the job says so."""
 

@@ -19,7 +19,7 @@ from tests.encoded import encode
 from ..rounding import random, rounded
 
 layout = pytest.importorskip("hfquant.runtime.llvm.layout", reason="needs llvmlite")
-machine = pytest.importorskip("hfquant.runtime.llvm.machine")
+machine = pytest.importorskip("hfquant.llvm.machine")
 pytestmark = pytest.mark.skipif(machine.level() is None, reason="needs AVX2")
 
 SHAPES = ((48, 192), (50, 576), (17, 101), (1, 7))

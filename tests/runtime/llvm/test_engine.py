@@ -10,9 +10,11 @@ import torch
 
 pytest.importorskip("llvmlite")
 
+from hfquant.llvm import engine, machine
+from hfquant.llvm.threads import pool
 from hfquant.runtime import kernels
-from hfquant.runtime.llvm import call, engine, machine, memory
-from hfquant.runtime.llvm.threads import pool
+from hfquant.runtime.llvm import call, compiled, memory
+from hfquant.runtime.llvm.codes import Tile
 from hfquant.runtime.nn import QLinear
 from hfquant.tensors import formats
 from hfquant.tensors.grid import Grid
@@ -43,7 +45,7 @@ def fresh(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[list[str]
 def packing() -> int:
     """The cheapest function there is."""
     assert here is not None
-    return engine.pack(here, engine.Tile(2, ""))
+    return compiled.pack(here, Tile(2, ""))
 
 
 def test_a_second_process_does_not_compile(fresh: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
@@ -53,7 +55,7 @@ def test_a_second_process_does_not_compile(fresh: list[str], monkeypatch: pytest
     assert packing() != first
     assert len(fresh) == 1
     monkeypatch.setattr(engine, "_ADDRESSES", {})
-    monkeypatch.setattr(engine, "source", lambda: "another version")
+    monkeypatch.setattr(engine, "source", lambda folder: "another version")
     packing()
     assert len(fresh) == 2
 

@@ -5,8 +5,9 @@ import torch
 
 pytest.importorskip("llvmlite")
 
+from hfquant.llvm import machine
 from hfquant.runtime import kernels
-from hfquant.runtime.llvm import fast, machine
+from hfquant.runtime.llvm import fast
 from hfquant.runtime.nn import QLinear
 from hfquant.runtime.reference import dense
 from hfquant.tensors import formats, packing

@@ -9,11 +9,12 @@ import torch
 
 pytest.importorskip("llvmlite")
 
-from hfquant.runtime.llvm import engine, layout, machine, product
+from hfquant.llvm import engine, machine
+from hfquant.llvm.ir import Code
+from hfquant.runtime.llvm import layout, product
 from hfquant.runtime.llvm.call import Plan
 from hfquant.runtime.llvm.codes import Tile
 from hfquant.runtime.llvm.integer import Integer
-from hfquant.runtime.llvm.ir import Code
 from hfquant.runtime.llvm.real import Real
 from hfquant.tensors.encoding import Activations
 from hfquant.tensors.grid import Grid

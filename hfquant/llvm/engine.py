@@ -18,36 +18,13 @@ from typing import Any
 import llvmlite
 import llvmlite.binding as llvm
 
-from ... import storage
-from . import driver, packing, product
-from .codes import Tile
-from .integer import Integer
+from .. import storage
 from .ir import Code
 from .machine import Level
-from .real import Real
 
 _LOCK = threading.RLock()
 _ENGINES: list[Any] = []  # code lives as long as what loaded it
 DIGEST = 32
-
-
-def tile(level: Level, tile: Tile) -> int:
-    """Address of the code of such a tile."""
-
-    def generate(code: Code) -> None:
-        product.generate(code, tile, (Real if tile.real else Integer)(code, tile))
-
-    return function(level, repr(tile), "tile", generate)
-
-
-def work(level: Level, order: int, real: bool) -> int:
-    """Address of the code of a call whose x has this order of columns."""
-    return function(level, f"work {order} {real}", "work", lambda code: driver.generate(code, order, real))
-
-
-def pack(level: Level, tile: Tile) -> int:
-    """Address of the code that packs such tiles."""
-    return function(level, f"pack {tile.bits}", "pack", lambda code: packing.generate(code, tile))
 
 
 def call(function: int, record: "array[int]") -> None:
@@ -59,21 +36,25 @@ FUNCTION = ctypes.CFUNCTYPE(None, ctypes.c_void_p)
 _ADDRESSES: dict[tuple[Level, str], int] = {}
 
 
-def function(level: Level, what: str, name: str, generate: Callable[[Code], None]) -> int:
-    """Address of the function `name` of the module that `generate` writes; `what` says all that it depends on."""
+def function(level: Level, what: str, name: str, generate: Callable[[Code], None], folder: Path | None = None) -> int:
+    """Address of the function `name` of the module that `generate` writes.
+
+    `what` says all that it depends on, beside the source in this folder and in `folder`: by default the one where
+    `generate` is written.
+    """
     with _LOCK:
         key = level, what
         if key not in _ADDRESSES:
-            _ADDRESSES[key] = _load(level, _object(level, what, generate), name)
+            written = source(folder or Path(generate.__code__.co_filename).parent)
+            _ADDRESSES[key] = _load(level, _object(level, f"{written}\n{what}", generate), name)
         return _ADDRESSES[key]
 
 
 def _object(level: Level, what: str, generate: Callable[[Code], None]) -> bytes:
     """From disk if it is there, else compiled and left there."""
     versions = f"{llvmlite.__version__} {llvm.llvm_version_info} {llvm.get_default_triple()}"
-    key = hashlib.sha256("\n".join((source(), repr(level), what, versions)).encode()).hexdigest()
-    folder = _folder()
-    path = None if folder is None else folder / f"{key}.o"
+    key = hashlib.sha256("\n".join((repr(level), what, versions)).encode()).hexdigest()
+    path = None if (folder := _folder()) is None else folder / f"{key}.o"
     if path is not None and (found := _read(path)) is not None:
         return found
     compiled = compile(level, generate)
@@ -133,9 +114,10 @@ def _initialize() -> None:
 
 
 @cache
-def source() -> str:
-    """What the code is generated from."""
-    return "".join(path.read_text(encoding="utf-8") for path in sorted(Path(__file__).parent.glob("*.py")))
+def source(folder: Path) -> str:
+    """What code is generated from by what lies in a folder."""
+    files = sorted(path for each in (Path(__file__).parent, folder) for path in each.glob("*.py"))
+    return "".join(path.read_text(encoding="utf-8") for path in files)
 
 
 def _folder() -> Path | None:

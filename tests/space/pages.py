@@ -1,0 +1,98 @@
+"""A real browser, and what holds for every picture of the page: nothing is cut off, everything has a name."""
+
+import os
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
+QUIET = ["--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-background-networking",
+         "--disable-component-update", "--disable-sync"]  # fmt: skip
+SLOW = 240_000  # ms
+SHOTS = os.environ.get("HFQUANT_SCREENSHOTS")  # a folder
+
+# of the page itself: the header that the Hub lays over a Space has links without names
+NAMELESS = """() => [...document.querySelectorAll('input:not([type=hidden]), select, textarea, button, a, progress')]
+    .filter(e => e.closest('.gradio-container') && e.checkVisibility())
+    .filter(e => !(e.labels?.length || e.ariaLabel || e.title || e.textContent.trim()
+                   || e.getAttribute('aria-labelledby')))
+    .map(e => e.outerHTML.slice(0, 160))"""
+# below the parts that scroll by themselves, something may be wider
+CUT_OFF = """() => [...document.querySelectorAll('#tabs h3, #tabs p, #tabs li, #tabs button, #tabs input, #tabs td')]
+    .filter(e => e.checkVisibility() && !e.closest('.plain, .sr, [role=tablist]'))
+    .filter(e => { const box = e.getBoundingClientRect();
+                   return box.width && (box.right > innerWidth + 1 || box.left < -1); })
+    .map(e => e.outerHTML.slice(0, 160))"""
+
+
+class Page:
+    """A page of a browser, at a width in pixels."""
+
+    def __init__(self, browser: Any, url: str, width: int, scheme: str = "light") -> None:
+        self.width = width
+        self.wrong: list[str] = []  # what the page complained of
+        self._leaving = False
+        context = browser.new_context(viewport={"width": width, "height": 1000}, color_scheme=scheme)
+        self.tab = context.new_page()
+        self.tab.set_default_timeout(SLOW)
+        # a page of a Space asks the Hub whether the Space runs
+        self.tab.route(
+            "https://huggingface.co/api/spaces/**",
+            lambda route: route.fulfill(
+                json={"id": "acme/space", "runtime": {"stage": "RUNNING"}},
+                headers={"Access-Control-Allow-Origin": "*"},
+            ),
+        )
+        self.tab.on("pageerror", lambda error: self._heard(str(error)))
+        self.tab.on("console", lambda said: self._heard(said.text) if said.type == "error" else None)
+        self.tab.goto(url)
+
+    def _heard(self, text: str) -> None:
+        """A page that is left breaks off what it was reading; pictures of people the test's Hub has not."""
+        if not self._leaving and "Failed to load resource" not in text:
+            self.wrong.append(text)
+
+    @contextmanager
+    def leaving(self) -> Iterator[None]:
+        self._leaving = True
+        yield
+        self._leaving = False
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.tab, name)
+
+    def tells(self, place: str, text: str) -> None:
+        """Waits until a part of the page says something."""
+        from playwright.sync_api import expect
+
+        expect(self.tab.locator(place)).to_contain_text(text, timeout=SLOW)
+
+    def shows(self, place: str) -> None:
+        from playwright.sync_api import expect
+
+        expect(self.tab.locator(place)).to_be_visible(timeout=SLOW)
+
+    def look(self, name: str) -> None:
+        """Nothing is cut off, everything that can be used has a name; a picture where one is asked for."""
+        if SHOTS:
+            self.tab.screenshot(path=str(Path(SHOTS) / f"{name}-{self.width}.png"), full_page=True)
+        wide = self.tab.evaluate("document.documentElement.scrollWidth")
+        assert wide <= self.width, f"{name}: the page is {wide} pixels wide"
+        for said, found in (("cut off", self.tab.evaluate(CUT_OFF)), ("nameless", self.tab.evaluate(NAMELESS))):
+            assert not found, f"{name}: {said}: {found}"
+
+    def log_in(self) -> None:
+        """Not before the page has arrived: until then the button does not know whether it logs in or out."""
+        self.tells("#status", "Not logged in")
+        with self.leaving():
+            self.tab.locator("#login").click()
+            self.tells("#status", "alice")
+
+    def come_back(self) -> None:
+        with self.leaving():
+            self.tab.reload()
+
+    def open(self, tab: str) -> None:
+        self.tab.get_by_role("tab", name=tab).click()
