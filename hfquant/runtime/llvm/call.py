@@ -1,7 +1,6 @@
 """x times weights in tiles."""
 
 import math
-import threading
 from array import array
 from collections.abc import Callable, Mapping, Sequence
 from functools import cache
@@ -13,13 +12,11 @@ from torch import Tensor
 from ...llvm import engine
 from ...llvm.threads import pool
 from .layout import Tiled, address
+from .memory import scratch
 from .records import KINDS, Call, Inputs
 
 BAND = 1 << 18  # bytes of prepared x that the tiles pass over again and again: it stays in a core's second cache
 SHARE = 1 << 16  # bytes of weights and rows of x that are worth a thread
-KEPT = 1 << 26  # bytes of scratch memory that a thread keeps
-CPU = torch.device("cpu")
-_LOCAL = threading.local()
 
 
 # Places in a record, as plain numbers: an enum's take longer to look up than all the rest.
@@ -93,7 +90,7 @@ class Plan:
 
     def _prepared(self, x: Tensor) -> "array[int]":
         """A record of its own for this call."""
-        memory = _scratch(self.size)
+        memory = scratch(self.size)
         if memory != self.memory:  # another thread, or more of it
             record = self.record[:]
             for place, offset in self.places:
@@ -128,12 +125,3 @@ def _threads(rows: int, weight: Tiled) -> int:
         return 1
     work = rows * weight.tiles * weight.how.runs.padded * weight.tile.bits * 2
     return max(1, min(wanted, work // SHARE))
-
-
-def _scratch(size: int) -> int:
-    """Address of so many bytes that are this thread's until its next call."""
-    held: int = getattr(_LOCAL, "size", 0)
-    if held < size or held > KEPT >= size:
-        _LOCAL.memory = torch.empty(size, dtype=torch.uint8, device=CPU)
-        _LOCAL.size, _LOCAL.at = size, _LOCAL.memory.data_ptr()
-    return int(_LOCAL.at)

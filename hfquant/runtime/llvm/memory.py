@@ -1,4 +1,4 @@
-"""Memory for tiles in large pages, where the system gives them on request.
+"""Memory for tiles and for scratch in large pages, where the system gives them on request.
 
 A weight that is read once for every token is limited by how fast memory is read, and that by the walk through small
 pages.
@@ -19,7 +19,9 @@ PAGE = 1 << 21
 SHARED = 4 * PAGE  # smaller weights share so much, which is freed with the last of them
 LINE = 64
 ADVICE = 14  # MADV_HUGEPAGE
+KEPT = 1 << 26  # bytes of scratch memory that a thread keeps
 _LOCK = threading.Lock()
+_LOCAL = threading.local()
 
 
 class _Last:
@@ -40,6 +42,15 @@ def room(shape: Sequence[int]) -> Tensor:
             _Last.memory, _Last.used = _pages(SHARED), 0
         start, _Last.used = _Last.used, _Last.used + step
         return _Last.memory[start : start + size].view(*shape)
+
+
+def scratch(size: int) -> int:
+    """Address of so many bytes that are this thread's until its next call."""
+    held: int = getattr(_LOCAL, "size", 0)
+    if held < size or held > KEPT >= size:
+        _LOCAL.memory = _pages(size)
+        _LOCAL.size, _LOCAL.at = size, _LOCAL.memory.data_ptr()
+    return int(_LOCAL.at)
 
 
 def _pages(size: int) -> Tensor:
