@@ -9,7 +9,7 @@ from .store import DATE, Blob, Refused
 
 
 def whoami(hub: Hub, request: Request) -> Answer:
-    if request.user is None:
+    if request.user is None or request.token in hub.store.bound:
         raise Refused(401, message="Invalid username or password.")
     role = "read" if request.token in hub.store.read_only else "write"
     orgs = [
@@ -114,8 +114,7 @@ def commits(hub: Hub, request: Request, name: str, revision: str) -> Answer:
 def auth_check(hub: Hub, request: Request, name: str, mode: str = "read") -> Answer:
     if mode == "write":
         hub.store.writable(name, request.user)
-        if request.token in hub.store.read_only:
-            raise Refused(403, message="This token is read only")
+        hub.store.check_token(request.token, name)
     else:
         hub.store.check_gate(hub.store.readable(name, request.user), request.user)
     return Answer.of({})
