@@ -1,33 +1,43 @@
-"""A Ray cluster of this machine: nodes are processes of their own, with their own object store, and can be killed."""
+"""A Ray cluster of this machine: nodes are processes of their own, with their own object store, and can be killed.
+
+On a busy machine a node needs minutes to begin; Ray gives it less, in places that cannot be set, and then it dies or is
+given up (ray-project/ray#65983).  Here it is waited for.
+"""
 
 import logging
 import os
 import socket
 import time
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager
 from typing import Any
 
 import pytest
 
-os.environ.setdefault("RAY_worker_niceness", "0")  # as everybody else: on a busy machine 15 means never
-os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
-os.environ.setdefault("RAY_DISABLE_MEMORY_MONITOR", "1")
-os.environ.setdefault("RAY_gcs_server_port_wait_time_s", "300")
+SETTINGS = {
+    "RAY_worker_niceness": "0",  # as everybody else: on a busy machine 15 means never
+    "RAY_USAGE_STATS_ENABLED": "0",
+    "RAY_DISABLE_MEMORY_MONITOR": "1",
+    "RAY_gcs_server_port_wait_time_s": "300",
+    "RAY_agent_register_timeout_ms": "300000",
+}
+os.environ.update({name: value for name, value in SETTINGS.items() if name not in os.environ})
 STORE = 300_000_000  # bytes of a node's object store
-PORTS = ("metrics_agent_port", "metrics_export_port", "dashboard_agent_listen_port", "runtime_env_agent_port")
 PATIENCE = 300.0  # seconds that a node may take to begin
+AGENTS = ("metrics_agent_port", "metrics_export_port", "dashboard_agent_listen_port")
 
 
 @contextmanager
 def cluster(nodes: int, cpus: int = 1, *, connect: bool = True) -> Iterator[Any]:
     """A head node, and others, with so many cores each.  connect: this process, which then cannot be forked."""
     import ray
+    from ray._private import services
     from ray.cluster_utils import Cluster
 
     made = Cluster()
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("ray._private.services.get_node", patient(ray._private.services.get_node))
+        patch.setattr(services, "get_node", patient(services.get_node))
+        patch.setattr(services, "start_raylet", without_agents(services.start_raylet))
         try:
             for _ in range(nodes):
                 made.add_node(**node(cpus))
@@ -41,11 +51,7 @@ def cluster(nodes: int, cpus: int = 1, *, connect: bool = True) -> Iterator[Any]
 
 
 def patient(get_node: Callable[[str, str], Any]) -> Callable[[str, str], Any]:
-    """`get_node`, which says that a node is not there yet, answering when it is.
-
-    Ray asks it for 30 seconds, which cannot be set, and gives the node up; with other work on all cores, importing
-    what a node is made of takes longer than that.
-    """
+    """`get_node`, which says that a node is not there yet, answering when it is: Ray asks for 30 seconds."""
 
     def wait(address: str, node: str) -> Any:
         until = time.monotonic() + PATIENCE
@@ -60,20 +66,27 @@ def patient(get_node: Callable[[str, str], Any]) -> Callable[[str, str], Any]:
     return wait
 
 
-def node(cpus: int) -> dict[str, Any]:
-    """How one is begun.
+def without_agents(start_raylet: Callable[..., Any]) -> Callable[..., Any]:
+    """`start_raylet`, told before that agents for metrics and the dashboard listen nowhere.
 
-    A node that is to find ports for its agents itself dies where those need more than 15 seconds to say which they have
-    (ray-project/ray#65983): on a busy machine, to be imported.
+    Otherwise the node waits 15 seconds for them to say so, and dies if they are not imported until then.
     """
-    ports = dict(zip(PORTS, free_ports(len(PORTS)), strict=True))
-    return {"num_cpus": cpus, "object_store_memory": STORE, "include_dashboard": False, **ports}
+    from ray._raylet import persist_port
+
+    def start(redis: Any, gcs: str, node: str, *rest: Any, **given: Any) -> Any:
+        session = rest[8]
+        for agent in AGENTS:
+            persist_port(session, node, agent, -1)
+        return start_raylet(redis, gcs, node, *rest, **given)
+
+    return start
 
 
-def free_ports(count: int) -> list[int]:
-    """So many that nobody listens at now."""
-    with ExitStack() as stack:
-        found = [stack.enter_context(socket.socket()) for _ in range(count)]
-        for one in found:
-            one.bind(("", 0))
-        return [one.getsockname()[1] for one in found]
+def node(cpus: int) -> dict[str, Any]:
+    """How one is begun.  It is told where its last agent is to listen, or it would wait for that too."""
+    with socket.socket() as free:
+        free.bind(("", 0))
+        port = free.getsockname()[1]
+    return {
+        "num_cpus": cpus, "object_store_memory": STORE, "include_dashboard": False, "runtime_env_agent_port": port,
+    }  # fmt: skip

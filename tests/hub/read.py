@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from .server import Answer, Hub, Request
-from .store import DATE, Blob, Refused
+from .store import DATE, Blob, Refused, Repo
 
 
 def whoami(hub: Hub, request: Request) -> Answer:
@@ -21,8 +21,18 @@ def whoami(hub: Hub, request: Request) -> Answer:
 
 def models(hub: Hub, request: Request) -> Answer:
     author, search = request.query.get("author"), request.query.get("search", "")
-    names = [name for name in hub.store.repos if search in name and author in (None, name.partition("/")[0])]
-    return Answer.of([{"id": name, "modelId": name, "private": hub.store.repos[name].private} for name in names])
+    found = [
+        {"id": name, "modelId": name, "private": repo.private, "downloads": repo.downloads, **_counted(repo)}
+        for name, repo in hub.store.repos.items()
+        if search in name and author in (None, name.partition("/")[0])
+    ]
+    if request.query.get("sort") == "downloads":
+        found.sort(key=lambda model: -model["downloads"])
+    return Answer.of(found[: int(request.query.get("limit", len(found)))])
+
+
+def _counted(repo: Repo) -> dict[str, Any]:
+    return {} if repo.parameters is None else {"safetensors": {"parameters": {}, "total": repo.parameters}}
 
 
 def info(hub: Hub, request: Request, name: str, revision: str = "main") -> Answer:
@@ -33,7 +43,8 @@ def info(hub: Hub, request: Request, name: str, revision: str = "main") -> Answe
         {
             "_id": "0", "id": name, "modelId": name, "author": name.partition("/")[0], "sha": commit.sha,
             "private": repo.private, "gated": repo.gated, "disabled": False, "lastModified": DATE, "createdAt": DATE,
-            "tags": [], "cardData": hub.store.card(commit),
+            "tags": [], "cardData": hub.store.card(commit), **_counted(repo),
+            "config": {"quantization_config": repo.quantization} if repo.quantization else {},
             "siblings": [_sibling(path, blob, sizes) for path, blob in sorted(commit.files.items())],
         }
     )  # fmt: skip

@@ -80,6 +80,9 @@ class Repo:
     commits: dict[str, Commit] = field(default_factory=dict)
     refs: dict[str, str] = field(default_factory=dict)
     discussions: list[PullRequest] = field(default_factory=list)
+    parameters: int | None = None  # as the Hub counts them in the headers
+    downloads: int = 0
+    quantization: dict[str, Any] | None = None  # out of config.json
     uploaded: set[str] = field(default_factory=set)  # large files, which are kept for each repository apart
 
     def resolve(self, revision: str) -> Commit:
