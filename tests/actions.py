@@ -51,11 +51,13 @@ class Workflow:
     def run(self) -> list[Ran]:
         """All jobs, in the order that they are written in, which is that of their needs."""
         document, done, ran = yaml.safe_load(self.path.read_text("utf-8")), dict[str, Any](), list[Ran]()
+        failed = set[str]()
         for name, job in document["jobs"].items():
             known = Names(
                 secrets=self.secrets, inputs=self.inputs, needs=done, github={"workspace": str(self.workspace)}
             )
-            if not evaluated(str(job.get("if", "true")), known):
+            condition, needs = str(job.get("if", "true")), [job["needs"]] if "needs" in job else []
+            if not evaluated(condition, known) or not ("always()" in condition or set(needs) <= done.keys() - failed):
                 continue
             for chosen in matrix(job, known):
                 steps, here = dict[str, Any](), known | {"matrix": chosen}
@@ -65,6 +67,7 @@ class Workflow:
                         ran.append(self._shell("-".join([name, *chosen.values()]), step, [document, job, step], names))
                         steps[step.get("id", "")] = {"outputs": self._outputs()}
                         if ran[-1].code:
+                            failed.add(name)
                             break
             outputs = filled(job.get("outputs", {}), Names(known, steps=steps))
             done[name] = {"outputs": outputs}

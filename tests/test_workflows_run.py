@@ -89,7 +89,7 @@ def test_a_failed_gate_is_red_and_nothing_is_pushed(
     hub: Hub, workspace: Path, environment: dict[str, str], trust: dict[str, str]
 ) -> None:
     fleet = yaml.safe_load((workspace / "fleet.yaml").read_text())
-    fleet["models"] = [{"id": "alice/model", "recipes": ["a"], "gates": {"max_kl": 0.0}}]
+    fleet["models"] = [{"id": "alice/model", "recipes": ["a"], "gates": {"max_kl": 1e-9}}]
     (workspace / "fleet.yaml").write_text(yaml.safe_dump(fleet))
     night = Workflow(FOLDER / "fleet.yml", workspace, environment, trust, secrets={"HF_TOKEN": TOKENS["alice"]})
     ran = night.run()
