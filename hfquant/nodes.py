@@ -25,4 +25,11 @@ def connected(address: str) -> Any:
                     f"there is no Ray cluster at `{address}`: {str(error).partition(chr(10))[0]}",
                     "`ray start --head` begins one; `local` works with this machine alone",
                 ) from None
+            except Exception as error:  # Ray has no class for it: a node has half a minute to begin
+                if "timed out during startup" not in str(error):
+                    raise
+                raise ResourceError(
+                    "Ray's node on this machine did not begin in time",
+                    "other work keeps the machine busy: run the same command again",
+                ) from error
     return ray

@@ -40,6 +40,21 @@ def test_several_threads_connect_once(monkeypatch: pytest.MonkeyPatch) -> None:
     assert ray.begun == 1
 
 
+def test_a_node_that_does_not_begin_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
+    said = ["The current node timed out during startup. This could happen because", "something else"]
+
+    def init(**given: Any) -> None:
+        raise Exception(said[0])
+
+    monkeypatch.setitem(sys.modules, "ray", SimpleNamespace(is_initialized=lambda: False, init=init))
+    with pytest.raises(ResourceError, match="did not begin in time"):
+        connected("local")
+    del said[0]
+    with pytest.raises(Exception, match="something else") as error:
+        connected("local")
+    assert not isinstance(error.value, ResourceError)
+
+
 def test_no_cluster_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
     def init(**given: Any) -> None:
         raise ConnectionError("Could not find any running Ray instance.\nMore")

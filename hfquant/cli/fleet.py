@@ -1,5 +1,6 @@
 """`hfquant fleet` and `hfquant webhooks`"""
 
+import json
 import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -24,14 +25,25 @@ Only = Annotated[
     list[str] | None,
     typer.Option("--only", metavar="GLOB", help="Models, recipes or targets; may be given several times."),
 ]
-DRIFT = 2
+FAILED, DRIFT = 1, 2
 
 
 @fleet.command("plan")
-def plan(manifest: File = Path("fleet.yaml"), only: Only = None, as_json: Json = False) -> None:
+def plan(
+    manifest: File = Path("fleet.yaml"),
+    only: Only = None,
+    due: Annotated[
+        int | None,
+        typer.Option(min=1, metavar="N", help="Print where results are due, at most N, as JSON. Exit code 0."),
+    ] = None,
+    as_json: Json = False,
+) -> None:
     """Compare what is wanted with what is on the Hub; change nothing. Exit code 2 if anything differs."""
     with _service() as service:
         found = _plan(manifest, service, only)
+    if due is not None:
+        print(json.dumps([verdict.wanted.target for verdict in found.due[:due]]))
+        return
     _show(found, as_json)
     if found.drift:
         raise typer.Exit(DRIFT)
@@ -68,6 +80,7 @@ def status(
     manifest: File = Path("fleet.yaml"),
     only: Only = None,
     html: Annotated[Path | None, typer.Option("--html", metavar="DIR", help="Write index.html and fleet.json.")] = None,
+    check: Annotated[bool, typer.Option("--check", help="Exit code 1 if a conversion failed.")] = False,
     as_json: Json = False,
 ) -> None:
     """What is converted, stale, running, failed, and why; as a page too."""
@@ -81,6 +94,8 @@ def status(
         for path in shown.export(found, html, constants.ENDPOINT):
             log().print(f"{path}")
     _show(found, as_json)
+    if check and "failed" in found.counts():
+        raise typer.Exit(FAILED)
 
 
 @fleet.command("schema")

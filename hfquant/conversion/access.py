@@ -1,6 +1,7 @@
 """Who may push where: found out before any work, and nothing is changed on the Hub."""
 
 import json
+import os
 import tempfile
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -24,10 +25,10 @@ MAIN = "main"
 
 @dataclass(frozen=True)
 class Target:
-    """A repository that may be pushed to.  `user` pushes; `exists` says whether it is there already."""
+    """A repository that may be pushed to.  `user` pushes, None: its trusted publisher.  exists: it is there already."""
 
     repo: str
-    user: str
+    user: str | None
     exists: bool
     private: bool | None = None
 
@@ -56,18 +57,21 @@ def check_access(
 def _access(api: HfApi, repo: str, private: bool | None, pr: bool, revision: str, force: bool) -> Target:
     validate_repo_id(repo)
     user, writable = namespaces(api)
+    pusher = user if writable else None
     repo = repo if "/" in repo else f"{user}/{repo}"
     try:
         info = api.model_info(repo)
     except RepositoryNotFoundError:
         if repo.partition("/")[0] not in writable:
             raise HubError(
-                f"{repo} does not exist, and {user} may not create it",
-                f"push to `{user}/{repo.partition('/')[2]}`, or use a token of {repo.partition('/')[0]}",
+                f"{repo} does not exist, and {pusher or 'a trusted publisher'} may not create it",
+                f"push to `{user}/{repo.partition('/')[2]}`, or use a token of {repo.partition('/')[0]}"
+                if pusher
+                else "create it on the Hub, and name this workflow on its page as trusted publisher",
             ) from None
         if pr:
             raise HubError(f"{repo} does not exist yet", "leave out `--pr`: the first push creates it") from None
-        return Target(repo, user, False)
+        return Target(repo, pusher, False)
     if not pr:
         api.auth_check(repo, write=True)
     if private is not None and info.private is not None and private != info.private:
@@ -78,11 +82,16 @@ def _access(api: HfApi, repo: str, private: bool | None, pr: bool, revision: str
         raise HubError(
             f"{repo} holds files that hfquant did not make", "push to another name, or replace them with `--force`"
         )
-    return Target(repo, user, True, info.private)
+    return Target(repo, pusher, True, info.private)
 
 
 def namespaces(api: HfApi) -> tuple[str, set[str]]:
-    """The user, and the namespaces that this token may write to as far as the Hub says."""
+    """The user, and the namespaces that this token may write to as far as the Hub says.
+
+    A trusted publisher's token is for one repository and nobody's own: its namespace, and none to create others in.
+    """
+    if api.token is None and "/" in (publishes := os.environ.get("HF_OIDC_RESOURCE", "")):
+        return publishes.partition("/")[0], set()
     if api.token is False or (api.token is None and get_token() is None):
         raise HubError("you are not logged in to the Hub", "`hf auth login`, or set HF_TOKEN")
     me = api.whoami()

@@ -156,12 +156,15 @@ def _gate(api: HfApi, target: Target, published: Artefact) -> None:
 
 
 def _pull_request(api: HfApi, target: Target, published: Artefact) -> int:
-    """The number of the open pull request of an earlier attempt, or of a new one."""
+    """The number of the open pull request of an earlier attempt, or of a new one.
+
+    One that a stranger opened under this title may hold anything: where nobody can tell whose it is, it is not used.
+    """
     title = f"{published.name}, compressed with hfquant ({published.provenance['key'][:12]})"
     waiting = api.get_repo_discussions(
         target.repo, author=target.user, discussion_type="pull_request", discussion_status="open"
     )
-    for found in waiting:
+    for found in waiting if target.user else ():
         if found.title == title:
             return found.num
     return api.create_pull_request(target.repo, title, description="Made and verified by hfquant; see its card.").num

@@ -18,6 +18,7 @@ from huggingface_hub.errors import (
     LocalEntryNotFoundError,
     LocalTokenNotFoundError,
     OfflineModeIsEnabled,
+    OIDCError,
     RepositoryNotFoundError,
     RevisionNotFoundError,
 )
@@ -90,6 +91,10 @@ def understood() -> Iterator[None]:
         raise HubError(said(error), "a repository is named like `user/name`") from None
     except LocalTokenNotFoundError as error:
         raise HubError("you are not logged in to the Hub", "`hf auth login`, or set HF_TOKEN") from error
+    except OIDCError as error:
+        raise HubError(
+            said(error), "`permissions: id-token: write`, or unset HF_OIDC_RESOURCE and set HF_TOKEN"
+        ) from error
     except OfflineModeIsEnabled as error:
         raise HubError("the Hub is switched off by HF_HUB_OFFLINE", "unset HF_HUB_OFFLINE") from error
     except httpx2.UnsupportedProtocol as error:

@@ -1,4 +1,5 @@
-"""Logging in: OpenID Connect as the Hub does it, with a user who always agrees."""
+"""Logging in: OpenID Connect as the Hub does it, with a user who always agrees; and trusted publishers, whose
+workflow swaps the token of its run for one that may write to one repository (RFC 8693)."""
 
 import base64
 import json
@@ -17,7 +18,10 @@ if TYPE_CHECKING:
 
 
 class Provider:
-    """user: who agrees.  codes: handed out and not used yet, with what they are for.  Tokens become the store's."""
+    """user: who agrees.  codes: handed out and not used yet, with what they are for.  Tokens become the store's.
+
+    trusted: repositories that trust the workflow which has the `run` token.
+    """
 
     def __init__(self) -> None:
         self.user = "alice"
@@ -25,6 +29,8 @@ class Provider:
         self.codes: dict[str, tuple[str, str | None]] = {}
         self.scopes: set[str] = set()
         self.issued: list[str] = []
+        self.trusted: set[str] = set()
+        self.run = "run-" + secrets.token_hex(8)
         self._key: rsa.RSAPrivateKey | None = None
 
     @property
@@ -62,9 +68,11 @@ def authorize(hub: "Hub", request: "Request") -> "Answer":
 
 
 def token(hub: "Hub", request: "Request") -> "Answer":
-    """A code for a token, once."""
+    """A code for a token, once; or the token of a run."""
     from .server import Answer
 
+    if request.headers.get("content-type", "").startswith("application/json"):
+        return _exchanged(hub, request.json())
     form = {name: values[0] for name, values in parse_qs(request.body.decode()).items()}
     found = hub.oauth.codes.pop(form.get("code", ""), None)
     if found is None or not request.headers.get("authorization", "").startswith("Basic "):
@@ -79,6 +87,35 @@ def token(hub: "Hub", request: "Request") -> "Answer":
         claims["nonce"] = nonce
     signed = _signed(hub, claims)
     return Answer.of({"access_token": access, "token_type": "bearer", "expires_in": 3600, "id_token": signed})
+
+
+def _exchanged(hub: "Hub", asked: dict[str, Any]) -> "Answer":
+    from .server import Answer
+
+    resource = asked["resource"]
+    if (
+        asked["subject_token"] != _run_token(hub)
+        or resource not in hub.oauth.trusted
+        or resource not in hub.store.repos
+    ):
+        raise Refused(400, message="invalid_grant")
+    access = "hf_jwt_" + secrets.token_hex(20)
+    hub.store.tokens[access], hub.store.bound[access] = resource.partition("/")[0], resource
+    hub.oauth.issued.append(access)
+    return Answer.of({"access_token": access, "token_type": "bearer", "expires_in": 3600})
+
+
+def run(hub: "Hub", request: "Request") -> "Answer":
+    """GitHub's part: says of a run which workflow it is of."""
+    from .server import Answer
+
+    if request.token != hub.oauth.run or request.query.get("audience") != hub.url:
+        raise Refused(401)
+    return Answer.of({"value": _run_token(hub)})
+
+
+def _run_token(hub: "Hub") -> str:
+    return _signed(hub, {"iss": "https://token.actions.example", "aud": hub.url, "sub": hub.oauth.run})
 
 
 def userinfo(hub: "Hub", request: "Request") -> "Answer":

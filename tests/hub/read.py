@@ -5,11 +5,11 @@ from collections.abc import Mapping
 from typing import Any
 
 from .server import Answer, Hub, Request
-from .store import DATE, Blob, Refused
+from .store import DATE, Blob, Refused, Repo
 
 
 def whoami(hub: Hub, request: Request) -> Answer:
-    if request.user is None:
+    if request.user is None or request.token in hub.store.bound:
         raise Refused(401, message="Invalid username or password.")
     role = "read" if request.token in hub.store.read_only else "write"
     orgs = [
@@ -21,8 +21,18 @@ def whoami(hub: Hub, request: Request) -> Answer:
 
 def models(hub: Hub, request: Request) -> Answer:
     author, search = request.query.get("author"), request.query.get("search", "")
-    names = [name for name in hub.store.repos if search in name and author in (None, name.partition("/")[0])]
-    return Answer.of([{"id": name, "modelId": name, "private": hub.store.repos[name].private} for name in names])
+    found = [
+        {"id": name, "modelId": name, "private": repo.private, "downloads": repo.downloads, **_counted(repo)}
+        for name, repo in hub.store.repos.items()
+        if search in name and author in (None, name.partition("/")[0])
+    ]
+    if request.query.get("sort") == "downloads":
+        found.sort(key=lambda model: -model["downloads"])
+    return Answer.of(found[: int(request.query.get("limit", len(found)))])
+
+
+def _counted(repo: Repo) -> dict[str, Any]:
+    return {} if repo.parameters is None else {"safetensors": {"parameters": {}, "total": repo.parameters}}
 
 
 def info(hub: Hub, request: Request, name: str, revision: str = "main") -> Answer:
@@ -33,7 +43,8 @@ def info(hub: Hub, request: Request, name: str, revision: str = "main") -> Answe
         {
             "_id": "0", "id": name, "modelId": name, "author": name.partition("/")[0], "sha": commit.sha,
             "private": repo.private, "gated": repo.gated, "disabled": False, "lastModified": DATE, "createdAt": DATE,
-            "tags": [], "cardData": hub.store.card(commit),
+            "tags": [], "cardData": hub.store.card(commit), **_counted(repo),
+            "config": {"quantization_config": repo.quantization} if repo.quantization else {},
             "siblings": [_sibling(path, blob, sizes) for path, blob in sorted(commit.files.items())],
         }
     )  # fmt: skip
@@ -114,8 +125,7 @@ def commits(hub: Hub, request: Request, name: str, revision: str) -> Answer:
 def auth_check(hub: Hub, request: Request, name: str, mode: str = "read") -> Answer:
     if mode == "write":
         hub.store.writable(name, request.user)
-        if request.token in hub.store.read_only:
-            raise Refused(403, message="This token is read only")
+        hub.store.check_token(request.token, name)
     else:
         hub.store.check_gate(hub.store.readable(name, request.user), request.user)
     return Answer.of({})

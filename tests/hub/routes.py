@@ -38,6 +38,7 @@ LOGIN: dict[str, Callable[[Hub, Request], Answer]] = {
     "oauth/token": oauth.token,
     "oauth/userinfo": oauth.userinfo,
     "oauth/jwks": oauth.jwks,
+    "actions/run": oauth.run,
 }
 
 

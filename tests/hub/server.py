@@ -173,7 +173,7 @@ class Handler(BaseHTTPRequestHandler):
             token=token,
         )
         try:
-            if token and request.user is None:
+            if token and request.user is None and token != self.owner.oauth.run:
                 raise Refused(401, message="Invalid credentials in Authorization header")
             return route(self.owner, request)
         except Refused as refused:

@@ -80,6 +80,9 @@ class Repo:
     commits: dict[str, Commit] = field(default_factory=dict)
     refs: dict[str, str] = field(default_factory=dict)
     discussions: list[PullRequest] = field(default_factory=list)
+    parameters: int | None = None  # as the Hub counts them in the headers
+    downloads: int = 0
+    quantization: dict[str, Any] | None = None  # out of config.json
     uploaded: set[str] = field(default_factory=set)  # large files, which are kept for each repository apart
 
     def resolve(self, revision: str) -> Commit:
@@ -135,6 +138,7 @@ class Store:
     folder: Path
     tokens: dict[str, str] = field(default_factory=dict)
     read_only: set[str] = field(default_factory=set)  # tokens
+    bound: dict[str, str] = field(default_factory=dict)  # tokens to the one repository that they may write to
     orgs: dict[str, set[str]] = field(default_factory=dict)
     repos: dict[str, Repo] = field(default_factory=dict)
 
@@ -168,6 +172,13 @@ class Store:
 
     def may_write(self, user: str | None, namespace: str) -> bool:
         return user is not None and (user == namespace or user in self.orgs.get(namespace, ()))
+
+    def check_token(self, token: str | None, name: str) -> None:
+        """Refused for one that may not write to this repository, whatever its user may."""
+        if token in self.read_only:
+            raise Refused(403, message="This token is read only")
+        if token in self.bound and self.bound[token] != name:
+            raise Refused(403, message=f"This token is for {self.bound[token]}")
 
     def readable(self, name: str, user: str | None) -> Repo:
         """Refused as the Hub refuses: a private repository looks like one that does not exist."""

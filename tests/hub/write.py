@@ -22,7 +22,7 @@ def create(hub: Hub, request: Request) -> Answer:
     name = f"{namespace}/{short}"
     if request.user is None:
         raise Refused(401, message="Invalid username or password.")
-    if not hub.store.may_write(request.user, namespace) or request.token in hub.store.read_only:
+    if not hub.store.may_write(request.user, namespace) or request.token in {*hub.store.read_only, *hub.store.bound}:
         raise Refused(403, message=f'You don\'t have the rights to create a model under the namespace "{namespace}"')
     if not NAME.fullmatch(short):
         raise Refused(400, message="Invalid repository name")
@@ -209,8 +209,7 @@ def tag(hub: Hub, request: Request, name: str, revision: str) -> Answer:
 
 def _writable(hub: Hub, request: Request, name: str, revision: str | None = None, new_pr: bool = False) -> Repo:
     """The repository, if this user may write to it there.  To a pull request of their own everybody may."""
-    if request.token in hub.store.read_only:
-        raise Refused(403, message="This token is read only")
+    hub.store.check_token(request.token, name)
     if new_pr and request.user:
         return hub.store.readable(name, request.user)
     if revision and revision.startswith("refs/pr/"):

@@ -8,13 +8,18 @@ import yaml
 from fastapi import FastAPI
 from fastapi.testclient import TestClient
 
+from hfquant.conversion.fleet.serve import attached
+from hfquant.conversion.fleet.webhook import HEADER, PATH
 from hfquant.conversion.service import Service
 from hfquant.conversion.settings import Settings
 from hfquant.errors import HfquantError
+from space_app.app import create
 from space_app.fleet import OF_THE_SPACE, Fleet
 from space_app.login import OAUTH, OWN, Login
 from tests.conversion.fleet.recorded import Recorded, made
+from tests.hub.server import Hub
 
+SECRET = "0123456789abcdef0123"
 HUB = {name: "x" for name in OAUTH} | {"SYSTEM": "spaces"}
 
 
@@ -43,6 +48,25 @@ def test_shown_as_a_page_and_as_json_and_the_hub_is_asked_once(manifest: Path, s
     assert "acme/one-rtn-w8" in page.text
     assert "default-src 'none'" in page.headers["content-security-policy"]
     assert sorted(hub.asked) == ["acme/one-rtn-w8", "acme/two-rtn-w8", "org/one", "org/two"], "each once for both"
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_a_webhook_beside_the_page(manifest: Path, service: Service, hub: Hub) -> None:
+    kept = Fleet(manifest, service, Login({}), Recorded({}, {}))
+    message = {
+        "event": {"action": "update", "scope": "repo.content"},
+        "repo": {"type": "model", "name": "org/one"},
+        "updatedRefs": [{"ref": "refs/heads/main", "newSha": "1" * 40}],
+    }
+    with (
+        attached(manifest, service, SECRET, kept.user) as hooks,
+        TestClient(create(service, Login({}), kept, hooks)) as c,
+    ):
+        assert "hfquant" in c.get("/").text
+        assert c.post(PATH, json=message).status_code == 403
+        assert c.post(PATH, json=message, headers={HEADER: SECRET}).json() == {"kept": 1}
+        assert c.post(PATH, json=message, headers={HEADER: SECRET}).json() == {"kept": 0}
+        assert c.get(PATH).status_code != 202
 
 
 def test_its_jobs_are_nobodys_who_can_log_in(manifest: Path, service: Service) -> None:

@@ -9,7 +9,8 @@ import pytest
 from space_app.app import create
 from space_app.login import Login
 from tests.conversion.jobs.conftest import RECIPE
-from tests.space.conftest import Site, bearer, serving
+from tests.serving import serving
+from tests.space.conftest import Site, bearer
 
 PREFIX = "space_"  # on a Space gradio puts the Space's name before a tool's
 

@@ -9,7 +9,8 @@ import pytest
 from space_app.app import create
 from space_app.login import Login
 from tests.conversion.jobs.conftest import Desk
-from tests.space.conftest import Site, serving
+from tests.serving import serving
+from tests.space.conftest import Site
 from tests.space.pages import CHROMIUM, SLOW, Page
 from tests.space.test_browser import browser, expect, pytestmark
 

@@ -134,6 +134,44 @@ def test_a_burst_is_answered_and_nothing_is_lost(client: TestClient, inbox: Inbo
     assert time.monotonic() - start < 60
 
 
+def test_it_answers_at_once_whatever_the_work_takes(inbox: Inbox) -> None:
+    """The Hub gives a receiver ten seconds, and converting takes hours."""
+    begun, end = threading.Event(), threading.Event()
+    handled: list[str] = []
+
+    def handle(model: str) -> None:
+        begun.set()
+        end.wait(60)
+        handled.append(model)
+
+    handler = Handler(inbox, handle, pause=0.02)
+    app = FastAPI()
+    app.include_router(router(SECRET, inbox, lambda repo: False, handler.wake))
+    client = TestClient(app)
+    handler.start()
+    try:
+        assert post(client, message("org/first", "7" * 40)) == 202
+        assert begun.wait(20)
+        assert [post(client, message("org/next", f"{i:040x}")) for i in range(1000, 1010)] == [202] * 10
+        assert not handled
+    finally:
+        end.set()
+        handler.stop()
+    assert handled[0] == "org/first"
+
+
+def test_secrets_are_compared_in_constant_time(client: TestClient, monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: list[tuple[bytes, bytes]] = []
+
+    def compared(given: bytes, known: bytes) -> bool:
+        seen.append((given, known))
+        return False
+
+    monkeypatch.setattr("hmac.compare_digest", compared)
+    assert post(client, message()) == 403, "nothing else lets anybody in"
+    assert seen == [(SECRET.encode(), SECRET.encode())]
+
+
 def test_what_arrived_is_handled_after_a_restart_and_failures_are_tried_again(inbox: Inbox) -> None:
     """What an earlier process kept, this one finds."""
     good, bad = Arrival("org/good", "5" * 40), Arrival("org/bad", "6" * 40)
