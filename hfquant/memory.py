@@ -48,5 +48,10 @@ def settled() -> Iterator[None]:
 def give_back() -> None:
     """Return the free pages of the heap.  Tensors of many sizes come and go with every block, and malloc keeps them."""
     gc.collect()
+    trim()
+
+
+def trim() -> None:
+    """The same without a search for garbage: milliseconds, where work of one kind ends and that of another begins."""
     if (libc := _libc()) is not None:
         libc.malloc_trim(0)

@@ -36,7 +36,7 @@ from .solve import Finished, Work
 from .streaming import Passage, Streamer
 from .student import finish_block
 
-LARGE = 5 << 18  # bytes of a tensor that has memory of its own; for less, the system would take its share of the time
+LARGE = 2 << 20  # bytes of a tensor that has memory of its own; for less, the system would take its share of the time
 
 
 @dataclass(frozen=True)

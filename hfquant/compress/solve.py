@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ..memory import trim
 from ..methods import Method, kind
 from ..model.blocks import Weight
 from ..tensors.grid import Grid
@@ -100,8 +101,10 @@ def finish(
     H, C = seen.taken() if seen is not None else (None, None)
     H, C = (_divided(t, work.scales.get(members[0])) for t in (H, C))
     together = _tall if work.crew.parts == 1 else _in_parts
+    trim()  # what the activations left
     for grid, same in by_grid.items():
         yield from together(same, masters, work, grid, H, C, notes)
+    trim()
 
 
 def _tall(
