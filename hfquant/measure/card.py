@@ -26,7 +26,7 @@ NAME = re.compile(r"[\w][\w .,()+-]{0,95}", re.ASCII)
 LINK = re.compile(r"https://[\w./~%+-]{1,200}|LICENSE[\w.-]{0,40}", re.ASCII)
 PICTURE = re.compile(r"figures/[a-z][a-z0-9-]{0,40}\.png", re.ASCII)
 NO_WORDS = re.compile(r"[^\w .,;:()%+/=-]")
-PAPER = re.compile(r"(.+?) \((.+?, \d{4}); arXiv:(\d{4}\.\d{4,5})\)")
+PAPER = re.compile(r"(.+?) \((.+?, \d{4}); arXiv:(\d{4}\.\d{4,5})[,)]")
 METRICS = {
     "perplexity": "Perplexity",
     "kl": "KL divergence from the original, nats per token",

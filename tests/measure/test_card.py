@@ -1,3 +1,5 @@
+import re
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -6,6 +8,7 @@ import yaml
 from huggingface_hub import ModelCard
 from markdown_it import MarkdownIt
 
+from hfquant import methods
 from hfquant.measure import card
 from hfquant.measure.markdown import code, fence
 
@@ -278,6 +281,19 @@ def test_no_text_of_a_model_becomes_markup(evil: str) -> None:
 def test_only_the_links_meant() -> None:
     linked = outline(card.render(full()))[2]
     assert linked == ["https://huggingface.co/org/model-1B", "https://arxiv.org/abs/2210.17323"]
+
+
+@pytest.mark.parametrize("name", [name for name in methods.NAMES if name != "rtn"])  # rounding has no paper
+def test_the_paper_of_every_method_is_cited(name: str) -> None:
+    text = card.render(full(recipe={"name": "mine", "steps": [{"method": "rtn"}, {"method": name}]}))
+    [cited] = text.partition("\n## Papers\n\n- ")[2].strip().split("\n- ")
+    said = str(import_module(f"hfquant.methods.{name}").__doc__)
+    [number] = re.findall(r"arXiv:(\d{4}\.\d{4,5})", said.splitlines()[0])[:1]
+    assert re.search(rf"\S.*: .+, \d{{4}}, \[arXiv:{number}\]\(https://arxiv\.org/abs/{number}\)$", cited)
+
+
+def test_rounding_to_nearest_cites_nobody() -> None:
+    assert "## Papers" not in card.render(full(recipe={"name": "rtn-w4", "steps": [{"method": "rtn"}]}))
 
 
 def test_code_spans_and_fences_outlast_their_content() -> None:

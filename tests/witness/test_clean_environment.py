@@ -5,6 +5,7 @@ for it; HFQUANT_TEST_RECIPE is the recipe.
 """
 
 import os
+import re
 import shutil
 import subprocess
 import threading
@@ -115,6 +116,15 @@ def test_compressed_pushed_forgotten_and_loaded(
     assert CANARY in hub.seen_tokens, "it was used"
     assert seen["alice/small"], "the commands were seen"
     assert (seen[CANARY], left, holding(CANARY, hub.store.folder), CANARY in said) == ([], [], [], False)
+
+
+def test_optimum_finds_what_is_installed() -> None:
+    """The file in the folder that optimum's own package lies in, too."""
+    words = [str(environment.ours(ROOT).with_name("optimum-cli")), "hfquant"]
+    done = subprocess.run([*words, "--help"], capture_output=True, text=True, check=True, cwd="/")
+    assert {"compress", "eval", "push", "diagnose"} <= set(re.findall(r"\w+", done.stdout))
+    wrong = subprocess.run([*words, "push", "none", "alice/x"], capture_output=True, text=True, cwd="/")
+    assert (wrong.returncode, "`none`" in wrong.stderr) == (2, True)
 
 
 def test_what_is_installed_brings_its_data() -> None:

@@ -9,7 +9,7 @@ import torch
 from ... import report
 from ...errors import CheckpointError
 
-COMPARABLE = ("sha256", "feed", "selection")
+COMPARABLE = {"sha256": "text", "feed": "what the models read", "selection": "choice of windows"}
 
 
 def layers(known: Mapping[str, Any]) -> list[dict[str, Any]]:
@@ -72,7 +72,7 @@ def frontier(folders: Sequence[Path]) -> list[dict[str, Any]]:
         first = first or settings
         if different := [name for name in settings if settings[name] != first[name]]:
             raise CheckpointError(
-                f"`{folder}` and `{folders[0]}` have another {' and '.join(different)}: they cannot be compared",
+                f"`{folder}` and `{folders[0]}` cannot be compared: they differ in {' and '.join(different)}",
                 "measure both in the same way with `hfquant eval`",
             )
         rows += _rows(folder, one, whole=not rows)
@@ -84,9 +84,9 @@ def _settings(known: Mapping[str, Any]) -> dict[str, Any]:
     settings = found.get("settings") or {}
     return {
         "original": (known.get("source") or {}).get("bytes"),
-        "windows": found.get("windows"),
+        "number of windows": found.get("windows"),
         "window length": found.get("window"),
-        **{name: settings.get(name) for name in COMPARABLE},
+        **{words: settings.get(name) for name, words in COMPARABLE.items()},
     }
 
 

@@ -100,7 +100,7 @@ def test_results_that_cannot_be_compared_are_refused(folder: Path, results: dict
         (other / "report.json").write_text(json.dumps(report))
         return other
 
-    with pytest.raises(CheckpointError, match="another window length"):
-        diagnose(folder, look=False, beside=[changed(window=64)])
+    with pytest.raises(CheckpointError, match="they differ in number of windows and window length\n"):
+        diagnose(folder, look=False, beside=[changed(window=64, windows=1)])
     with pytest.raises(CheckpointError, match="was not compared with its original"):
         diagnose(folder, look=False, beside=[changed()])
