@@ -1,7 +1,8 @@
 """The two plots of the second tab.
 
-Each stands in a column of its own and is hidden with that: gradio's plots cannot be hidden alone, their script trips
-when they are taken off the page, and takes all for names where it was shown an empty table first.
+Each stands in a column of its own and is hidden with that, by the style of the page: gradio's plots cannot be hidden
+alone, their script trips when they are taken off the page, and takes all for names where it was shown an empty table
+first.  What gradio calls `visible="hidden"` hides no column.
 """
 
 from collections.abc import Mapping, Sequence
@@ -15,12 +16,14 @@ from space_app import views
 
 LAYER = ["layer", "error", "name"]
 RESULT = ["megabytes", "perplexity ratio", "recipe"]
+HIDDEN = "away"  # the class of what is not shown
 
 
 def errors(parts: dict[str, Any]) -> None:
     """How far each layer is from the original, as they are finished."""
     with _place("errors", parts):
         parts["errors"] = gr.ScatterPlot(x="layer", y="error", height=240,
+                                         x_axis_format="d", y_lim=[0, None],
                                          title="Relative output error of each layer",
                                          tooltip=["name", "error"])  # fmt: skip
 
@@ -51,15 +54,15 @@ def of_results(found: Sequence[Job], reports: Mapping[str, Mapping[str, Any] | N
 
 
 def none() -> dict[str, Any]:
-    return {f"{name}_place": gr.update(visible="hidden") for name in ("errors", "compared")}
+    return {f"{name}_place": gr.update(elem_classes=[HIDDEN]) for name in ("errors", "compared")}
 
 
 def _place(name: str, parts: dict[str, Any]) -> gr.Column:
-    parts[f"{name}_place"] = gr.Column(visible="hidden", elem_id=name)
+    parts[f"{name}_place"] = gr.Column(elem_classes=[HIDDEN], elem_id=name)
     return parts[f"{name}_place"]
 
 
 def _filled(name: str, points: pd.DataFrame, least: int) -> dict[str, Any]:
     if len(points) < least:
-        return {f"{name}_place": gr.update(visible="hidden")}
-    return {f"{name}_place": gr.update(visible=True), name: gr.update(value=points)}
+        return {f"{name}_place": gr.update(elem_classes=[HIDDEN])}
+    return {f"{name}_place": gr.update(elem_classes=[]), name: gr.update(value=points)}

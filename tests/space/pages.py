@@ -31,7 +31,7 @@ class Page:
     """A page of a browser, at a width in pixels."""
 
     def __init__(self, browser: Any, url: str, width: int, scheme: str = "light") -> None:
-        self.width = width
+        self.url, self.width = url, width
         self.wrong: list[str] = []  # what the page complained of
         self._leaving = False
         context = browser.new_context(viewport={"width": width, "height": 1000}, color_scheme=scheme)
@@ -46,13 +46,18 @@ class Page:
             ),
         )
         self.tab.on("pageerror", lambda error: self._heard(str(error)))
-        self.tab.on("console", lambda said: self._heard(said.text) if said.type == "error" else None)
+        self.tab.on("console", self._said)
         self.tab.goto(url)
 
-    def _heard(self, text: str) -> None:
+    def _said(self, message: Any) -> None:
+        if message.type == "error":
+            self._heard(message.text, message.location["url"])
+
+    def _heard(self, text: str, source: str = "") -> None:
         """A page that is left breaks off what it was reading; pictures of people the test's Hub has not."""
-        if not self._leaving and "Failed to load resource" not in text:
-            self.wrong.append(text)
+        elsewhere = "Failed to load resource" in text and not source.startswith(self.url)
+        if not self._leaving and not elsewhere:
+            self.wrong.append(f"{text} {source}")
 
     @contextmanager
     def leaving(self) -> Iterator[None]:

@@ -78,6 +78,7 @@ def test_from_the_login_to_the_pushed_model(browser: Any, site: Site, width: int
     page.log_in()
     watch(page)
     page.shows("#errors svg.marks")
+    expect(page.locator("#compared")).to_be_hidden()  # there is no result yet
     page.look("7-running")
     page.come_back()
     watch(page)
