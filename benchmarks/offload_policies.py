@@ -21,7 +21,7 @@ from offload_ways import Watch
 from reporting import write
 from synthetic import build, evicting
 
-from hfquant.compress.memory import give_back
+from hfquant.memory import give_back
 from hfquant.machine import hardware, versions
 from hfquant.runtime.offload.cost import CostModel, Workload
 from hfquant.runtime.offload.hardware import profile
