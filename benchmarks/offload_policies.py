@@ -21,8 +21,8 @@ from offload_ways import Watch
 from reporting import write
 from synthetic import build, evicting
 
-from hfquant.memory import give_back
 from hfquant.machine import hardware, versions
+from hfquant.memory import give_back
 from hfquant.runtime.offload.cost import CostModel, Workload
 from hfquant.runtime.offload.hardware import profile
 from hfquant.runtime.offload.model import OffloadedModel
