@@ -20,14 +20,15 @@ def _libc() -> Any:
     return libc if hasattr(libc, "malloc_trim") and hasattr(libc, "mallopt") else None
 
 
-def map_large_pieces(size: int) -> bool:
+def map_large_pieces(size: int) -> None:
     """Let every tensor of at least `size` bytes go back to the system as soon as it is freed, from now on.
 
     By default glibc raises the size from which it does so to that of whatever was freed last, up to 32 MB, and large
     tensors then leave holes in a heap that grows with every block, by gigabytes of address space in a deep model.  The
-    smaller the size, the more the system has to do.  False where the C library is not glibc.
+    smaller the size, the more the system has to do.  Nothing happens where the C library is not glibc.
     """
-    return (libc := _libc()) is not None and libc.mallopt(MMAP_THRESHOLD, size) == 1
+    if (libc := _libc()) is not None:
+        libc.mallopt(MMAP_THRESHOLD, size)
 
 
 @contextmanager

@@ -164,11 +164,11 @@ class Layer:
         return sum(float(_energy(part.W, self.H)) for part in self.parts())
 
     def parts(self) -> "Iterator[Layer]":
-        """Its rows in pieces that are about as large as they have to be to be quick: what is made of a piece on the way
-        to a result is several times as large as the piece.  How many there are follows from the shape alone."""
+        """Its rows in pieces, as equal as may be: what is made of a piece on the way to a result is several times as
+        large as the piece.  How many there are follows from the shape alone."""
         out, n = self.W.shape
-        count = -(-out // max(LEAST_ROWS, ELEMENTS // n))
-        rows = max(1, -(-out // max(1, count)))
+        pieces = -(-out // max(LEAST_ROWS, ELEMENTS // n))
+        rows = -(-out // pieces)
         return (self.rows(slice(at, at + rows)) for at in range(0, out, rows))
 
     def rows(self, rows: slice) -> "Layer":

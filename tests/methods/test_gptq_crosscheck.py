@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from hfquant.methods.gptq import Method as Gptq
+from hfquant.tensors import layer as layers
 from hfquant.tensors.grid import Grid
 from hfquant.tensors.layer import Layer, Quantized
 from tests import reference_gptq
@@ -134,6 +135,27 @@ def test_block_is_speed_only(group_size: int, options: dict[str, object]) -> Non
     for block in (1, 7, 32, 50, 128):
         same = result(gptq(given, grid, **options, block=block)).codes == whole
         assert same.double().mean() >= 0.999, block
+
+
+@pytest.mark.parametrize("options", [TEXTBOOK, {}], ids=["textbook", "best"])
+@pytest.mark.parametrize("pruned", [False, True])
+def test_pieces_of_rows_end_as_the_whole(
+    pruned: bool, options: dict[str, object], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each with its own target and its own mask."""
+    given, grid = layer(40, 96, 1024), Grid(4, 32, False)
+    draw = torch.Generator().manual_seed(1)
+    drift = 0.02 * torch.randn(96, 96, generator=draw)
+    mask = torch.rand(given.W.shape, generator=draw) < 0.7 if pruned else None
+    given = replace(given, C=given.H @ (torch.eye(96) + drift), mask=mask)
+    whole = result(gptq(given, grid, **options))
+    monkeypatch.setattr(layers, "LEAST_ROWS", 12)
+    monkeypatch.setattr(layers, "ELEMENTS", 1)
+    assert len(list(given.parts())) == 4
+    pieces = result(gptq(given, grid, **options))
+    assert (pieces.codes == whole.codes).double().mean() >= 0.999
+    assert torch.equal(pieces.zero_point, whole.zero_point)
+    torch.testing.assert_close(pieces.scale, whole.scale, rtol=1e-2, atol=0)
 
 
 @pytest.mark.parametrize("symmetric", [True, False], ids=["symmetric", "asymmetric"])

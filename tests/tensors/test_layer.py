@@ -1,6 +1,7 @@
 import pytest
 import torch
 
+from hfquant.tensors import layer as layers
 from hfquant.tensors.grid import Grid
 from hfquant.tensors.layer import Layer, Quantized
 
@@ -38,3 +39,16 @@ def test_an_untouched_layer_has_no_error() -> None:
     assert done.Q is not None
     assert done.Q.shape == (8, 16)
     assert not torch.equal(done.effective, done.W)
+
+
+def test_pieces_are_all_rows_in_their_order(monkeypatch: pytest.MonkeyPatch) -> None:
+    done = rounded(layer()[0])
+    error, energy = done.error(), done.energy
+    assert [len(part.W) for part in done.parts()] == [8], "one that is small stays whole"
+    monkeypatch.setattr(layers, "LEAST_ROWS", 3)
+    monkeypatch.setattr(layers, "ELEMENTS", 16 * 3)
+    parts = list(done.parts())
+    assert [len(part.W) for part in parts] == [3, 3, 2]
+    assert torch.equal(torch.cat([part.W for part in parts]), done.W)
+    assert torch.equal(torch.cat([part.effective for part in parts]), done.effective)
+    assert (done.error(), done.energy) == (pytest.approx(error, rel=1e-6), pytest.approx(energy, rel=1e-6))
