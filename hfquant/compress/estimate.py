@@ -193,9 +193,9 @@ def _seconds(
         return fitting
     built = [step.build() for step in recipe.steps]
     beside = any(getattr(step, "needs_original", False) for step in built)
-    # the original where it is looked at too, what is observed, and what the next block will see; beside the products
-    # there are attention and what is bound by memory
-    passes = 1.25 * (beside + runs + 1)
+    # the original where it is looked at too, what is observed, and what the next block will see, unless that was
+    # observed; beside the products there are attention and what is bound by memory
+    passes = 1.25 * (beside + runs + (not any(getattr(step, "one_pass", False) for step in built)))
     solve = 0.0
     if any(getattr(step, "needs_hessian", False) for step in built):
         solve += tokens.numel() * _squares(layers) * (3.1 if beside else 1.1)  # H is symmetric, C is not

@@ -172,6 +172,7 @@ class _Run:
                 "use shorter ones (`--seq-len`); what is finished is kept, run the same command again",
             )
         self.skeleton.drop_module(passage.stack.blocks[0])
+        passage.ahead = None
         streamer.shrink(passage)
 
     def _block(self, name: str, passage: Passage | None, i: int, original: Stream | None) -> Iterator[LayerResult]:
@@ -210,8 +211,8 @@ class _Run:
             stale.delete()
 
     def _advance(self, passage: Passage, block: nn.Module, i: int) -> None:
-        """The compressed block's outputs are what the next block will see."""
-        passage.stream = passage.run(block, i, self._at(passage, i + 1).path)
+        """What the next block will see."""
+        passage.advance(block, i)
         passage.stream.sync()
 
     def _ends(self) -> Iterator[LayerResult]:
