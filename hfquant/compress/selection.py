@@ -57,8 +57,10 @@ def select(model: nn.Module, recipe: Recipe) -> dict[str, Target]:
         spec = recipe.grid_for(layer, kind, place)
         if spec is not None:
             rounded = recipe.activations_for(layer, kind, place)
-            found[name] = Target(name, layer, kind, shape, spec.grid(), None if rounded is None else rounded.build())
-            _check_shape(recipe, found[name])
+            target = Target(name, layer, kind, shape, spec.grid(), None if rounded is None else rounded.build())
+            if steps_for(target, recipe):  # fused experts stay as they are where no step is for them
+                _check_shape(recipe, target)
+                found[name] = target
     if not found:
         raise RecipeError(
             f"recipe `{recipe.name}` leaves every layer of this model as it is",
