@@ -9,10 +9,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
+from transformers import AutoModelForCausalLM
 from typer.testing import Result
 
 from hfquant.cli import engine
 from hfquant.errors import SourceError
+from hfquant.model.calibration import digest, self_generated
 from tests import families
 
 Run = Callable[..., Result]
@@ -113,6 +116,19 @@ def test_the_estimate_stands_there_before_all_weights_are_read(
         "recipe", "parameters", "output size", "peak memory", "disk", "time"
     ]  # fmt: skip
     assert told[6:] == ["error: this is read now"]
+
+
+def test_a_model_writes_its_own_calibration_text(run: Run, model: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    done = run("compress", model, "-r", "gptq-w4g32", "-o", out, *SMALL, "--calibration", "self", "--seed", 7, "--json")
+    assert done.exit_code == 0, done.stderr
+    said = json.loads(done.stdout)["calibration"]
+    dense = AutoModelForCausalLM.from_pretrained(model, dtype=torch.float32)
+    wrote = self_generated(dense, samples=4, seq_len=32, seed=7)
+    assert (said["source"], said["sha256"]) == ("self", digest(wrote))
+    assert len(set(wrote.flatten().tolist())) > 10
+    assert run("compress", model, "-r", "gptq-w4g32", "-o", tmp_path / "text", *SMALL).exit_code == 0
+    assert weights(out) != weights(tmp_path / "text")
 
 
 def test_no_such_model(run: Run, tmp_path: Path) -> None:
