@@ -128,6 +128,11 @@ class Recipe(Strict):
         return static or any(step.build().needs_hessian for step in self.steps)
 
     @property
+    def generates(self) -> bool:
+        """Whether the model writes its calibration text itself."""
+        return self.needs_calibration and self.calibration.source == "self"
+
+    @property
     def rewrites(self) -> bool:
         """Whether a step gives the whole model other weights before its blocks are compressed."""
         return any(getattr(step.build(), "rewrites", False) for step in self.steps)

@@ -92,8 +92,8 @@ def compress(
     if crew is not None or parts is not None or threads is not None:
         settings["crew"] = engine.crew(crew, parts=parts, threads=threads, device=device)
         device = "cpu"  # of this process' own share
-    plan = engine.plan(model, chosen, out, **settings, fresh=fresh, max_memory=max_memory, device=device)
-    print_facts(log(), estimate(plan))
+    settings |= {"fresh": fresh, "max_memory": max_memory, "device": device}
+    plan = engine.plan(model, chosen, out, **settings, announce=lambda found: print_facts(log(), estimate(found)))
     _run(ctx, plan)
     report = _measure(plan, model, windows)
     print_json(report) if as_json else result(out, report)

@@ -8,10 +8,10 @@ from .output import data, print_facts
 from .units import count, duration, size
 
 if TYPE_CHECKING:
-    from ..compress import Plan
+    from ..compress.plan import Outlook
 
 
-def estimate(plan: "Plan") -> dict[str, str | None]:
+def estimate(plan: "Outlook") -> dict[str, str | None]:
     """What a compression will need and give."""
     expected = plan.estimate
     untied = getattr(plan.source, "about", {}).get("untied_bytes")

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from ..llvm import refused
+from ..model.calibration import GENERATED
 from ..model.inputs import positions
 from ..model.skeleton import Skeleton
 from ..recipe import Recipe
@@ -99,6 +100,7 @@ def estimate(
         peak_memory=max(
             _peak(skeleton, layers, tokens, batch, statistics, recipe.distills),
             _proof(skeleton, layers) if recipe.rewrites else 0,
+            _writing(skeleton, tokens) if tokens is not None and recipe.generates else 0,
         ),
         disk=kept + 2 * packed + streams,
         seconds=_seconds(skeleton, recipe, layers, tokens, statistics.runs),
@@ -159,7 +161,7 @@ def _peak(
     if tokens is None:
         return LIBRARIES + weights + 16 * largest
     inside = sum(p.numel() for n, p in skeleton.model.named_parameters() if n in {layer.name for layer in layers})
-    outside = (sum(p.numel() for p in skeleton.model.parameters()) - inside) * skeleton.dtype.itemsize
+    outside = (_parameters(skeleton) - inside) * skeleton.dtype.itemsize
     rows = batch * max(positions(skeleton.source.config, tokens.shape[1]).values())
     hidden = _hidden(skeleton)
     activations = rows * (6 * hidden + 5 * widest) * skeleton.dtype.itemsize + 4 * rows * widest
@@ -169,6 +171,17 @@ def _peak(
     if distills:  # codes before rounding, their gradients and moments, what runs; what a step keeps for its way back
         training = 36 * max(blocks.values()) + rows * (24 * hidden + 14 * widest) * 4
     return LIBRARIES + max(outside + activations, weights + activations + solving, weights + training)
+
+
+def _writing(skeleton: Skeleton, tokens: Tensor) -> int:
+    """While the whole model writes its calibration text: its weights, and keys and values of a batch, in float32."""
+    config = skeleton.source.config.get_text_config(decoder=True)
+    cached = 2 * getattr(config, "num_hidden_layers", 0) * _hidden(skeleton) * min(GENERATED, tokens.shape[0])
+    return LIBRARIES + 4 * (_parameters(skeleton) + cached * tokens.shape[1])
+
+
+def _parameters(skeleton: Skeleton) -> int:
+    return sum(p.numel() for p in skeleton.model.parameters())
 
 
 def _proof(skeleton: Skeleton, layers: "Sequence[LayerPlan]") -> int:
@@ -203,6 +216,8 @@ def _seconds(
         fitting += SWEEP[generated] * weights
     taught = sum(step.options["steps"] * step.options["tokens"] for step in recipe.steps if step.method == "lkd")
     learn = 3.5 * 2 * weights * taught / forward  # forward, and twice as much back
+    if recipe.generates:  # in batches, and in a decoder's steps the weights' way from memory is as long as products
+        learn += 2 * 2 * _parameters(skeleton) * tokens.numel() / exact
     return fitting + learn + passes * 2 * weights * tokens.numel() / forward + solve / exact
 
 

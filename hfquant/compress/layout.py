@@ -61,7 +61,7 @@ def lay_out(source: Source, recipe: Recipe, device: str = "cpu", *, training: bo
             "download the model again, or check `architectures` in config.json",
         )
     found = tuple(stacks(skeleton.model))
-    targets = select(skeleton.model, recipe)
+    targets = select(skeleton.model, recipe, dtype)
     wire = wire_for(targets, skeleton.model, recipe, dtype)
     layers = _layers(targets, wire, found, skeleton)
     return Layout(skeleton=skeleton, stacks=found, targets=targets, wire=wire, layers=layers, dtype=dtype)

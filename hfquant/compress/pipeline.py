@@ -130,16 +130,26 @@ class _Run:
             if self._needs_original and begin < len(names):
                 original = self._stored(passage, begin, "original")
         for i in range(begin, len(names)):
-            while True:
-                try:
-                    yield from self._block(names[i], passage, i, original)
-                    break
-                except (MemoryError, RuntimeError) as error:
-                    if not _out_of_memory(error):
-                        raise
-                    self._shrink(streamer, passage)
+            yield from self._in_memory(streamer, names[i], passage, i, original)
             if original is not None:
                 original = self._stored(passage, i + 1, "original")
+
+    def _in_memory(
+        self, streamer: Streamer, name: str, passage: Passage, i: int, original: Stream | None
+    ) -> Iterator[LayerResult]:
+        """A block, begun again with smaller batches when memory runs out.  What was told of it is not told again."""
+        told: set[str] = set()
+        while True:
+            try:
+                for result in self._block(name, passage, i, original):
+                    if result.name not in told:
+                        told.add(result.name)
+                        yield result
+                return
+            except (MemoryError, RuntimeError) as error:
+                if not _out_of_memory(error):
+                    raise
+            self._shrink(streamer, passage)  # out here, where no traceback holds the tensors that were too many
 
     @property
     def _needs_original(self) -> bool:
@@ -298,4 +308,5 @@ def _row(result: LayerResult) -> dict[str, Any]:
 
 
 def _out_of_memory(error: Exception) -> bool:
-    return isinstance(error, MemoryError | torch.OutOfMemoryError) or "can't allocate memory" in str(error)
+    said = ("can't allocate memory", "not enough memory", "out of memory")
+    return isinstance(error, MemoryError | torch.OutOfMemoryError) or any(words in str(error) for words in said)

@@ -26,7 +26,7 @@ def compress_loaded(model: Any, config: HfQuantConfig) -> Wire:
     from ..compress import compress_model
     from ..compress.selection import select, wire_for
 
-    targets = select(model, config.recipe)
+    targets = select(model, config.recipe, model.dtype)
     wire = wire_for(targets, model, config.recipe, model.dtype)
     found: dict[str, Encoding] = {}
     batches, parts = calibration_batches(model, config), dict[str, Tensor]()

@@ -2,15 +2,19 @@
 
 import json
 import shutil
+import sys
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
+from transformers import PreTrainedModel
 
 from hfquant.compress import compress, plan
+from hfquant.compress.estimate import LIBRARIES
 from hfquant.errors import (
     CalibrationError,
     CheckpointError,
@@ -20,10 +24,12 @@ from hfquant.errors import (
     ResourceError,
     SourceError,
 )
+from hfquant.model.headers import TensorInfo
 from tests.model.gguf_files import FAMILIES, bpe_vocabulary, write_gguf
 
 SMALL = {"samples": 4, "seq_len": 32}
 WEIGHTS = "model.safetensors"
+planning = sys.modules["hfquant.compress.plan"]
 
 
 @pytest.fixture
@@ -53,6 +59,17 @@ def change_weights(model: Path, change: Callable[[dict[str, torch.Tensor]], obje
     tensors = {name: t.clone() for name, t in tensors.items()}
     change(tensors)
     save_file(tensors, model / WEIGHTS, {"format": "pt"})
+
+
+def read_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whoever reads a weight from here on fails."""
+
+    def read(*_: object, **__: object) -> None:
+        raise AssertionError("a weight was read")
+
+    monkeypatch.setattr(planning, "survey", read)
+    monkeypatch.setattr(TensorInfo, "read", read)
+    monkeypatch.setattr(PreTrainedModel, "from_pretrained", read)
 
 
 def test_unknown_names(model: Path, tmp_path: Path) -> None:
@@ -178,6 +195,44 @@ def test_too_little_disk_and_memory(model: Path, tmp_path: Path, monkeypatch: py
     usage = shutil.disk_usage(tmp_path)
     monkeypatch.setattr(shutil, "disk_usage", lambda _: usage._replace(free=1000))
     refused(model, tmp_path / "o", ResourceError, "of disk are needed")
+
+
+@pytest.mark.parametrize("source", ["default", "self"])
+@pytest.mark.parametrize("lacking", ["memory", "the machine's memory", "disk"])
+def test_what_cannot_fit_is_refused_before_a_weight_is_read(
+    model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, source: str, lacking: str
+) -> None:
+    read_nothing(monkeypatch)
+    kw: dict[str, Any] = {"calibration": source}
+    if lacking == "memory":
+        kw["max_memory"] = 50_000_000
+    elif lacking == "disk":
+        usage = shutil.disk_usage(tmp_path)
+        monkeypatch.setattr(shutil, "disk_usage", lambda _: usage._replace(free=1000))
+    else:
+        monkeypatch.setattr(planning, "most_memory", lambda: 60_000_000)
+    match = {"memory": "50 MB are allowed", "the machine's memory": "60 MB are allowed", "disk": "of disk are needed"}
+    refused(model, tmp_path / "o", ResourceError, match[lacking], **kw)
+
+
+def test_the_estimate_is_announced_before_a_weight_is_read(
+    model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whole = plan(model, "gptq-w4g32", tmp_path / "o", **SMALL)
+    told: list[Any] = []
+    read_nothing(monkeypatch)
+    with pytest.raises(AssertionError, match="a weight was read"):
+        plan(model, "gptq-w4g32", tmp_path / "o", **SMALL, announce=told.append)
+    (foreseen,) = told
+    assert replace(foreseen.estimate, seconds=None) == replace(whole.estimate, seconds=None)
+    assert foreseen.estimate.seconds > 0
+    assert (foreseen.batch, foreseen.room, foreseen.blocks) == (whole.batch, whole.room, whole.blocks)
+
+
+def test_a_model_that_writes_its_own_text_is_in_memory_whole(model: Path, tmp_path: Path) -> None:
+    foreseen = [plan(model, "gptq-w4g32", tmp_path / "o", **SMALL, calibration=c).estimate for c in ("default", "self")]
+    held = 4 * foreseen[0].parameters
+    assert foreseen[1].peak_memory >= LIBRARIES + held
 
 
 def test_a_refused_run_takes_the_source_that_it_unpacked_with_it(tmp_path: Path) -> None:
