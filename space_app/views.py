@@ -22,10 +22,10 @@ STATES = {
 }  # fmt: skip
 
 
-def failure(error: HfquantError) -> str:
+def failure(error: HfquantError, said: str = "Not possible") -> str:
     """An error of ours, with the way out."""
     hint = f"\n\n**What helps:** {code(error.hint)}" if error.hint else ""
-    return f"**Not possible:** {code(error.message)}{hint}"
+    return f"**{said}:** {code(error.message)}{hint}"
 
 
 def facts(model: ModelFacts) -> str:
@@ -90,12 +90,12 @@ def headline(job: Job) -> str:
     if job.state == "running" and job.progress.eta is not None:
         text += f", about {duration(job.progress.eta)} left"
     if job.state == "failed" and job.failure:
-        text += "\n\n" + failure(HfquantError(job.failure.message, job.failure.hint))
+        text += "\n\n" + failure(HfquantError(job.failure.message, job.failure.hint), "Why")
     if job.pushed:
         where = f"pull request {job.pushed.pull_request} of " if job.pushed.pull_request else ""
-        text += (
-            f"\n\nPushed: [{where}{code(job.pushed.repo)}]({job.pushed.url}) at commit {code(job.pushed.commit[:12])}"
-        )
+        seen = {True: ", private", False: ", public", None: ""}[job.pushed.private]
+        name = f"[{where}{code(job.pushed.repo)}]({job.pushed.url})"
+        text += f"\n\nPushed: {name} at commit {code(job.pushed.commit[:12])}{seen}"
     return text
 
 

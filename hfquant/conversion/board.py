@@ -162,6 +162,17 @@ class Board(Record):
         if row["dispatched"]:
             self.queue.cancel(job, row["attempt"])
 
+    def published(self, job: str, owner: str) -> None:
+        """What a job pushed is public now; it is written down who wanted it."""
+        with self.database.write() as connection:
+            row = self._get(connection, job, owner)
+            if row["pushed"] is None:  # begun anew meanwhile
+                return
+            pushed = row["pushed"] | {"private": False}
+            connection.execute(jobs.update().where(jobs.c.id == job).values(pushed=pushed))
+            told = {"repo": pushed["repo"], "user": owner, "text": f"{pushed['repo']} was made public by {owner}"}
+            self._event(connection, job, "publish", told)
+
     def delete(self, job: str, owner: str) -> Row:
         """Raises JobError for a job that has not ended."""
         with self.database.write() as connection:

@@ -250,6 +250,7 @@ class Steps:
         found = patiently(lambda: Remote.read(api, pushed["repo"], pushed["commit"]))
         if found is None:
             raise HubError(f"{pushed['repo']} does not know the commit that was pushed", "resume the job")
+        self.note(pushed=pushed | {"private": found.private})
         if not self.room.out.is_dir():  # it was made elsewhere
             return self._verify_remote(api, pushed["repo"], found)
         published = artefact.read(self.room.out)
