@@ -1,5 +1,6 @@
 """The second tab: how a conversion goes, what came of it, and those before."""
 
+from base64 import b64encode
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -117,7 +118,11 @@ class Jobs:
             text += f"\n\nIt lies in {code(str(place))}"
         prompt = str(sample.get("prompt") or "")
         before, after = (prompt + str(sample[name]) if sample.get(name) else "" for name in ("original", "compressed"))
-        card = views.card(self.service.card(job.id, caller.user) or "")
+        figures = {
+            name: f"data:image/png;base64,{b64encode(content).decode()}"
+            for name, content in self.service.figures(job.id, caller.user).items()
+        }
+        card = views.card(self.service.card(job.id, caller.user) or "", figures)
         return {
             "result": gr.update(visible=True), "comparison": text, "before": before, "after": after, "card": card,
         }  # fmt: skip

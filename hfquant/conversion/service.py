@@ -159,6 +159,10 @@ class Service:
         text = self._board.get(job, user)["card"]
         return None if text is None else str(text)
 
+    def figures(self, job: str, user: str) -> dict[str, bytes]:
+        """The pictures of the card, PNG, by the names that they have in it."""
+        return self._board.figures(job, user)
+
     def result(self, job: str, user: str) -> Path | None:
         """The folder of a finished job's checkpoint that was not pushed, if it lies on this machine's disk."""
         row = self._board.get(job, user)

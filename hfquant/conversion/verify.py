@@ -62,14 +62,15 @@ def check(published: Artefact, remote: Remote, *, api: HfApi | None = None, repo
 
 
 def _sha256(api: HfApi, repo: str, commit: str, path: str) -> str:
-    return hashlib.sha256(_read(api, repo, commit, path)).hexdigest()
+    return hashlib.sha256(read(api, repo, commit, path)).hexdigest()
 
 
 def read_text(api: HfApi, repo: str, commit: str, path: str) -> str:
     """A small text of a repository."""
-    return _read(api, repo, commit, path).decode("utf-8")
+    return read(api, repo, commit, path).decode("utf-8")
 
 
-def _read(api: HfApi, repo: str, commit: str, path: str) -> bytes:
+def read(api: HfApi, repo: str, commit: str, path: str) -> bytes:
+    """A small file of a repository."""
     with tempfile.TemporaryDirectory(prefix="hfquant-") as folder:
         return Path(api.hf_hub_download(repo, path, revision=commit, local_dir=folder)).read_bytes()
