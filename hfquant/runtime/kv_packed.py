@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ..llvm import refused
 from ..tensors.packing import unpack_stream
 from .kernels import Unavailable, explain, explains, triton
 
@@ -70,9 +71,11 @@ def attend(
     query's own included; mask bool [batch, past + n], False where a token must not be looked at.  Returns
     [batch, query heads, value size] in the query's type.
     """
-    reason = _refuses_kernel(query, tokens)
+    reason, otherwise = _refuses_kernel(query, tokens), _refuses_generated(query, tokens, recent, mask)
     if explains():
-        how = f"torch, a piece at a time (not triton: {reason})" if reason else "triton"
+        how = "triton" if reason is None else f"generated code (not triton: {reason})"
+        if reason and otherwise:
+            how = f"torch, a piece at a time (not triton: {reason}; not generated: {otherwise})"
         shape = f"{tokens.sizes[0]} channels, groups of {tokens.group}"
         explain(f"hfquant: one query over keys and values of {tokens.bits} bit, {shape}: {how}")
     if reason is None:
@@ -84,6 +87,12 @@ def attend(
         except Unavailable as error:
             _BROKEN.append(f"it failed: {error}")
             warnings.warn(f"hfquant: attention in triton is not used any more: {error}", RuntimeWarning, stacklevel=2)
+    if otherwise is None:
+        from .llvm import attention as generated
+
+        found = generated.attend(query, tokens, recent, scale, mask)
+        if found is not None:
+            return found
     return attend_reference(query, tokens, recent, scale, mask)
 
 
@@ -95,6 +104,16 @@ def _refuses_kernel(query: Tensor, tokens: PackedTokens) -> str | None:
     from .kernels.triton import attention
 
     return attention.refuses(*tokens.sizes, tokens.bits, tokens.group, tokens.channels)
+
+
+def _refuses_generated(
+    query: Tensor, tokens: PackedTokens, recent: tuple[Tensor, Tensor], mask: Tensor | None
+) -> str | None:
+    if reason := refused(query, tokens.key_words, tokens.value_words, *recent, mask):
+        return reason
+    from .llvm import attention
+
+    return attention.refuses(tokens, query.shape[1] // recent[0].shape[1])
 
 
 def attend_reference(

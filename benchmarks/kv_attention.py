@@ -1,0 +1,92 @@
+"""One query over a long cache: packed keys and values of 8 bit by generated code, beside what else could be done.
+
+    OMP_NUM_THREADS=1 python benchmarks/kv_attention.py [--seconds 1] [--out benchmarks/results/kv_attention]
+
+`generated` and `torch` read the packed cache; `decoded` decodes it and attends by torch's sdpa; `dense`: sdpa over
+keys and values that were never packed.  All in bfloat16, a batch of one, in turns.  Milliseconds are medians; of one
+thread its processor time, else wall clock; ratios are medians of each round's own, below 1 where `generated` is faster.
+"""
+
+import argparse
+import statistics
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+from reporting import write
+from torch import Tensor
+from torch.nn.functional import scaled_dot_product_attention
+
+from hfquant.machine import hardware, versions
+from hfquant.runtime.kv_cache import GROUP, WINDOW, CompressedLayer
+from hfquant.runtime.kv_packed import attend_reference
+from hfquant.runtime.llvm import attention
+
+SHAPES = ((9, 3, 64), (14, 2, 64), (32, 8, 128), (32, 32, 128))  # query heads, heads, channels
+COLD = 1 << 26  # bytes that are read in between, so that no cache holds keys and values: as between layers
+
+
+def seconds(work: Callable[[], object]) -> float:
+    clock = time.thread_time if torch.get_num_threads() == 1 else time.perf_counter
+    start = clock()
+    work()
+    return clock() - start
+
+
+def measure(shape: tuple[int, int, int], tokens: int, enough: float) -> dict[str, object]:
+    queries, heads, size = shape
+    q = torch.randn(1, queries, size).bfloat16()
+    keys, values = (torch.randn(1, heads, tokens, size).bfloat16() for _ in range(2))
+    layer, scale, other = CompressedLayer(8, WINDOW, GROUP), size**-0.5, torch.zeros(COLD, dtype=torch.uint8)
+    layer.update(keys, values)
+    recent = layer.keys, layer.values
+
+    def dense(k: Tensor, v: Tensor) -> Tensor:
+        return scaled_dot_product_attention(q.unsqueeze(2), k, v, enable_gqa=True)
+
+    def decoded() -> Tensor:
+        k, v = layer.tokens.keys(q.dtype), layer.tokens.values(q.dtype)
+        return dense(torch.cat([k, recent[0]], 2), torch.cat([v, recent[1]], 2))
+
+    ways: dict[str, Callable[[], object]] = {
+        "generated": lambda: attention.attend(q, layer.tokens, recent, scale, None),
+        "torch": lambda: attend_reference(q, layer.tokens, recent, scale),
+        "decoded": decoded,
+        "dense": lambda: dense(keys, values),
+    }
+    found: dict[str, list[float]] = {name: [] for name in ways}
+    for way in ways.values():
+        way()  # compiles and warms up
+    end = time.perf_counter() + enough
+    while len(found["dense"]) < 5 or time.perf_counter() < end:
+        for name, way in ways.items():
+            other.sum()
+            found[name].append(seconds(way))
+    row: dict[str, object] = {"query_heads": queries, "heads": heads, "channels": size, "tokens": tokens}
+    row |= {f"{name}_ms": round(1e3 * statistics.median(times), 3) for name, times in found.items()}
+    for name in ("torch", "decoded", "dense"):
+        ratios = (a / b for a, b in zip(found["generated"], found[name], strict=True))
+        row[f"of_{name}"] = round(statistics.median(ratios), 3)
+    return row
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--tokens", default="1024,4096")
+    parser.add_argument("--seconds", type=float, default=1, help="for each shape, at least")
+    parser.add_argument("--out", type=Path)
+    args = parser.parse_args()
+    rows = []
+    for tokens in map(int, args.tokens.split(",")):
+        for shape in SHAPES:
+            rows.append(measure(shape, tokens, args.seconds))
+            print(rows[-1], flush=True)
+    settings = {"threads": torch.get_num_threads(), "window": WINDOW, "group": GROUP, "batch": 1, "dtype": "bfloat16",
+                "seconds": args.seconds, "hardware": hardware(), "versions": versions()}  # fmt: skip
+    if args.out:
+        write(args.out, {"settings": settings, "rows": rows})
+
+
+if __name__ == "__main__":
+    main()
