@@ -121,7 +121,10 @@ def test_beams_and_encoder_decoders(built: Callable[[str], Path]) -> None:
 def test_generated_code_and_torch_find_the_same_tokens(
     queries: int | None, built: Callable[[str], Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Whole model, 32 channels a head: which of the two attends is known, their logits agree as float32 does."""
+    """Whole model, 32 channels a head: which of the two attends is known.
+
+    Their sums differ in the last places of float32, and a key that differs there may be kept as the next code.
+    """
     pytest.importorskip("llvmlite")
     config = LlamaConfig(
         vocab_size=200, hidden_size=64, intermediate_size=64, num_hidden_layers=2, num_attention_heads=4,
@@ -131,7 +134,8 @@ def test_generated_code_and_torch_find_the_same_tokens(
     model = LlamaForCausalLM(config).eval()
     use_kv_cache(model, KVCache(8, window=4, group_size=16, queries=queries))
     ids, mask = prompt()
-    found, ran = [], []
+    monkeypatch.setenv("HFQUANT_KERNELS", "auto")
+    generates, found, ran = llvm.refused() is None, [], []
     usual = kv_packed.attend_reference
     monkeypatch.setattr(kv_packed, "attend_reference", lambda *given: ran.append(1) or usual(*given))
     for kernels in ("auto", "reference"):
@@ -145,10 +149,9 @@ def test_generated_code_and_torch_find_the_same_tokens(
         )
         found.append((out.sequences, torch.stack(out.logits), len(ran)))
     (tokens, logits, generated), (expected, reference, plain) = found
-    assert plain == 2 * 23
-    assert generated == (0 if llvm.refused() is None else plain)
+    assert (generated, plain) == ((0, 2 * 23) if generates else (2 * 23, 4 * 23))
     assert torch.equal(tokens, expected)
-    assert relative(logits, reference) < 1e-5
+    assert relative(logits, reference) < 1e-4
 
 
 def test_queries_are_rounded_in_every_layer(trained: Callable[[str], Path], explained: Callable[[], str]) -> None:

@@ -13,8 +13,9 @@ from hfquant.runtime.kernels.triton.attention import TOKENS, attend
 from .machine_code import SHARED, Launch, compiled, recorded
 
 WARPS = 4
-# instructions of the loop per code of a key or value, on a Hopper, 64 channels a head; what 8 and 4 bit may take
-MOST = {8: 5.0, 4: 5.0, 2: 5.0}
+# instructions of the loop per code of a key or value, by bits and channels (8 bit: with a mask).  A Hopper's memory at
+# 4.3 TB/s leaves time for 3.5 to 3.9 at 4 bit: instructions are the limit there
+MOST = {(8, 64): 9.5, (4, 64): 9.0, (2, 64): 11.7, (4, 128): 7.3}
 
 
 def launches(monkeypatch: pytest.MonkeyPatch, bits: int, size: int, masked: bool) -> list[Launch]:
@@ -41,6 +42,4 @@ def test_attention(bits: int, size: int, masked: bool, arch: int, monkeypatch: p
         assert code.loop["HMMA"] + code.loop["HGMMA"]
     assert not packed.loop["I2F"] + packed.loop["I2FP"]
     per_code = packed.loop[""] * 32 * WARPS / (TOKENS * 2 * size)
-    print(f"{bits} bit, {size} channels, sm_{arch}: {per_code:.2f} {packed.registers}")
-    if arch == 90 and not masked:
-        assert per_code <= MOST[bits]
+    assert per_code <= MOST[bits, size]
