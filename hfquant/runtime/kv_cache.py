@@ -87,8 +87,14 @@ class CompressedLayer(DynamicLayer):  # type: ignore[misc]
     def tokens(self) -> PackedTokens:
         """The packed ones as they are now; there must be some."""
         parts = {name: getattr(self, name) for name in self.packed}
-        how = {"bits": self.bits, "group": self.group, "channels": self.channels, "queries": self.queries}
-        return PackedTokens(**parts, **how, sizes=self.sizes)
+        return PackedTokens(
+            **parts,
+            bits=self.bits,
+            group=self.group,
+            channels=self.channels,
+            sizes=self.sizes,
+            queries=self.queries,
+        )
 
     def get_seq_length(self) -> int:
         return self.past + (self.keys.shape[-2] if self.is_initialized and self.keys.numel() else 0)

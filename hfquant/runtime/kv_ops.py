@@ -46,8 +46,8 @@ def _attend(
 ) -> Tensor:
     _check(query, packed, recent, mask, tuple(sizes))
     parts = dict(zip(NAMES, packed, strict=True))
-    how = {"bits": bits, "group": group, "channels": channels, "queries": queries}
-    tokens = PackedTokens(**parts, **how, sizes=(sizes[0], sizes[1]))  # type: ignore[arg-type]
+    shape = (sizes[0], sizes[1])
+    tokens = PackedTokens(**parts, bits=bits, group=group, channels=channels, sizes=shape, queries=queries)
     return _attend_packed(query, tokens, (recent[0], recent[1]), scale, mask)
 
 
