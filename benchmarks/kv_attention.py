@@ -10,6 +10,7 @@ below 1 where `generated` is faster.
 """
 
 import argparse
+import os
 import statistics
 import time
 from collections.abc import Callable
@@ -99,7 +100,8 @@ def main() -> None:
         print(rows[-1], flush=True)
     settings = {
         "threads": torch.get_num_threads(), "window": WINDOW, "group": GROUP, "batch": 1, "dtype": "bfloat16",
-        "seconds": args.seconds, "cold_bytes": COLD, "hardware": hardware(), "versions": versions(),
+        "seconds": args.seconds, "cold_bytes": COLD, "load": os.getloadavg()[0],
+        "hardware": hardware(), "versions": versions(),
     }  # fmt: skip
     if args.out:
         write(args.out, {"settings": settings, "rows": rows})

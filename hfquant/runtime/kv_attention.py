@@ -39,6 +39,8 @@ def use_kv_cache(model: PreTrainedModel, cache: KVCache | int | None) -> None:
     that are to be rounded where keys are decoded first.
     """
     how = KVCache(cache) if isinstance(cache, int) else cache
+    if how is None and not hasattr(model, "hfquant_kv_cache"):
+        return
     if how is not None:
         if how.bits not in BITS:
             raise RecipeError(f"a cache of {how.bits} bits does not exist", "choose 8, 4 or 2")

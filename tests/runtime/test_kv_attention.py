@@ -17,7 +17,7 @@ from transformers import (
     MambaForCausalLM,
     PreTrainedModel,
 )
-from transformers.cache_utils import DynamicCache
+from transformers.cache_utils import DynamicCache, DynamicLayer
 
 from hfquant import llvm, use_kv_cache
 from hfquant.errors import RecipeError
@@ -192,6 +192,15 @@ def test_what_it_costs(trained: Callable[[str], Path]) -> None:
     use_kv_cache(model, None)
     assert perplexity(model, ids, 32) == exact
     assert model.config._attn_implementation == "sdpa"
+
+
+def test_off_before_it_was_ever_on(built: Callable[[str], Path]) -> None:
+    model = AutoModelForCausalLM.from_pretrained(built("llama")).eval()
+    ids, mask = prompt()
+    for how, kind in ((None, DynamicLayer), (SMALL, CompressedLayer), (None, DynamicLayer), (SMALL, CompressedLayer)):
+        use_kv_cache(model, how)
+        out = model.generate(ids, attention_mask=mask, return_dict_in_generate=True, **GREEDY)
+        assert {type(layer) for layer in out.past_key_values.layers} == {kind}
 
 
 def test_explain_says_what_runs_and_why(built: Callable[[str], Path], explained: Callable[[], str]) -> None:
