@@ -155,6 +155,8 @@ class Recipe(Strict):
         for later in ("activations", "kv_cache"):
             if data[later] is None:
                 del data[later]  # runs begun before there was such a key go on
+        if (cache := data.get("kv_cache")) and cache["queries"] is None:
+            del cache["queries"]
         return hashlib.sha256(json.dumps(data, sort_keys=True).encode()).hexdigest()[:16]
 
     def to_yaml(self) -> str:

@@ -185,7 +185,7 @@ def wire_for(targets: Mapping[str, Target], model: nn.Module, recipe: Recipe, dt
     formats.check(name, layers)
     cache = recipe.kv_cache.build() if recipe.kv_cache else None
     if cache is not None:
-        check_cache(model, str(cache))
+        check_cache(model, cache)
     ignore = [n for n, m in model.named_modules() if isinstance(m, nn.Linear) and n not in layers]
     # float32 scales are a waste, except first in the model: transformers takes a model's dtype from its first
     # floating parameter, the scale of a packed embedding
