@@ -32,7 +32,7 @@ class Budget(BaseModel):
     )
     ends: bool | None = Field(
         default=None,
-        description="whether token embeddings and output head are chosen for too; null: yes, but not for `average_bits`",
+        description="whether embeddings and output head are chosen for too; null: yes, but not for `average_bits`",
     )
     together: bool = Field(
         default=False, description="layers that read the same input (q, k and v; gate and up) get the same grid"

@@ -2,7 +2,7 @@
 
 import json
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -13,8 +13,10 @@ from ..compress.selection import Target, expected
 from ..model.skeleton import Skeleton
 from ..recipe import GridSpec, Recipe
 from ..recipe_budget import Budget
+from ..recipe_places import matches
 from ..tensors import formats
-from ..tensors.shards import DTYPES, METADATA, layout, nbytes
+from ..tensors.grid import Grid
+from ..tensors.shards import DTYPES, METADATA, nbytes
 
 FORMAT = "native"  # the only one that mixes grids
 KEPT = "kept"
@@ -26,6 +28,10 @@ class Candidate:
 
     grid: GridSpec | None
 
+    @classmethod
+    def of(cls, grid: Grid) -> "Candidate":
+        return cls(GridSpec(bits=grid.bits, group_size=grid.group_size, symmetric=grid.symmetric))
+
     def __str__(self) -> str:
         return KEPT if self.grid is None else str(self.grid.grid())
 
@@ -33,8 +39,7 @@ class Candidate:
 def candidates(target: Target, recipe: Recipe, budget: Budget) -> list[Candidate]:
     """For one weight, from few bits to many.  What an override of the recipe gives a grid has no choice."""
     if pinned(target, recipe):
-        grid = target.grid
-        return [Candidate(GridSpec(bits=grid.bits, group_size=grid.group_size, symmetric=grid.symmetric))]
+        return [Candidate.of(target.grid)]
     groups = distinct(budget.groups, target.shape[1])
     grids = [
         GridSpec(bits=bits, group_size=group, symmetric=bits in (4, 8)) for bits in budget.bits for group in groups
@@ -44,8 +49,6 @@ def candidates(target: Target, recipe: Recipe, budget: Budget) -> list[Candidate
 
 def pinned(target: Target, recipe: Recipe) -> bool:
     """Whether the recipe itself says what becomes of a weight."""
-    from ..recipe_places import matches
-
     return any(not glob.startswith("@") and matches(glob, target.layer, None) for glob in recipe.overrides)
 
 
@@ -72,10 +75,13 @@ class Bytes:
         halved = laid.dtype == torch.float32 and not budget.with_ends
         self.scale_dtype = torch.float16 if halved else laid.dtype
 
-    def of(self, target: Target, candidate: Candidate) -> int:
+    def of(self, target: Target, candidate: Candidate) -> tuple[int, int]:
+        """With and without the header."""
         if candidate.grid is None:
-            return self._of({name: self._kept(name) for name in self.skeleton.stored[target.parameter]})
-        return self._of(self.components(target, candidate.grid))
+            tensors = {name: self._kept(name) for name in self.skeleton.stored[target.parameter]}
+        else:
+            tensors = self.components(target, candidate.grid)
+        return self._of(tensors), sum(nbytes(shape, dtype) for shape, dtype in tensors.values())
 
     def components(self, target: Target, grid: GridSpec) -> dict[str, tuple[tuple[int, ...], torch.dtype]]:
         """Stored name -> (shape, type) of a weight on a grid."""
@@ -119,26 +125,4 @@ class Bytes:
 
 
 def _on(target: Target, grid: GridSpec) -> Target:
-    from dataclasses import replace
-
     return replace(target, grid=grid.grid())
-
-
-def exact(laid: Layout) -> int:
-    """The size of the weight file of a model that is laid out, as long as it is one file."""
-    skeleton, fmt = laid.skeleton, formats.load(laid.wire.format)
-    tensors: dict[str, tuple[tuple[int, ...], torch.dtype]] = {}
-    replaced: set[str] = set()
-    tied: Mapping[str, str] = getattr(skeleton.model, "all_tied_weights_keys", {})
-    for name, target in laid.targets.items():
-        copies = skeleton.model.get_parameter(name).shape[0] if target.kind == "experts" else 1
-        spec = fmt.spec(laid.wire.layers[target.layer], target.shape, laid.wire.scale_dtype)
-        parts = {c: torch.empty(copies * s[0], *s[1:], dtype=d, device="meta") for c, (s, d) in spec.items()}
-        named = names_of(skeleton, fmt, name, target.kind, parts, target.shape[1])
-        tensors |= {stored: (tuple(t.shape), t.dtype) for stored, t in named.items()}
-        owned = (name, *(borrower for borrower, owner in tied.items() if owner == name))
-        replaced |= {stored for one in owned for stored in skeleton.stored.get(one, ())}
-    for stored, info in skeleton.source.tensors.items():
-        if stored not in replaced:
-            tensors[stored] = info.shape, laid.dtype if info.dtype == skeleton.source.dtype else info.dtype
-    return layout(tensors, METADATA)[2]

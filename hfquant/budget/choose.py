@@ -5,16 +5,21 @@
 or with bytes or seconds as what is minimized.  A unit is a weight, or several that have to have one grid.
 """
 
-from collections.abc import Sequence
+import os
+import sys
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
+from itertools import pairwise
 
 import numpy as np
 from scipy.optimize import Bounds, LinearConstraint, milp
+from scipy.sparse import csr_matrix
 
 from ..errors import RecipeError
 from .table import Option, Row
 
-GAP = 1e-5  # of the optimum that is left
+GAP = 1e-4  # of the optimum that is left
 SECONDS = 60.0  # after which the best so far has to do
 
 
@@ -25,6 +30,7 @@ class Unit:
     rows: tuple[Row, ...]
     options: tuple[tuple[Option, ...], ...]  # [option][row]
     nbytes: tuple[int, ...]
+    data: tuple[int, ...]
     loss: tuple[float, ...]
     seconds: tuple[float, ...]
 
@@ -44,7 +50,12 @@ def _unit(rows: tuple[Row, ...]) -> Unit:
     names = [name for name in by_name[0] if all(name in options for options in by_name)]
     options = [tuple(row[name] for row in by_name) for name in names]
     summed = [
-        (sum(o.nbytes for o in some), sum(o.loss for o in some), sum(o.seconds or 0.0 for o in some))
+        (
+            sum(o.nbytes for o in some),
+            sum(o.data for o in some),
+            sum(o.loss for o in some),
+            sum(o.seconds or 0.0 for o in some),
+        )
         for some in options
     ]
     best = [
@@ -52,59 +63,39 @@ def _unit(rows: tuple[Row, ...]) -> Unit:
         for i, one in enumerate(summed)
         if not any(_beats(other, one, j < i) for j, other in enumerate(summed) if j != i)
     ]
-    return Unit(
-        rows,
-        tuple(options[i] for i in best),
-        tuple(summed[i][0] for i in best),
-        tuple(summed[i][1] for i in best),
-        tuple(summed[i][2] for i in best),
-    )
+    nbytes, data, loss, seconds = zip(*(summed[i] for i in best), strict=True)
+    return Unit(rows, tuple(options[i] for i in best), nbytes, data, loss, seconds)
 
 
 def _beats(one: tuple[float, ...], other: tuple[float, ...], first: bool) -> bool:
     return all(a <= b for a, b in zip(one, other, strict=True)) and (one != other or first)
 
 
-def smallest(units: Sequence[Unit]) -> int:
-    return sum(min(unit.nbytes) for unit in units)
-
-
-def largest(units: Sequence[Unit]) -> int:
-    return sum(max(unit.nbytes) for unit in units)
-
-
-def solve(
-    units: Sequence[Unit], least: str, *, room: int | None = None, bound: float | None = None
-) -> list[int]:
-    """The option of every unit.  least: what is minimized: "loss", "nbytes" or "seconds".  room: bytes at most.
-    bound: loss at most.
-
-    Never over the room, nor the bound.  Raises RecipeError if nothing is.
-    """
+def solve(units: Sequence[Unit], least: str, limits: Mapping[str, float]) -> list[int]:
+    """The option of every unit.  least: what is minimized, "loss", "nbytes", "data" or "seconds".  limits: what these
+    come to at most; nothing is ever over them.  Raises RecipeError if there is no such choice."""
     costs = {
         name: np.concatenate([np.asarray(getattr(unit, name), dtype=float) for unit in units])
-        for name in ("nbytes", "loss", "seconds")
+        for name in ("nbytes", "data", "loss", "seconds")
     }
-    limits = [(name, limit) for name, limit in (("nbytes", room), ("loss", bound)) if limit is not None]
     for shrink in (0.0, 1e-7, 1e-6, 1e-5):  # a solver's tolerance is not ours
-        chosen = _milp(units, costs, least, [(name, limit * (1 - shrink)) for name, limit in limits])
+        chosen = _milp(units, costs, least, [(name, limit * (1 - shrink)) for name, limit in limits.items()])
         if chosen is None:
             break
-        if all(_total(units, chosen, name) <= limit for name, limit in limits):
+        if all(total(units, chosen, name) <= limit for name, limit in limits.items()):
             return chosen
-    said = " and ".join(f"{limit:g} {'bytes' if name == 'nbytes' else 'nats'}" for name, limit in limits)
-    raise RecipeError(f"no choice of grids stays within {said}", "allow more, or add narrower `budget.bits`")
+    said = " and ".join(f"{name} {limit:g}" for name, limit in limits.items())
+    raise RecipeError(f"no choice of grids stays within {said}", "allow more, or add to `budget.bits`")
 
 
-def _total(units: Sequence[Unit], chosen: Sequence[int], name: str) -> float:
+def total(units: Sequence[Unit], chosen: Sequence[int], name: str) -> float:
+    """What a choice comes to."""
     return sum(getattr(unit, name)[i] for unit, i in zip(units, chosen, strict=True))
 
 
 def _milp(
     units: Sequence[Unit], costs: dict[str, np.ndarray], least: str, limits: Sequence[tuple[str, float]]
 ) -> list[int] | None:
-    from scipy.sparse import csr_matrix
-
     counts = [len(unit.nbytes) for unit in units]
     ends = np.cumsum([0, *counts])
     one = csr_matrix((np.ones(ends[-1]), np.arange(ends[-1]), ends), shape=(len(units), ends[-1]))
@@ -113,13 +104,27 @@ def _milp(
         scale = 1e4 / max(limit, 1e-30)
         constraints.append(LinearConstraint(costs[name][None] * scale, -np.inf, limit * scale))
     goal = costs[least] / max(float(np.median(costs[least])), 1e-30)
-    found = milp(
-        goal, integrality=np.ones_like(goal), bounds=Bounds(0, 1), constraints=constraints,
-        options={"mip_rel_gap": GAP, "time_limit": SECONDS},
-    )  # fmt: skip
+    with _aside():
+        found = milp(
+            goal, integrality=np.ones_like(goal), bounds=Bounds(0, 1), constraints=constraints,
+            options={"mip_rel_gap": GAP, "time_limit": SECONDS},
+        )  # fmt: skip
     if found.x is None:
         return None
-    return [int(np.argmax(found.x[a:b])) for a, b in zip(ends, ends[1:], strict=False)]
+    return [int(np.argmax(found.x[a:b])) for a, b in pairwise(ends)]
+
+
+@contextmanager
+def _aside() -> Iterator[None]:
+    """HiGHS tells of some of its ways on stdout, which is for results: within, that is stderr."""
+    sys.stdout.flush()
+    kept = os.dup(1)
+    os.dup2(2, 1)
+    try:
+        yield
+    finally:
+        os.dup2(kept, 1)
+        os.close(kept)
 
 
 def frontier(units: Sequence[Unit]) -> list[tuple[int, float]]:
@@ -129,7 +134,7 @@ def frontier(units: Sequence[Unit]) -> list[tuple[int, float]]:
     for unit in units:
         hull = _hull(sorted(zip(unit.nbytes, unit.loss, strict=True)))
         at_bytes, at_loss = at_bytes + hull[0][0], at_loss + hull[0][1]
-        for (a, x), (b, y) in zip(hull, hull[1:], strict=False):
+        for (a, x), (b, y) in pairwise(hull):
             steps.append(((x - y) / (b - a), b - a, y - x))
     found = [(at_bytes, at_loss)]
     for _, more, change in sorted(steps, key=lambda step: -step[0]):

@@ -19,11 +19,10 @@ LOOKED_UP = 1024  # rows of the head's table that are looked at
 
 
 @dataclass
-class Table(Ends):
-    """places: how many tokens are drawn in all.  rows: of the head that are looked at; chosen by the first batch."""
+class Tables(Ends):
+    """places: how many tokens are drawn in all."""
 
     places: int
-    vocabulary: int
     _embedded: dict[int, Tensor] = field(default_factory=dict)  # token -> F [dim]
     _head: Sums | None = None
 
@@ -43,16 +42,16 @@ class Table(Ends):
         self._head.b += energy
         self._head.F += g[:, self._head.rows].float().square().T @ h.square()
 
-    def of_embeddings(self) -> Sums | None:
-        """None where no token was looked up."""
+    def of_embeddings(self, rows: int) -> Sums | None:
+        """Of a table with so many rows.  None where no token was looked up."""
         if not self._embedded:
             return None
         tokens = sorted(self._embedded, key=lambda token: -float(self._embedded[token].sum()))
-        b = torch.zeros(self.vocabulary)
+        b = torch.zeros(rows)
         for token, F in self._embedded.items():
             b[token] = F.sum()
-        rows = torch.tensor(sorted(tokens[:LOOKED_UP]))
-        return Sums(rows, torch.stack([self._embedded[token] for token in rows.tolist()]), b, self.places)
+        some = sorted(tokens[:LOOKED_UP])
+        return Sums(torch.tensor(some), torch.stack([self._embedded[token] for token in some]), b, self.places)
 
     def of_head(self) -> Sums | None:
         return self._head

@@ -19,7 +19,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import linear
 
-from ..model.blocks import Weight, weights
+from ..model.blocks import Weight
 from ..runtime.gram import add_gram
 
 ROWS = 256  # of a weight that are looked at
@@ -50,7 +50,7 @@ def sampled(rows: int) -> Tensor:
     return torch.arange(0, rows, max(1, rows // ROWS))
 
 
-def expert_parts(module: Any, own: Mapping[str, Weight], call: tuple[Any, Any]) -> Iterator[Any]:
+def expert_parts(module: Any, call: tuple[Any, Any]) -> Iterator[Any]:
     """For every expert that tokens reach: its number, the tokens, their shares, and its first and second matrix."""
     args, kwargs = call
     given = dict(zip(("hidden_states", "top_k_index", "top_k_weights"), args, strict=False)) | kwargs
@@ -61,7 +61,8 @@ def expert_parts(module: Any, own: Mapping[str, Weight], call: tuple[Any, Any]) 
     for expert in range(first.shape[0]):
         token, place = torch.where(index == expert)
         if len(token):
-            yield expert, token, share[token, place], x[token], first[expert].detach(), module.down_proj[expert].detach()
+            second = module.down_proj[expert].detach()
+            yield expert, token, share[token, place], x[token], first[expert].detach(), second
 
 
 @dataclass
@@ -99,7 +100,7 @@ class Inputs:
         by_leaf = {weight.name.rpartition(".")[2]: weight for weight in own}
 
         def hook(module: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-            for _, _, _, x, first, _ in expert_parts(module, by_leaf, (args, kwargs)):
+            for _, _, _, x, first, _ in expert_parts(module, (args, kwargs)):
                 for leaf, weight in by_leaf.items():
                     self.leaders[weight] = weight.name
                     self._add(weight.name, acted(module, linear(x, first)) if leaf == "down_proj" else x)
@@ -129,8 +130,7 @@ def by_module(wanted: Sequence[Weight]) -> dict[str, list[Weight]]:
 class Gradients:
     """`Sums` of a block's weights, gathered while it runs and is taken back.
 
-    spread: M [in, in] of each weight, None for 1.  places: how many tokens are drawn in all.  samples: how many
-    sequences a batch has; set before each.
+    spread: M [in, in] of each weight, None for 1.  places: how many tokens are drawn in all.
     """
 
     block: nn.Module
@@ -139,6 +139,10 @@ class Gradients:
     places: int
     sums: dict[Weight, Sums] = field(default_factory=dict)
     samples: int = 1
+
+    def begin(self, samples: int) -> None:
+        """The next batch has so many sequences."""
+        self.samples = samples
 
     @contextmanager
     def watching(self) -> Iterator[None]:
@@ -186,7 +190,7 @@ class Gradients:
     def _add_experts(self, module: Any, own: Mapping[str, Weight], call: tuple[Any, Any], g: Tensor) -> None:
         """Their inside is run again, as nothing of it can be hooked."""
         g = g.detach().reshape(-1, g.shape[-1])
-        for expert, token, share, x, first, second in expert_parts(module, own, call):
+        for expert, token, share, x, first, second in expert_parts(module, call):
             back = g[token] * share[:, None].to(g.dtype)
             with torch.enable_grad():
                 inner = linear(x, first).requires_grad_()
@@ -199,9 +203,7 @@ class Gradients:
                 seen, come = (read.detach(), back) if down else (x, inner.grad)
                 self._add_expert(module, weight, expert, seen.float(), come.float(), sequence)
 
-    def _add_expert(
-        self, module: Any, weight: Weight, expert: int, x: Tensor, g: Tensor, sequence: Tensor
-    ) -> None:
+    def _add_expert(self, module: Any, weight: Weight, expert: int, x: Tensor, g: Tensor, sequence: Tensor) -> None:
         out, experts = g.shape[1], module.down_proj.shape[0]
         mine = self._of(weight, out * experts, x.shape[1])
         begin = expert * out

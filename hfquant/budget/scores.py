@@ -8,7 +8,7 @@ from torch import Tensor
 from ..methods import Method, kind
 from ..methods._obs import inverse_factor
 from ..recipe import Recipe
-from ..tensors.grid import Grid
+from .candidates import Candidate
 from .moments import Sums
 
 
@@ -23,10 +23,9 @@ def whole(S: Tensor) -> Tensor:
     return lower + lower.tril(-1).T
 
 
-def spread(H: Tensor, recipe: Recipe) -> Tensor | None:
-    """M of `moments`: how the recipe's rounding carries residuals on.  H [in, in].  None where it does not."""
-    step = rounding(recipe)
-    if not getattr(step, "needs_hessian", False):
+def spread(H: Tensor, step: Method) -> Tensor | None:
+    """M of `moments`: how a step that rounds carries residuals on.  H [in, in].  None where it does not."""
+    if not step.needs_hessian:
         return None
     ordered = getattr(step, "act_order", False)
     order = torch.argsort(H.diagonal(), descending=True, stable=True) if ordered else torch.arange(len(H))
@@ -40,14 +39,18 @@ def spread(H: Tensor, recipe: Recipe) -> Tensor | None:
 
 
 def losses(
-    W: Tensor, sums: Sums, importance: Tensor | None, grids: Sequence[Grid], search: int, dtype: torch.dtype
+    W: Tensor, sums: Sums, importance: Tensor | None, options: Sequence[Candidate], search: int, dtype: torch.dtype
 ) -> list[float]:
-    """KL, nats per token, of W [rows, in], those rows that `sums` looks at, on each of these grids.
+    """KL, nats per token, of each of these candidates.  W [rows, in]: those rows that `sums` looks at.
 
     importance [in], search, dtype: of `Grid.fit`.
     """
     found = []
-    for grid in grids:
+    for option in options:
+        if option.grid is None:
+            found.append(0.0)
+            continue
+        grid = option.grid.grid()
         scale, zero = grid.fit(W, importance, search=search, dtype=dtype)
         found.append(sums.loss(W - grid.decode(grid.encode(W, scale, zero), scale, zero)))
     return found

@@ -12,11 +12,13 @@ from ..tensors.shards import write_text
 
 @dataclass(frozen=True)
 class Option:
-    """One candidate of one weight.  grid: None keeps the weight.  loss: predicted KL in nats per token; None where no
-    text reaches the weight.  seconds: to multiply one token by it, where that was measured."""
+    """One candidate of one weight.  grid: None keeps the weight.  nbytes: of its tensors in the files, with their
+    entries in the header; data: without.  loss: predicted KL, nats per token.  seconds: to multiply one token by it,
+    where that was measured."""
 
     grid: GridSpec | None
     nbytes: int
+    data: int
     loss: float
     seconds: float | None = None
 
