@@ -108,7 +108,8 @@ class _Scoring:
                 parts = [self.ends.of_embeddings(target.shape[0])] if target.kind == "embedding" else []
                 if target.kind == "head" or name in tied:
                     parts.append(self.ends.of_head())
-                self._table(target, [part for part in parts if part is not None])
+                if any(part is not None for part in parts):
+                    self._table(target, [part for part in parts if part is not None])
 
     def _table(self, target: Target, parts: Sequence[Sums]) -> None:
         options = candidates(target, self.recipe, self.budget)

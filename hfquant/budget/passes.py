@@ -9,7 +9,7 @@ derivative of the KL divergence from the original: KL ≈ ½ E(gᵀδ)², whatev
 """
 
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -135,7 +135,7 @@ class Ends:
         """A batch's inputs of the output head [n, seq, in], and the gradients of its outputs [n, seq, vocabulary]."""
 
     def embedded(self, module: nn.Module, ids: Tensor, gradient: Tensor) -> None:
-        """A batch's token ids [n, seq], and the gradients of their embeddings [n, seq, dim]."""
+        """A batch's token ids [n, seq], and the gradients of their rows of the table [n, seq, dim]."""
 
 
 def backward(walk: Walk, seed: int, see: See, ends: Ends) -> None:
@@ -199,19 +199,28 @@ def _watch_head(head: nn.Module | None, ends: Ends) -> Iterator[None]:
 
 
 @contextmanager
-def _watch_embeddings(table: nn.Module | None, found: list[tuple[nn.Module, Tensor, Tensor]]) -> Iterator[None]:
-    """Within: what is looked up in the table are leaves, kept in `found` with their ids."""
+def _watch_embeddings(model: nn.Module, found: list[tuple[nn.Module, Tensor, Tensor]]) -> Iterator[None]:
+    """Within: what is looked up in the model's table are leaves, kept in `found` with their ids.  An encoder and a
+    decoder may look into one table with a module each."""
+    whole: Any = model
+    table = whole.get_input_embeddings()
 
     def hook(module: nn.Module, args: tuple[Any, ...], output: Tensor) -> Tensor:
         found.append((module, args[0], output.detach().requires_grad_()))
         return found[-1][2]
 
-    handle = None if table is None else table.register_forward_hook(hook)
-    try:
+    with ExitStack() as hooks:
+        for module in model.modules():
+            if isinstance(module, nn.Embedding) and module.weight is getattr(table, "weight", None):
+                hooks.callback(module.register_forward_hook(hook).remove)
         yield
-    finally:
-        if handle is not None:
-            handle.remove()
+
+
+def _of_table(module: Any, ids: Tensor, looked_up: Tensor, gradient: Tensor) -> Tensor:
+    """The gradient of rows of a table, from that of what came out: some models multiply it by a factor first."""
+    rows = module.weight.detach()[ids].float()
+    factor = float((rows * looked_up.detach().float()).sum() / rows.square().sum().clamp(min=1e-30))
+    return gradient.float() * factor
 
 
 def _through(walk: Walk) -> Iterator[tuple[int, int]]:
@@ -240,22 +249,22 @@ def _stub(walk: Walk, stack: int, at: int, n: int, leaf: list[Tensor]) -> Callab
 def _inputs(walk: Walk, stack: int, gradient: Stream, beside: dict[str, Stream], ends: Ends) -> Stream:
     """From the gradients of what a stack reads to those of what the one before it puts out, and of embeddings."""
     streamer, model = walk.streamer, walk.streamer.skeleton.model
-    whole: Any = model
     states = walk.before[max(0, stack - 1)][-1]
     found = Stream(_beside(states), states.samples, states.shape, torch.float32)
     name = walk.passages[stack].stack.name
     for at, n in _through(walk):
         leaf: list[Tensor] = []
         inner = _stub(walk, stack - 1, at, n, leaf) if stack else None
-        given = {path: stream.read(at, n) for path, stream in beside.items()}
+        # what is the same for all samples has a gradient of another shape, and is not another stack's
+        given = {path: stream.read(at, n) for path, stream in beside.items() if stream.complete()}
         stub = _back_from(name, gradient.read(at, n), given, inner)
         looked: list[tuple[nn.Module, Tensor, Tensor]] = []
-        watched = _watch_embeddings(whole.get_input_embeddings(), looked)
+        watched = _watch_embeddings(model, looked)
         with torch.enable_grad(), watched, stubbed(model, stub, list(streamer.stacks.values())), suppress(Reached):
             streamer.call(at, n)
-        for module, ids, table in looked:
-            if table.grad is not None:
-                ends.embedded(module, ids, table.grad)
+        for module, ids, out in looked:
+            if out.grad is not None:
+                ends.embedded(module, ids, _of_table(module, ids, out, out.grad))
         done = leaf[0].grad if leaf and leaf[0].grad is not None else torch.zeros(n, *states.shape)
         found.write(at, done)
     for stream in beside.values():

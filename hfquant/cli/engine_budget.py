@@ -45,21 +45,8 @@ def predicted(decision: "Decision") -> dict[str, str | None]:
     }
 
 
-def finished(decision: "Decision", case: "Case", attempts: int) -> dict[str, Any]:
-    """Put recipe, figure and both losses, predicted and measured, beside a measured result; its report."""
-    from ..budget.explain import into_report
+def reach(case: "Case", compressed: Any, decided: Any, say: Callable[[str], None]) -> dict[str, Any]:
+    """Choose, compress and measure until what is lost is what was allowed; the report."""
+    from ..budget.promise import reach
 
-    return into_report(decision, case.out, attempts)
-
-
-def remember(case: "Case", bound: float | None) -> None:
-    """So that the same command, after a crash, goes on with what is being tried now."""
-    from ..budget.door import remember
-
-    remember(case, bound)
-
-
-def resumed_bound(case: "Case") -> float | None:
-    from ..budget.door import resumed_bound
-
-    return resumed_bound(case)
+    return reach(case, compressed, decided, say)

@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from ..errors import QualityError, RecipeError
+from ..errors import RecipeError
 from ..recipe_budget import read_share
 from . import engine_budget
 from .arguments import size as read_size
@@ -16,9 +16,6 @@ from .units import size
 if TYPE_CHECKING:
     from ..budget import Case, Decision
     from ..recipe import Recipe
-
-ATTEMPTS = 4  # at keeping a bound on the loss
-TIGHTER = 0.9  # of the bound that the last attempt suggests
 
 
 def _share(text: str) -> float:
@@ -69,28 +66,8 @@ def show(case: "Case", as_json: bool) -> None:
 
 
 def reach(case: "Case", compressed: "Callable[[Recipe, bool], dict[str, Any]]") -> dict[str, Any]:
-    """Choose, compress, measure; where more is lost than was allowed, choose again with less, a few times.
-
-    compressed(recipe, again): the report of a compression.  Returns the last one.
-    """
-    assert case.recipe.budget is not None
-    allowed, bound = case.recipe.budget.max_loss, engine_budget.resumed_bound(case)
-    for attempt in range(1, ATTEMPTS + 1):
-        decision = _decided(case, bound)
-        engine_budget.remember(case, bound)
-        report = compressed(decision.recipe, attempt > 1)
-        report = engine_budget.finished(decision, case, attempt)
-        lost = report["budget"]["measured"]["perplexity_growth"]
-        if allowed is None or lost is None or lost <= allowed:
-            return report
-        said = f"perplexity grew by {lost:.2%}, more than the {allowed:.2%} that are allowed"
-        if attempt == ATTEMPTS:
-            raise QualityError(
-                f"{said}, after {attempt} attempts", "allow more with `--max-loss`; the result is kept as it is"
-            )
-        bound = decision.loss * TIGHTER * allowed / lost
-        log().print(f"{said}: once more with less ({attempt + 1} of at most {ATTEMPTS})")
-    raise AssertionError("unreachable")
+    """Choose, compress, measure, if need be again.  compressed(recipe, again): does it.  Returns the report."""
+    return engine_budget.reach(case, compressed, _decided, log().print)
 
 
 def _decided(case: "Case", bound: float | None = None) -> "Decision":
