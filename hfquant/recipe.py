@@ -17,6 +17,7 @@ from pydantic import Field, model_validator
 
 from . import methods, recipe_order, recipe_places
 from .errors import RecipeError
+from .recipe_budget import Budget, check_steps
 from .recipe_errors import validate
 from .recipe_names import read_grid
 from .recipe_parts import ActivationSpec, CacheSpec, Calibration, Gate, GridSpec, Step, Strict
@@ -62,6 +63,9 @@ class Recipe(Strict):
         default="auto",
         description="of what is not quantized: `auto`, `keep`, `bfloat16`, `float16` or `float32`",
     )
+    budget: Budget | None = Field(
+        default=None, description="what the result may weigh or lose, e.g. `{fit: 2.5GB}`: the grids are then chosen"
+    )
     calibration: Calibration = Field(default=Calibration(), description="source, samples, seq_len and seed")
     gate: Gate = Field(default=Gate(), description="limits that fail the command when quality collapsed")
 
@@ -91,6 +95,8 @@ class Recipe(Strict):
     def _agrees(self) -> Self:
         recipe_places.check(self.patterns)
         recipe_order.check(self.steps, self.grid, self.overrides)
+        if self.budget is not None:
+            check_steps({step.method: methods.kind(step.method) for step in self.steps}, self.format)
         return self
 
     @property
@@ -125,7 +131,7 @@ class Recipe(Strict):
     def needs_calibration(self) -> bool:
         """Whether any step looks at the inputs of the layers, or a scale of theirs is measured."""
         static = self.activations is not None and self.activations.per == "static"
-        return static or any(step.build().needs_hessian for step in self.steps)
+        return self.budget is not None or static or any(step.build().needs_hessian for step in self.steps)
 
     @property
     def generates(self) -> bool:
@@ -152,7 +158,7 @@ class Recipe(Strict):
         """16 hex digits of all that decides the compressed bytes: equal for equal work, whatever its name."""
         data = self.model_dump(mode="json", exclude={"name", "description", "gate"})
         data["overrides"] = list(data["overrides"].items())  # their order decides
-        for later in ("activations", "kv_cache"):
+        for later in ("activations", "kv_cache", "budget"):
             if data[later] is None:
                 del data[later]  # runs begun before there was such a key go on
         if (cache := data.get("kv_cache")) and cache["queries"] is None:

@@ -114,6 +114,8 @@ def _add(found: list[Any], value: Any) -> None:
 
 def with_defaults(data: dict[str, Any]) -> dict[str, Any]:
     """With the keys that a step's method wants where the recipe says nothing."""
+    if data.get("budget") is not None:  # the grid of what is not chosen for
+        data = {"steps": [{"method": "gptq"}], "grid": {"bits": 4, "group_size": 64}} | data
     defaults: dict[str, Any] = {}
     for step in data["steps"] if isinstance(data.get("steps"), list) else ():
         if isinstance(step, Mapping) and step.get("method") in methods.NAMES:

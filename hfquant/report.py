@@ -17,6 +17,7 @@ FILE = "report.json"
 SECTIONS = (
     "source",
     "recipe",
+    "budget",
     "calibration",
     "wire",
     "layers",

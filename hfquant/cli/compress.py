@@ -7,9 +7,10 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from ..errors import ResourceError
-from . import engine
+from ..errors import RecipeError, ResourceError
+from . import engine, engine_budget, goals
 from .arguments import Fresh, Json, Model, Out, Set, Windows, size
+from .goals import AverageBits, DryRun, Fit, MaxLoss
 from .output import busy, complain, log, print_facts, print_json
 from .progress import Tally, progress
 from .push import Private, facts
@@ -17,13 +18,15 @@ from .summary import estimate, result
 
 if TYPE_CHECKING:
     from ..compress import Plan
+    from ..recipe import Recipe
 
 
 def compress(
     ctx: typer.Context,
     model: Model,
+    *,
     recipe: Annotated[
-        str,
+        str | None,
         typer.Option(
             "--recipe",
             "-r",
@@ -31,9 +34,13 @@ def compress(
             help="`gptq-w4g128`, another name that `hfquant recipes` explains, or a YAML file.",
             show_default=False,
         ),
-    ],
+    ] = None,
     out: Out,
     changes: Set = None,
+    fit: Fit = None,
+    average_bits: AverageBits = None,
+    max_loss: MaxLoss = None,
+    dry_run: DryRun = False,
     calibration: Annotated[
         str | None,
         typer.Option(
@@ -84,18 +91,35 @@ def compress(
 
     Before any work everything is checked and an estimate is printed.  Afterwards the result is read back from
     disk and compared with the original; the command fails with exit code 3 if its quality collapsed.
+
+    With a goal in place of a recipe (`--fit 2.5GB`) the model is looked at first, and the bits of every layer chosen.
     """
-    chosen = engine.read_recipe(recipe, changes)
+    chosen = goals.with_goal(recipe, changes, fit=fit, average_bits=average_bits, max_loss=max_loss)
+    if dry_run and chosen.budget is None:
+        raise RecipeError("`--dry-run` says what a goal leads to, and there is none", "give one, such as `--fit 2.5GB`")
     if push:
         engine.check_push(push, private=private)  # now, not after hours of work
     settings: dict[str, Any] = {"calibration": calibration, "samples": samples, "seq_len": seq_len, "seed": seed}
+    work: dict[str, Any] = {"max_memory": max_memory, "device": device}
     if crew is not None or parts is not None or threads is not None:
-        settings["crew"] = engine.crew(crew, parts=parts, threads=threads, device=device)
-        device = "cpu"  # of this process' own share
-    settings |= {"fresh": fresh, "max_memory": max_memory, "device": device}
-    plan = engine.plan(model, chosen, out, **settings, announce=lambda found: print_facts(log(), estimate(found)))
-    _run(ctx, plan)
-    report = _measure(plan, model, windows)
+        work |= {"crew": engine.crew(crew, parts=parts, threads=threads, device=device), "device": "cpu"}
+
+    def done(source: Any, recipe: "Recipe", again: bool = False) -> dict[str, Any]:
+        plan = engine.plan(
+            source, recipe, out, **settings, **work, fresh=fresh or again,
+            announce=lambda found: print_facts(log(), estimate(found)),
+        )  # fmt: skip
+        _run(ctx, plan)
+        return _measure(plan, model, windows)
+
+    if chosen.budget is None:
+        report = done(model, chosen)
+    else:
+        case = engine_budget.open_case(model, chosen, out, **settings, fresh=fresh, device=device)
+        if dry_run:
+            goals.show(case, as_json)
+            return
+        report = goals.reach(case, lambda recipe, again: done(case.source, recipe, again))
     print_json(report) if as_json else result(out, report)
     engine.judge(report)
     if push:

@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from ..measure.layers import LayerFacts
     from ..measure.tasks import Tasks
     from ..measure.trail import StepError
+    from ..model.source import Source
     from ..recipe import Recipe
     from ..train import Training
 
@@ -25,7 +26,7 @@ def read_recipe(recipe: str, changes: list[str] | None) -> "Recipe":
     return Recipe.parse(recipe, changes or [])
 
 
-def plan(model: str, recipe: "Recipe", out: Path, **settings: Any) -> "Plan":
+def plan(model: "str | Source", recipe: "Recipe", out: Path, **settings: Any) -> "Plan":
     """Everything checked and estimated, nothing done."""
     quiet()
     from ..compress import plan

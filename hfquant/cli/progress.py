@@ -66,3 +66,16 @@ def _lines(tally: Tally, console: Console) -> Iterator[Callable[[Finished], None
     yield show
     if line:
         console.print(line)
+
+
+@contextmanager
+def looking(console: Console) -> Iterator[Callable[[int, int], None]]:
+    """Show how many blocks have been looked at; call the result with (done, all) after each."""
+    said = "looking at what every layer costs on every grid"
+    if not console.is_terminal:
+        console.print(said)
+        yield lambda done, of: None
+        return
+    with Progress(TextColumn(said), BarColumn(), TaskProgressColumn(), console=console, transient=True) as bar:
+        task = bar.add_task("looking", total=None)
+        yield lambda done, of: bar.update(task, completed=done, total=of)

@@ -1,21 +1,8 @@
 """Sizes, times and counts, as people write and read them."""
 
-import re
-
-from ..sizes import size
+from ..sizes import read_size, size
 
 __all__ = ["count", "duration", "read_size", "size"]
-_STEP = {"": 1, "K": 10**3, "M": 10**6, "G": 10**9, "T": 10**12}
-_STEP |= {f"{letter}I": 1024**power for power, letter in enumerate("KMGT", 1)}
-
-
-def read_size(text: str) -> int:
-    """Bytes in `700MB`, `2GiB`, `1.5g` or `1000000`.  Raises ValueError on anything else."""
-    found = re.fullmatch(r"(\d+(?:\.\d+)?|\.\d+)\s*([KMGT]?I?)B?", text.strip().upper())
-    size = int(float(found[1]) * _STEP[found[2]]) if found and found[2] in _STEP else 0
-    if size <= 0:
-        raise ValueError(f"cannot read `{text}` as a size; write 700MB or 2GiB")
-    return size
 
 
 def count(number: float) -> str:

@@ -17,9 +17,15 @@ def named_parts(skeleton: Skeleton, fmt: Format, parameter: str, kind: str, Q: Q
     has them: fused under the parameter's own name, or per expert and projection.
     """
     check(fmt.name, {parameter: (Q.encoding, Q.shape, STORED_AS.get(kind, kind))})
-    parts = fmt.pack(Q)
+    return names_of(skeleton, fmt, parameter, kind, fmt.pack(Q), Q.shape[1])
+
+
+def names_of(
+    skeleton: Skeleton, fmt: Format, parameter: str, kind: str, parts: Mapping[str, Tensor], in_features: int
+) -> dict[str, Tensor]:
+    """The same of components that are packed, or, on the meta device, of what they will be."""
     if kind != "experts":
-        return dict(skeleton.stored_names(parameter, parts))
+        return dict(skeleton.stored_names(parameter, dict(parts)))
     experts = skeleton.model.get_parameter(parameter).shape[0]
     per_row = {c: t for c, t in parts.items() if c != "weight_shape"}
     stacked = {c: t.view(experts, -1, *t.shape[1:]) for c, t in per_row.items()}
@@ -29,7 +35,7 @@ def named_parts(skeleton: Skeleton, fmt: Format, parameter: str, kind: str, Q: Q
     if "weight_shape" in parts:
         for name, t in list(named.items()):
             if name.endswith(".weight_packed"):
-                named[name.replace("weight_packed", "weight_shape")] = tensor([t.shape[-2], Q.shape[1]])
+                named[name.replace("weight_packed", "weight_shape")] = tensor([t.shape[-2], in_features])
     return named
 
 

@@ -108,10 +108,10 @@ def plan(
         if announce is not None:
             announce(foreseen)
         _check_disk(out, expected)
-        tokens = _tokens(source, chosen)
+        tokens = read_tokens(source, chosen)
         identity = survey(source, laid.dtype)
         if chosen.generates:
-            tokens = _generated(source, chosen, laid.skeleton.model)
+            tokens = generated_tokens(source, chosen, laid.skeleton.model)
         if chosen.rewrites:
             source = rewritten(source, chosen)
             laid = lay_out(source, chosen, where)
@@ -186,12 +186,14 @@ def _shape(source: Source, recipe: Recipe) -> Tensor | None:
     return torch.empty(c.samples, c.seq_len, dtype=torch.int64, device="meta")
 
 
-def _generated(source: Source, recipe: Recipe, model: Any) -> Tensor:
+def generated_tokens(source: Source, recipe: Recipe, model: Any) -> Tensor:
+    """The text that the model writes itself: it is in memory as a whole for that."""
     c, dense = recipe.calibration, type(model).from_pretrained(source.path, dtype=torch.float32)
     return self_generated(dense, samples=c.samples, seq_len=c.seq_len, seed=c.seed)
 
 
-def _tokens(source: Source, recipe: Recipe) -> Tensor | None:
+def read_tokens(source: Source, recipe: Recipe) -> Tensor | None:
+    """The recipe's calibration text, None where there is none or the model writes it."""
     if not recipe.needs_calibration or recipe.generates:
         return None
     c = recipe.calibration

@@ -110,7 +110,7 @@ class Streamer:
         self.stacks = {stack.name: stack for stack in stacks(self.skeleton.model)}
         self._cut()
         blocks = [name + "." for stack in self.stacks.values() for name in stack.blocks]
-        self._outside = [n for n in self.skeleton.stored if not n.startswith(tuple(blocks))]
+        self.outside = [n for n in self.skeleton.stored if not n.startswith(tuple(blocks))]
 
     def _cut(self) -> None:
         """The first batch is a single sample: what is proven by running a block is run on that one, many times."""
@@ -143,28 +143,28 @@ class Streamer:
     @torch.no_grad()
     def logits(self) -> Iterator[Tensor]:
         """After all passages: the model's logits, batch by batch [n, seq, vocabulary]."""
-        self.skeleton.load(self._outside)
+        self.skeleton.load(self.outside)
         for at, n in self.batches:
             with stubbed(self.skeleton.model, self.replay(at, n), list(self.stacks.values())):
-                yield self._call(at, n).logits
-        self.skeleton.drop(self._outside)
+                yield self.call(at, n).logits
+        self.skeleton.drop(self.outside)
 
     def _capture(self) -> Passage | None:
         """Record how the next stack is called; None if the model ends without reaching an unfinished one."""
         if len(self.finished) == len(self.stacks):
             return None
-        self.skeleton.load(self._outside)
+        self.skeleton.load(self.outside)
         found: Passage | None = None
         for at, n in self.batches:
             recording = _Recording(self, at, n, found)
             stubs = stubbed(self.skeleton.model, recording, list(self.stacks.values()))
             with stubs, self._without_head(), suppress(Reached):
-                self._call(at, n)
+                self.call(at, n)
             found = recording.passage
             if found is None:
                 break
             found.calls.add(recording.calls)
-        self.skeleton.drop(self._outside)
+        self.skeleton.drop(self.outside)
         give_back()
         return found
 
@@ -211,7 +211,8 @@ class Streamer:
 
         return stub
 
-    def _call(self, at: int, n: int) -> Any:
+    def call(self, at: int, n: int) -> Any:
+        """Run the model on some samples, with whatever stands in its blocks' places."""
         inputs = model_inputs(self.skeleton.source.config, self.tokens[at : at + n])
         return self.skeleton.model(
             **{k: v.to(self.skeleton.dtype) if v.is_floating_point() else v for k, v in inputs.items()},

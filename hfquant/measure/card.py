@@ -146,7 +146,8 @@ def _papers(report: Mapping[str, Any]) -> Iterator[str]:
 
 def _pictures(report: Mapping[str, Any], about: str) -> Iterator[str]:
     """The figures of a diagnosis, as Markdown: only files where figures lie, only words as their text."""
-    for figure in (report.get("figures") or {}).get("files") or ():
+    chosen = (report.get("budget") or {}).get("figure")
+    for figure in [*([chosen] if chosen else []), *((report.get("figures") or {}).get("files") or ())]:
         if figure.get("about") == about and PICTURE.fullmatch(str(figure.get("file"))):
             text = " ".join(NO_WORDS.sub(" ", visible(str(figure.get("alt")))).split())[:1000]
             yield f"![{text}]({figure['file']})"

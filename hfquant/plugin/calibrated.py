@@ -21,15 +21,22 @@ from .onload import frozen, pack
 def compress_loaded(model: Any, config: HfQuantConfig) -> Wire:
     """Compress a dense model in place, block after block, and say how it is stored now.
 
+    What a budget leads to takes the place of the config's recipe.
+
     Raises CalibrationError if there is no text to show it, FormatError if a layer does not fit the format.
     """
     from ..compress import compress_model
     from ..compress.selection import select, wire_for
 
+    batches = calibration_batches(model, config)
+    if config.recipe.budget is not None:
+        from ..budget.loaded import choose_for
+
+        config.recipe = choose_for(model, config.recipe, batches).recipe
     targets = select(model, config.recipe, model.dtype)
     wire = wire_for(targets, model, config.recipe, model.dtype)
     found: dict[str, Encoding] = {}
-    batches, parts = calibration_batches(model, config), dict[str, Tensor]()
+    parts: dict[str, Tensor] = {}
     free = wire.format == "native"
     for parameter, Q in compress_model(model, config.recipe, targets, batches, wire.scale_dtype, free=free):
         dense = model.get_parameter(parameter)

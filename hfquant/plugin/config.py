@@ -22,9 +22,13 @@ Batches = Iterable[Tensor] | Iterable[str]
 class HfQuantConfig(QuantizationConfigMixin):  # type: ignore[misc]
     """How a model is to be compressed while it is loaded, and afterwards how it was.
 
-    recipe: a preset or shorthand (`"rtn-w4g64"`, `"gptq-w3g128"`), a YAML file, a dict or a `Recipe`.  Recipes
-    that need no calibration are applied weight by weight while loading, with one dense weight in memory at a
+    recipe: a preset or shorthand (`"gptq-w3g128"`, by default `"rtn-w4g64"`), a YAML file, a dict or a `Recipe`.
+    Recipes that need no calibration are applied weight by weight while loading, with one dense weight in memory at a
     time; the others load the dense model first.  For a model that does not fit, use `hfquant compress`.
+
+    fit, average_bits, max_loss: a goal (`fit="2.5GB"`, `average_bits=3.5`, `max_loss="1%"`); the bits of every layer
+    are then chosen, whatever those of the recipe, which is `gptq` if none is given.  A loss is kept by what is
+    predicted: to have it measured, use `hfquant compress`.
 
     calibration: what to show a calibrated method instead of the packaged text: a text file, a dataset, a list of
     texts, or of token batches [batch, seq] int64.  samples, seq_len, seed: how much of it is used (the recipe's
@@ -39,8 +43,11 @@ class HfQuantConfig(QuantizationConfigMixin):  # type: ignore[misc]
 
     def __init__(
         self,
-        recipe: "str | Path | Mapping[str, Any] | Recipe" = "rtn-w4g64",
+        recipe: "str | Path | Mapping[str, Any] | Recipe | None" = None,
         *,
+        fit: str | int | None = None,
+        average_bits: float | None = None,
+        max_loss: str | float | None = None,
         calibration: "str | Path | Batches | None" = None,
         samples: int | None = None,
         seq_len: int | None = None,
@@ -56,7 +63,8 @@ class HfQuantConfig(QuantizationConfigMixin):  # type: ignore[misc]
         self.dequantize = dequantize
         named = calibration if isinstance(calibration, str | Path) else None
         asked = {"source": named and str(named), "samples": samples, "seq_len": seq_len, "seed": seed}
-        self.recipe = _adjust(Recipe.parse(recipe), asked, modules_to_not_convert or ())
+        goal = {"fit": fit, "average_bits": average_bits, "max_loss": max_loss}
+        self.recipe = _adjust(_with_goal(recipe, goal), asked, modules_to_not_convert or ())
         if self.recipe.trains:
             raise RecipeError(f"recipe `{self.recipe.name}` trains the whole model", "use `hfquant train`")
         if self.recipe.rewrites:
@@ -120,6 +128,15 @@ class HfQuantConfig(QuantizationConfigMixin):  # type: ignore[misc]
         # transformers deep-copies its keyword arguments and its configs; everything held here is either immutable
         # or the user's calibration data, which must not be doubled
         return copy.copy(self)
+
+
+def _with_goal(recipe: "str | Path | Mapping[str, Any] | Recipe | None", goal: Mapping[str, Any]) -> Recipe:
+    """The recipe, with a goal as its budget if there is one."""
+    given = {key: value for key, value in goal.items() if value is not None}
+    if not given:
+        return Recipe.parse("rtn-w4g64" if recipe is None else recipe)
+    base = {"name": "gptq"} if recipe is None else Recipe.parse(recipe).model_dump(mode="json")
+    return Recipe.parse(base | {"budget": given})
 
 
 def _adjust(recipe: Recipe, calibration: Mapping[str, Any], keep: Sequence[str]) -> Recipe:

@@ -1,0 +1,234 @@
+"""What a budget is worth: bits chosen layer by layer beside one grid everywhere, at equal size, on held-out text.
+
+    python benchmarks/budget.py MODEL --text HELD_OUT.txt --name stories260k
+
+Measures uniform recipes, `--budgets` averages from 2.4 to 6.5 bits (2.5, 3, 3.5 and 4.25 among them), and as many
+bounds on the loss, and writes benchmarks/results/budget_<name>.json and .md.
+"""
+
+import argparse
+import json
+import math
+import shutil
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from scipy.stats import spearmanr
+from torch import Tensor
+
+from hfquant.budget import Case, Decision, decide, open_case, table_of
+from hfquant.budget.promise import reach
+from hfquant.compress import compress, plan
+from hfquant.errors import QualityError
+from hfquant.machine import hardware, versions
+from hfquant.measure.evaluate import compare
+from hfquant.measure.text import cut, read_text
+from hfquant.measure.verify import verify
+from hfquant.model.source import open_source
+from hfquant.model.stream import stream_logits
+from hfquant.plugin import load
+
+RESULTS = Path(__file__).parent / "results"
+UNIFORM = ("w2g64", "w2g32", "w3g128", "w3g64", "w3g32", "w4g128", "w4g64", "w5g64", "w6g64")
+AVERAGES = (2.5, 3.0, 3.5, 4.25)
+BOUNDS = (0.002, 0.3)  # of the loss
+
+
+class Bench:
+    def __init__(self, options: argparse.Namespace, work: Path) -> None:
+        self.options, self.work = options, work
+        self.calibration = {"samples": options.samples, "seq_len": options.seq_len}
+        source = open_source(options.model)
+        self.windows: Tensor = cut(read_text(options.text), source.tokenizer(), options.seq_len, options.windows)
+        self.source = source
+        self.weights = 0
+
+    def measured(self, out: Path) -> dict[str, float]:
+        """On the held-out text."""
+        model = load(out)
+        scores = compare(stream_logits(self.source, self.windows, dtype=model.dtype), model, self.windows)
+        assert scores.reference_perplexity is not None and scores.kl is not None
+        grown = scores.perplexity / scores.reference_perplexity - 1
+        return {"perplexity": scores.perplexity, "growth": grown, "kl": scores.kl}
+
+    def made(self, recipe: Any) -> tuple[dict[str, float], int, float]:
+        """(scores, bytes of the weights, seconds) of a recipe."""
+        out = self.work / "made"
+        shutil.rmtree(out, ignore_errors=True)
+        began = time.perf_counter()
+        for _ in compress(plan(self.options.model, recipe, out, **self.calibration)):
+            pass
+        seconds = time.perf_counter() - began
+        return self.measured(out), (out / "model.safetensors").stat().st_size, seconds
+
+    def uniform(self, case: Case) -> list[dict[str, Any]]:
+        """One grid everywhere, stored as budgets are."""
+        found = []
+        for name in UNIFORM:
+            scores, nbytes, seconds = self.made(
+                {"name": name, "steps": [{"method": "gptq"}], "grid": name, "format": "native"}
+            )
+            bits = self.bits_of(case, name)
+            found.append({"name": name, "bits": bits, "bytes": nbytes, "seconds": seconds, **scores})
+            print(
+                f"uniform {name}: {bits:.3f} bits, KL {scores['kl']:.4f}, perplexity +{scores['growth']:.2%}",
+                flush=True,
+            )
+        return found
+
+    def bits_of(self, case: Case, name: str) -> float:
+        """Stored bits per weight of one grid everywhere."""
+        rows = [
+            next((o, row.weights) for o in row.options if o.name.removesuffix("sym") == name) for row in case.table.rows
+        ]
+        return 8 * sum(o.data for o, _ in rows) / sum(weights for _, weights in rows)
+
+    def budgets(self, case: Case, count: int) -> tuple[list[dict[str, Any]], float]:
+        """Averages of bits, predicted and measured; and the seconds that the analysis took."""
+        table = table_of(case)
+        averages = sorted({*AVERAGES, *np.linspace(2.4, 6.5, count - len(AVERAGES)).round(2).tolist()})
+        found = []
+        for average in averages:
+            decision = self.decided(case, average)
+            scores, nbytes, seconds = self.made(decision.recipe)
+            row = {"asked": average, "bits": decision.bits, "bytes": nbytes, "expected": decision.nbytes,
+                   "predicted": decision.loss, "seconds": seconds, **scores}  # fmt: skip
+            found.append(row)
+            print(
+                f"average {average}: predicted {decision.loss:.4f}, KL {scores['kl']:.4f}, perplexity +{scores['growth']:.2%}",
+                flush=True,
+            )
+        return found, float(table.about["seconds"])
+
+    def decided(self, case: Case, average: float) -> Decision:
+        assert case.recipe.budget is not None
+        budget = case.recipe.budget.model_copy(update={"average_bits": average})
+        return decide(table_of(case), case.recipe.model_copy(update={"budget": budget}))
+
+    def promises(self, count: int) -> list[dict[str, Any]]:
+        """Bounds on the loss, each with as many attempts as it takes; then measured on the held-out text."""
+        found = []
+        kept = self.work / "table.json"
+        for bound in np.geomspace(*BOUNDS, count).tolist():
+            out = self.work / "promise"
+            shutil.rmtree(out, ignore_errors=True)
+            case = open_case(
+                self.options.model, {"name": "gptq", "budget": {"max_loss": bound}}, out, **self.calibration
+            )
+            if kept.is_file():  # one look at the model does for all
+                case.folder.mkdir(parents=True)
+                shutil.copyfile(kept, case.folder / "table.json")
+            table_of(case)
+            shutil.copyfile(case.folder / "table.json", kept)
+
+            def done(recipe: Any, again: bool, out: Path = out) -> None:
+                for _ in compress(plan(self.options.model, recipe, out, **self.calibration, fresh=again)):
+                    pass
+                verify(out, windows=self.options.windows, enforce=False)
+
+            try:
+                report, kept_it = reach(case, done), True
+            except QualityError:
+                report, kept_it = json.loads((out / "report.json").read_text()), False
+            scores = self.measured(out)
+            told = report["budget"]
+            row = {"allowed": bound, "attempts": told["attempts"], "predicted": told["predicted"]["perplexity_growth"],
+                   "measured": told["measured"]["perplexity_growth"], "bytes": told["measured"]["bytes"],
+                   "held_out": scores["growth"], "kept": kept_it and scores["growth"] <= bound}  # fmt: skip
+            found.append(row)
+            print(
+                f"at most +{bound:.2%}: {told['attempts']} attempts, +{row['measured']:.2%}, held out +{row['held_out']:.2%}",
+                flush=True,
+            )
+        return found
+
+
+def gains(uniform: list[dict[str, Any]], chosen: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """For each of AVERAGES: the loss beside that of the uniform recipes, interpolated at the same number of bits."""
+    best: list[dict[str, Any]] = []
+    for row in sorted(uniform, key=lambda row: row["bits"]):
+        if not best or row["kl"] < best[-1]["kl"]:
+            best.append(row)
+    found = []
+    for average in AVERAGES:
+        row = next(row for row in chosen if row["asked"] == average)
+        said: dict[str, Any] = {"average": average, "bits": row["bits"]}
+        for name in ("kl", "growth"):
+            losses = [math.log(max(r["kl"] if name == "kl" else math.log1p(r["growth"]), 1e-6)) for r in best]
+            beside = math.exp(float(np.interp(row["bits"], [r["bits"] for r in best], losses)))
+            own = row["kl"] if name == "kl" else math.log1p(row["growth"])
+            said |= {f"{name}_uniform": beside, name: own, f"{name}_less": 1 - own / beside}
+        found.append(said)
+    return found
+
+
+def markdown(done: dict[str, Any]) -> str:
+    lines = [
+        f"# Budgets: {done['settings']['name']}", "",
+        f"{done['settings']['samples']} sequences of {done['settings']['seq_len']} tokens for calibration; held out:"
+        f" {done['settings']['windows']} windows of {done['settings']['text']}. Losses are ln(perplexity / original's) and"
+        " KL in nats per token; beside them those of one grid everywhere, interpolated at the same stored bits.", "",
+        "| average | stored bits | KL | uniform | less | ln ppl | uniform | less |", "|---:|---:|---:|---:|---:|---:|---:|---:|",
+    ]  # fmt: skip
+    for row in done["gains"]:
+        cells = [f"{row['average']:g}", f"{row['bits']:.3f}"]
+        for name in ("kl", "growth"):
+            cells += [f"{row[name]:.4f}", f"{row[name + '_uniform']:.4f}", f"{row[name + '_less']:.0%}"]
+        lines.append(f"| {' | '.join(cells)} |")
+    lines += [
+        "",
+        f"Rank correlation of predicted and measured over {len(done['budgets'])} budgets: KL"
+        f" {done['rank_kl']:.3f}, perplexity {done['rank_growth']:.3f}.",
+        f"Size: {done['under']:.2%} below what was predicted at most, never above.",
+    ]
+    if done["promises"]:
+        kept = sum(row["kept"] for row in done["promises"])
+        lines += [f"`max_loss` kept on the held-out text: {kept} of {len(done['promises'])}."]
+    lines += [
+        f"Looking at the model took {done['analysis_seconds']:.0f} s, the plain recipe (gptq-w4g64)"
+        f" {done['plain_seconds']:.0f} s: {done['analysis_seconds'] / done['plain_seconds']:.0%} more.", "",
+    ]  # fmt: skip
+    return "\n".join(lines)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("model")
+    parser.add_argument("--text", required=True, help="held-out text")
+    parser.add_argument("--name", required=True)
+    parser.add_argument("--samples", type=int, default=64)
+    parser.add_argument("--seq-len", type=int, default=512)
+    parser.add_argument("--windows", type=int, default=64)
+    parser.add_argument("--budgets", type=int, default=20)
+    parser.add_argument("--promises", type=int, default=20)
+    options = parser.parse_args()
+    torch.manual_seed(0)
+    with tempfile.TemporaryDirectory() as folder:
+        bench = Bench(options, Path(folder))
+        case = open_case(
+            options.model, {"name": "gptq", "budget": {"average_bits": 4}}, Path(folder) / "case", **bench.calibration
+        )
+        budgets, seconds = bench.budgets(case, options.budgets)
+        uniform = bench.uniform(case)
+        done: dict[str, Any] = {"budgets": budgets, "uniform": uniform, "gains": gains(uniform, budgets)}
+        done["rank_kl"] = float(spearmanr([r["predicted"] for r in budgets], [r["kl"] for r in budgets])[0])
+        done["rank_growth"] = float(spearmanr([r["predicted"] for r in budgets], [r["growth"] for r in budgets])[0])
+        assert all(row["bytes"] <= row["expected"] for row in budgets)
+        done["under"] = max(1 - row["bytes"] / row["expected"] for row in budgets)
+        done["analysis_seconds"] = seconds
+        done["plain_seconds"] = next(row["seconds"] for row in uniform if row["name"] == "w4g64")
+        done["promises"] = bench.promises(options.promises) if options.promises else []
+    settings = {**vars(options), "model": Path(options.model).name, "text": Path(options.text).name}
+    done |= {"settings": settings, "hardware": hardware(), "versions": versions(), "threads": torch.get_num_threads()}
+    RESULTS.mkdir(exist_ok=True)
+    (RESULTS / f"budget_{options.name}.json").write_text(json.dumps(done, indent=1) + "\n")
+    (RESULTS / f"budget_{options.name}.md").write_text(markdown(done))
+    print(markdown(done))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,143 @@
+"""Every weight of a model against every grid: the table that a choice is made from."""
+
+import tempfile
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from ..compress.layout import Layout
+from ..compress.portions import ROOM, nbytes
+from ..compress.selection import Target
+from ..memory import settled
+from ..model.blocks import Weight, weights
+from ..recipe import Recipe
+from ..recipe_budget import Budget
+from .candidates import Bytes, Candidate, candidates
+from .ends import Tables
+from .moments import Gradients, Inputs, Sums
+from .passes import Backward, Walk, backward, forward
+from .scores import losses, rounding, spread, whole
+from .table import Option, Row, Table
+
+SEQUENCES = 16  # that gradients are taken on
+ENDS = ("embedding", "head")
+SEARCH = 40  # ranges that embeddings and head are fitted with
+
+Told = Callable[[int, int], None]  # blocks done, blocks in all
+
+
+def analyse(
+    laid: Layout, recipe: Recipe, tokens: Tensor, folder: Path | None = None, device: str = "cpu",
+    told: Told | None = None,
+) -> Table:  # fmt: skip
+    """The table of a model that is laid out with a recipe that has a budget.
+
+    tokens int64 [samples, seq], of which a few sequences are used.  folder: for hidden states.  told: called after
+    every block.
+    """
+    assert recipe.budget is not None
+    began = time.perf_counter()
+    tokens = tokens[:: max(1, len(tokens) // SEQUENCES)][:SEQUENCES]
+    with tempfile.TemporaryDirectory(prefix="hfquant-", dir=folder) as work, settled():
+        walk = forward(laid.skeleton, tokens, Path(work), device)
+        scoring = _Scoring(laid, recipe, recipe.budget, walk, tokens.numel(), told)
+        backward(walk, recipe.calibration.seed, scoring.block, scoring.ends)
+    scoring.tables()
+    scoring.unseen()
+    sizes = scoring.bytes
+    about = {"sequences": len(tokens), "tokens": tokens.numel(), "seconds": time.perf_counter() - began}
+    return Table(tuple(scoring.rows[name] for name in laid.targets), sizes.rest(), sizes.original(), about)
+
+
+class _Scoring:
+    """rows: by parameter.  places: how many tokens are drawn."""
+
+    def __init__(
+        self, laid: Layout, recipe: Recipe, budget: Budget, walk: Walk, places: int, told: Told | None
+    ) -> None:
+        self.laid, self.recipe, self.budget, self.places, self.told = laid, recipe, budget, places, told
+        self.bytes = Bytes(laid, recipe, budget)
+        self.step = rounding(recipe)
+        self.rows: dict[str, Row] = {}
+        self.ends = Tables(places)
+        self.blocks, self.done = sum(len(passage.stack.blocks) for passage in walk.passages), 0
+
+    def block(self, name: str, block: nn.Module, back: Backward) -> None:
+        """One block on the way back."""
+        targets = {w: self.laid.targets.get(f"{name}.{w.name}") for w in weights(block)}
+        found = {w: target for w, target in targets.items() if target is not None}
+        portions = _portions(block, list(found))
+        for i, portion in enumerate(portions):
+            inputs = Inputs(block, portion)
+            with inputs.watching():
+                back.look()
+            H = {leader: whole(S) for leader, S in inputs.H.items()}
+            M = {leader: spread(one, self.step) for leader, one in H.items()}
+            gradients = Gradients(block, portion, {w: M[leader] for w, leader in inputs.leaders.items()}, self.places)
+            with gradients.watching():
+                back.run(gradients.begin, last=i == len(portions) - 1)
+            for weight, sums in gradients.sums.items():
+                leader = inputs.leaders[weight]
+                W = weight.get(block).flatten(0, -2)[sums.rows].float().cpu()
+                self._score(found[weight], W, sums, H[leader].diagonal(), f"{name}.{leader}")
+            del gradients, inputs, M, H
+        self.done += 1
+        if self.told is not None:
+            self.told(self.done, self.blocks)
+
+    def _score(self, target: Target, W: Tensor, sums: Sums, diagonal: Tensor, inputs: str) -> None:
+        """W: the rows that `sums` looks at.  diagonal [in]: of H."""
+        options = candidates(target, self.recipe, self.budget)
+        importance = diagonal + 1e-8 * diagonal.mean() if self.step.needs_hessian else None
+        search = int(getattr(self.step, "search", 0))
+        self._row(target, inputs, options, losses(W, sums, importance, options, search, self.bytes.scale_dtype))
+
+    def _row(self, target: Target, inputs: str, options: Sequence[Candidate], found: Sequence[float]) -> None:
+        count = self.laid.skeleton.model.get_parameter(target.parameter).numel()
+        made = [Option(o.grid, *self.bytes.of(target, o), loss) for o, loss in zip(options, found, strict=True)]
+        self.rows[target.parameter] = Row(target.layer, target.kind, count, inputs, tuple(made))
+
+    def tables(self) -> None:
+        """Embeddings and head."""
+        tied = set(getattr(self.laid.skeleton.model, "all_tied_weights_keys", {}).values())
+        for name, target in self.laid.targets.items():
+            if target.kind in ENDS:
+                parts = [self.ends.of_embeddings(target.shape[0])] if target.kind == "embedding" else []
+                if target.kind == "head" or name in tied:
+                    parts.append(self.ends.of_head())
+                if any(part is not None for part in parts):
+                    self._table(target, [part for part in parts if part is not None])
+
+    def _table(self, target: Target, parts: Sequence[Sums]) -> None:
+        options = candidates(target, self.recipe, self.budget)
+        total = [0.0] * len(options)
+        skeleton, width = self.laid.skeleton, target.shape[1]
+        info = skeleton.source.tensors[skeleton.stored[target.parameter][0]]
+        for sums in parts:
+            W = torch.stack([info.read(int(row) * width, width).float() for row in sums.rows])
+            each = losses(W, sums, None, options, SEARCH, self.bytes.scale_dtype)
+            total = [a + b for a, b in zip(total, each, strict=True)]
+        self._row(target, target.layer, options, total)
+
+    def unseen(self) -> None:
+        """Weights that no text reaches stay on the recipe's grid: nothing is known of them."""
+        for name, target in self.laid.targets.items():
+            if name not in self.rows:
+                self._row(target, target.layer, [Candidate.of(target.grid)], [0.0])
+
+
+def _portions(block: nn.Module, found: Sequence[Weight]) -> list[list[Weight]]:
+    """Weights whose H, M and the like fit into the room for statistics together."""
+    parts: list[list[Weight]] = [[]]
+    used = 0
+    for weight in found:
+        each = 3 * nbytes(weight.shape(block)[1])
+        if parts[-1] and used + each > ROOM:
+            parts.append([])
+            used = 0
+        parts[-1].append(weight)
+        used += each
+    return parts

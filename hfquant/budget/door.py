@@ -1,0 +1,168 @@
+"""A model and a recipe with a budget -> the recipe without."""
+
+import hashlib
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..compress.journal import Journal
+from ..compress.layout import Layout, lay_out
+from ..compress.plan import check_device, check_out, generated_tokens, read_tokens
+from ..errors import CalibrationError, HfquantError, RecipeError
+from ..model.calibration import digest
+from ..model.source import Source, open_source
+from ..model.survey import survey
+from ..recipe import GridSpec, Recipe
+from ..tensors.shards import write_text
+from .analysis import Told, analyse
+from .candidates import Bytes, candidates
+from .decide import Decision, check, decide
+from .table import Option, Row, Table
+
+FOLDER = "budget"  # in the working folder of a compression
+VERSION = 1  # of how losses are predicted
+
+
+@dataclass(frozen=True)
+class Case:
+    """A model that is laid out for a recipe with a budget.  table: without losses."""
+
+    source: Source
+    recipe: Recipe
+    laid: Layout
+    tokens: Tensor
+    out: Path
+    folder: Path
+    table: Table
+    device: str
+    fingerprint: str
+
+
+def open_case(
+    model: "str | Path | Source",
+    recipe: "str | Path | Mapping[str, Any] | Recipe",
+    out: str | Path,
+    *,
+    calibration: str | None = None,
+    samples: int | None = None,
+    seq_len: int | None = None,
+    seed: int | None = None,
+    fresh: bool = False,
+    device: str = "cpu",
+) -> Case:
+    """Check everything that can be checked before any work.  Arguments as those of `compress.plan`.
+
+    Raises an HfquantError for what would stop the work later, a budget that cannot be met among it.
+    """
+    chosen = Recipe.parse(recipe)
+    budget = chosen.budget
+    if budget is None:
+        raise RecipeError(f"recipe `{chosen.name}` has no budget", "give it one: `budget: {fit: 2.5GB}`")
+    given = {"source": calibration, "samples": samples, "seq_len": seq_len, "seed": seed}
+    given = {key: value for key, value in given.items() if value is not None}
+    chosen = chosen.model_copy(update={"calibration": chosen.calibration.model_copy(update=given)})
+    out, journal = Path(out).expanduser(), Journal(Path(out).expanduser())
+    check_device(device)
+    check_out(out, journal, fresh)
+    with journal.untouched():
+        source = model if isinstance(model, Source) else open_source(model, staging=journal.source)
+        laid = lay_out(source, outlined(chosen), device)
+        table = outline(laid, chosen)
+        check(table, budget)
+        _check_text(source, chosen)
+        tokens = read_tokens(source, chosen)
+        if tokens is None:
+            tokens = generated_tokens(source, chosen, laid.skeleton.model)
+        identity = survey(source, laid.dtype)
+    key = [
+        VERSION,
+        identity,
+        digest(tokens),
+        chosen.model_copy(update={"budget": None}).hash,
+        device,
+        torch.__version__,
+    ]
+    key += [budget.bits, budget.groups, budget.with_ends]
+    fingerprint = hashlib.sha256(json.dumps(key).encode()).hexdigest()
+    return Case(source, chosen, laid, tokens, out, journal.folder / FOLDER, table, device, fingerprint)
+
+
+def outlined(recipe: Recipe) -> Recipe:
+    """A recipe whose targets are all that its budget chooses for."""
+    assert recipe.budget is not None
+    ends = recipe.embeddings
+    if recipe.budget.with_ends and ends is None:
+        ends = GridSpec(bits=8, group_size=64)
+    return recipe.model_copy(update={"embeddings": ends, "format": "native"})
+
+
+def outline(laid: Layout, recipe: Recipe) -> Table:
+    """The table without losses: from headers alone."""
+    assert recipe.budget is not None
+    sizes, rows = Bytes(laid, recipe, recipe.budget), []
+    for target in laid.targets.values():
+        options = [Option(c.grid, *sizes.of(target, c), 0.0) for c in candidates(target, recipe, recipe.budget)]
+        count = laid.skeleton.model.get_parameter(target.parameter).numel()
+        rows.append(Row(target.layer, target.kind, count, target.layer, tuple(options)))
+    return Table(tuple(rows), sizes.rest(), sizes.original())
+
+
+def _check_text(source: Source, recipe: Recipe) -> None:
+    """Raises CalibrationError where there is no text to measure a loss on."""
+    if recipe.budget is None or recipe.budget.max_loss is None:
+        return
+    try:
+        source.tokenizer()
+    except HfquantError as error:
+        raise CalibrationError(
+            f"a loss is measured on a text, and {source.id} has no tokenizer to read one with: {error.message}",
+            "put the tokenizer's files into the model's folder, or give a size: `--fit`",
+        ) from None
+
+
+def table_of(case: Case, told: Told | None = None) -> Table:
+    """The table with losses; what an interrupted or a dry run has found is used again."""
+    kept = case.folder / "table.json"
+    if kept.is_file():
+        found = Table.read(kept)
+        if found.about.get("fingerprint") == case.fingerprint:
+            return found
+    case.folder.mkdir(parents=True, exist_ok=True)
+    table = analyse(case.laid, case.recipe, case.tokens, case.folder, case.device, told)
+    table = replace(table, about={**table.about, "fingerprint": case.fingerprint})
+    table.write(kept)
+    return table
+
+
+def remember(case: Case, bound: float | None) -> None:
+    """What loss is being tried: a run that takes up an interrupted one must make the same choice."""
+    if bound is not None:
+        case.folder.mkdir(parents=True, exist_ok=True)
+        write_text(case.folder / "bound.json", json.dumps({"fingerprint": _asked(case), "bound": bound}))
+
+
+def resumed_bound(case: Case) -> float | None:
+    """None for what was not tried yet."""
+    file = case.folder / "bound.json"
+    if not file.is_file():
+        return None
+    known = json.loads(file.read_text("utf-8"))
+    return float(known["bound"]) if known["fingerprint"] == _asked(case) else None
+
+
+def _asked(case: Case) -> str:
+    assert case.recipe.budget is not None
+    return f"{case.fingerprint} {case.recipe.budget.model_dump_json()}"
+
+
+def choose_recipe(
+    model: "str | Path | Source", recipe: "str | Path | Mapping[str, Any] | Recipe", out: str | Path, **settings: Any
+) -> Decision:
+    """The decision for a model: `open_case`, `table_of` and `decide` in one."""
+    case = open_case(model, recipe, out, **settings)
+    return decide(table_of(case), case.recipe)

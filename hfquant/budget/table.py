@@ -1,0 +1,69 @@
+"""What every weight may become, at what cost: the table that a choice is made from, and its JSON."""
+
+import json
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+from ..recipe import GridSpec
+from ..tensors.shards import write_text
+
+
+@dataclass(frozen=True)
+class Option:
+    """One candidate of one weight.  grid: None keeps the weight.  nbytes: of its tensors in the files, with their
+    entries in the header; data: without.  loss: predicted KL, nats per token.  seconds: to multiply one token by it,
+    where that was measured."""
+
+    grid: GridSpec | None
+    nbytes: int
+    data: int
+    loss: float
+    seconds: float | None = None
+
+    @property
+    def name(self) -> str:
+        return "kept" if self.grid is None else str(self.grid.grid())
+
+
+@dataclass(frozen=True)
+class Row:
+    """A weight.  layer: its name in recipes.  weights: how many numbers.  inputs: equal for weights of one block that
+    read the same."""
+
+    layer: str
+    kind: str
+    weights: int
+    inputs: str
+    options: tuple[Option, ...]
+
+
+@dataclass(frozen=True)
+class Table:
+    """rest: bytes of all that is not chosen for.  original: of the whole model, as it is.  about: how it was made."""
+
+    rows: tuple[Row, ...]
+    rest: int
+    original: int
+    about: Mapping[str, Any] = field(default_factory=dict)
+
+    def write(self, path: Path) -> None:
+        data = asdict(self)
+        for row, said in zip(self.rows, data["rows"], strict=True):
+            for option, one in zip(row.options, said["options"], strict=True):
+                one["grid"] = None if option.grid is None else option.grid.model_dump()
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write_text(path, json.dumps(data, indent=1))
+
+    @classmethod
+    def read(cls, path: Path) -> "Table":
+        data = json.loads(path.read_text("utf-8"))
+        rows = []
+        for said in data["rows"]:
+            options = [
+                Option(**one | {"grid": None if one["grid"] is None else GridSpec(**one["grid"])})
+                for one in said["options"]
+            ]
+            rows.append(Row(**said | {"options": tuple(options)}))
+        return cls(tuple(rows), data["rest"], data["original"], data["about"])

@@ -1,0 +1,92 @@
+"""The gradients that come back block by block are those of the whole model."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from hfquant.budget import passes
+from hfquant.model.inputs import model_inputs
+from hfquant.model.skeleton import Skeleton
+from hfquant.model.source import open_source
+from tests import families
+
+Folders = Callable[[str], Path]
+SAMPLES, LENGTH, SEED = 3, 16, 5
+
+
+class Told(passes.Ends):
+    """What is told of the ends: the gradients at the head, and of embeddings, by their order."""
+
+    def __init__(self) -> None:
+        self.heads: list[Tensor] = []
+        self.tables: list[tuple[Tensor, Tensor]] = []
+
+    def head(self, module: nn.Module, h: Tensor, gradient: Tensor) -> None:
+        self.heads.append(gradient.detach().clone())
+
+    def embedded(self, module: nn.Module, ids: Tensor, gradient: Tensor) -> None:
+        self.tables.append((ids, gradient))
+
+
+def by_token(pairs: list[tuple[Tensor, Tensor]], rows: int) -> Tensor:
+    """Gradients of looked-up embeddings -> of the table."""
+    total = torch.zeros(rows, pairs[0][1].shape[-1])
+    for ids, gradient in pairs:
+        total.index_add_(0, ids.flatten(), gradient.reshape(-1, gradient.shape[-1]))
+    return total
+
+
+@pytest.mark.parametrize("family", ["llama", "llama-tied", "gpt2", "mixtral", "t5", "bart"])
+def test_gradients_are_those_of_the_whole_model(family: str, uneven: Folders, tmp_path: Path) -> None:
+    source = open_source(uneven(family))
+    tokens = families.held_out()[:SAMPLES, :LENGTH].clone()
+    walk = passes.forward(Skeleton(source, torch.float32), tokens, tmp_path / "walk")
+    told, seen = Told(), []
+
+    def see(name: str, block: nn.Module, back: passes.Backward) -> None:
+        seen.append(name)
+        back.run(lambda n: None)
+
+    passes.backward(walk, SEED, see, told)
+    model = families.random_model(family)
+    model = type(model).from_pretrained(uneven(family), dtype=torch.float32).eval()
+    table: nn.Embedding = model.get_input_embeddings()  # type: ignore[assignment]
+    tables = [m for m in model.modules() if isinstance(m, nn.Embedding) and m.weight is table.weight]
+    looked: list[tuple[Tensor, Tensor]] = []
+
+    def leaf(module: nn.Module, args: tuple[Tensor, ...], output: Tensor) -> Tensor:
+        looked.append((args[0], output.detach().requires_grad_()))
+        return looked[-1][1]
+
+    for one in tables:
+        one.register_forward_hook(leaf)
+    for p in model.parameters():
+        p.requires_grad_(False)
+    found = []
+    for (at, n), head in zip(walk.streamer.batches, told.heads, strict=True):
+        looked.clear()
+        logits = model(**model_inputs(source.config, tokens[at : at + n]), use_cache=False).logits
+        logits.backward(head)  # the same tokens drawn
+        scale = float(getattr(tables[0], "embed_scale", 1.0))
+        found += [(ids, out.grad * scale) for ids, out in looked if out.grad is not None]
+    wanted = by_token(found, table.num_embeddings)
+    got = by_token(told.tables, table.num_embeddings)
+    assert wanted.norm() > 0
+    assert torch.allclose(got, wanted, rtol=1e-3, atol=1e-5 * float(wanted.abs().max()))
+    assert sorted(seen) == sorted(name for p in walk.passages for name in p.stack.blocks)
+    assert not list((tmp_path / "walk").glob("*.gradient*beside*")), "gradients of later stacks are gone"
+
+
+def test_drawn_tokens_are_the_models_own(uneven: Folders, tmp_path: Path) -> None:
+    """At the head a gradient is p − 1 for the token drawn and p for all others: each row sums to zero."""
+    walk = passes.forward(
+        Skeleton(open_source(uneven("llama")), torch.float32), families.held_out()[:2, :LENGTH], tmp_path / "walk"
+    )
+    told = Told()
+    passes.backward(walk, SEED, lambda name, block, back: back.run(lambda n: None), told)
+    for gradient in told.heads:
+        assert torch.allclose(gradient.sum(-1), torch.zeros(gradient.shape[:-1]), atol=1e-5)
+        assert torch.equal((gradient < 0).sum(-1), torch.ones(gradient.shape[:-1], dtype=torch.int64))

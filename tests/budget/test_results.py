@@ -1,0 +1,179 @@
+"""What a budget leads to on small trained models: its size is kept, its loss foretold, and it can be made again."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from scipy.stats import spearmanr
+from transformers import AutoModelForCausalLM
+
+from hfquant import HfQuantConfig, compress, plan
+from hfquant.budget import Case, Decision, choose_recipe, decide, door, open_case, table_of
+from hfquant.budget.promise import ATTEMPTS, reach
+from hfquant.errors import CalibrationError, QualityError, RecipeError
+from hfquant.measure.evaluate import compare
+from hfquant.model.source import open_source
+from hfquant.model.stream import stream_logits
+from hfquant.plugin import load
+from hfquant.recipe import Recipe
+from hfquant.report import merge
+from tests import families
+from tests.compress.folders import digests
+
+Folders = Callable[[str], Path]
+SMALL: dict[str, Any] = {"samples": 8, "seq_len": 64}
+
+
+def made(model: Path, recipe: Any, out: Path) -> int:
+    """Bytes of the weights that a recipe leads to."""
+    for _ in compress(plan(model, recipe, out, **SMALL)):
+        pass
+    return (out / "model.safetensors").stat().st_size
+
+
+def case_of(model: Path, out: Path, **budget: Any) -> Case:
+    return open_case(model, {"name": "gptq", "budget": budget}, out, **SMALL)
+
+
+@pytest.mark.parametrize("family", ["llama", "gpt2", "mixtral", "t5"])
+def test_size_is_kept_and_used(family: str, built: Folders, tmp_path: Path) -> None:
+    """Decoders, transposed weights, fused experts, and two stacks: never over, and within 1% below."""
+    outline = case_of(built(family), tmp_path / "look", average_bits=4).table
+    low = sum(min(o.nbytes for o in row.options) for row in outline.rows)
+    room = outline.rest + int(low + 0.3 * (outline.original - outline.rest - low))
+    decision = choose_recipe(built(family), {"budget": {"fit": room}}, tmp_path / "out", **SMALL)
+    assert len({option.name for _, option in decision.chosen}) > 1, "different layers get different grids"
+    nbytes = made(built(family), decision.recipe, tmp_path / "out")
+    assert 0.99 * decision.nbytes <= nbytes <= decision.nbytes <= room
+    assert nbytes >= 0.98 * room
+
+
+def test_the_saved_recipe_gives_the_same_bytes(trained: Folders, tmp_path: Path) -> None:
+    decision = choose_recipe(trained("llama"), {"budget": {"average_bits": 3.5}}, tmp_path / "a", **SMALL)
+    assert decision.bits <= 3.5
+    (tmp_path / "recipe.yaml").write_text(decision.recipe.to_yaml())
+    made(trained("llama"), decision.recipe, tmp_path / "a")
+    made(trained("llama"), tmp_path / "recipe.yaml", tmp_path / "b")
+    assert digests(tmp_path / "a") == digests(tmp_path / "b")
+    again = choose_recipe(trained("llama"), {"budget": {"average_bits": 3.5}}, tmp_path / "c", **SMALL)
+    assert again.recipe == decision.recipe
+
+
+def test_what_was_looked_at_is_not_looked_at_again(
+    trained: Folders, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A run that takes up a dry or an interrupted one, even with another goal, chooses from the same table."""
+    first = table_of(case_of(trained("llama"), tmp_path / "out", average_bits=3))
+    monkeypatch.setattr(door, "analyse", None)
+    assert table_of(case_of(trained("llama"), tmp_path / "out", average_bits=4)) == first
+    with pytest.raises(TypeError):  # another text is another table
+        table_of(open_case(trained("llama"), {"budget": {"average_bits": 4}}, tmp_path / "out", samples=9, seq_len=64))
+
+
+def test_predicted_losses_rank_and_resemble_measured_ones(trained: Folders, tmp_path: Path) -> None:
+    model = trained("llama")
+    windows, source = families.held_out(24), open_source(model)
+    case = case_of(model, tmp_path / "look", average_bits=3)
+    predicted, measured = [], []
+    for i, average in enumerate((2.6, 3.0, 3.5, 4.1, 4.8, 5.5)):
+        assert case.recipe.budget is not None
+        budget = case.recipe.budget.model_copy(update={"average_bits": average})
+        decision = decide(table_of(case), case.recipe.model_copy(update={"budget": budget}))
+        made(model, decision.recipe, tmp_path / f"{i}")
+        compressed = load(tmp_path / f"{i}")
+        scores = compare(stream_logits(source, windows, dtype=compressed.dtype), compressed, windows)
+        predicted.append(decision.loss)
+        measured.append(scores.kl)
+    assert spearmanr(predicted, measured)[0] > 0.9
+    assert all(0.3 < m / p < 3 for m, p in zip(measured, predicted, strict=True) if m is not None and p < 0.2)
+
+
+def grown(out: Path, by: float) -> None:
+    """A result whose perplexity has grown by a share."""
+    out.mkdir(parents=True, exist_ok=True)
+    merge(out, evaluation={"perplexity": 10 * (1 + by), "reference_perplexity": 10.0, "kl": 0.1}, output={"bytes": 1})
+
+
+def test_a_broken_promise_is_tightened(trained: Folders, tmp_path: Path) -> None:
+    case = case_of(trained("llama"), tmp_path / "out", max_loss=0.1)
+    table_of(case)
+    tried: list[tuple[Recipe, bool]] = []
+    said: list[str] = []
+
+    def compressed(recipe: Recipe, again: bool) -> None:
+        tried.append((recipe, again))
+        grown(case.out, 0.3 if len(tried) < 3 else 0.09)
+
+    decisions: list[Decision] = []
+
+    def decided(case: Case, bound: float | None) -> Decision:
+        decisions.append(decide(table_of(case), case.recipe, bound))
+        return decisions[-1]
+
+    report = reach(case, compressed, decided, said.append)
+    assert [again for _, again in tried] == [False, True, True]
+    assert decisions[0].loss > decisions[1].loss > decisions[2].loss
+    assert decisions[0].nbytes < decisions[1].nbytes < decisions[2].nbytes
+    assert said[0].startswith("perplexity grew by 30.00%, more than the 10.00% that are allowed")
+    assert report["budget"]["attempts"] == 3
+    assert report["budget"]["measured"]["perplexity_growth"] == pytest.approx(0.09)
+    assert Recipe.parse(case.out / "recipe.yaml") == tried[-1][0]
+    assert (case.out / "figures" / "budget.png").is_file()
+    assert "![" in (case.out / "README.md").read_text()
+    assert {"recipe.yaml", "figures/budget.png"} <= set(report["output"]["files"]), "so that --fresh removes them"
+    resumed = open_case(trained("llama"), {"name": "gptq", "budget": {"max_loss": 0.1}}, case.out, **SMALL)
+    assert door.resumed_bound(resumed) == pytest.approx(decisions[1].loss * 0.9 * 0.1 / 0.3), "of the last attempt"
+
+
+def test_a_promise_that_cannot_be_kept_ends(trained: Folders, tmp_path: Path) -> None:
+    case = case_of(trained("llama"), tmp_path / "out", max_loss=0.1)
+    tried = []
+
+    def compressed(recipe: Recipe, again: bool) -> None:
+        tried.append(recipe)
+        grown(case.out, 0.11)
+
+    with pytest.raises(QualityError, match=rf"perplexity grew by 11.00%, .* {ATTEMPTS} times"):
+        reach(case, compressed)
+    assert len(tried) == ATTEMPTS
+
+
+def test_budgets_that_cannot_be_met_say_what_could(built: Folders, tmp_path: Path) -> None:
+    with pytest.raises(RecipeError, match=r"fit 1 kB cannot be met: the smallest .* is \d+ kB"):
+        case_of(built("llama"), tmp_path / "out", fit="1kB")
+    with pytest.raises(RecipeError, match=r"fit 1 GB asks for nothing: .* takes \d+ kB"):
+        case_of(built("llama"), tmp_path / "out", fit="1GB")
+    with pytest.raises(RecipeError, match=r"1.5 bits per weight cannot be met: the fewest .* are 2\."):
+        case_of(built("llama"), tmp_path / "out", average_bits=1.5)
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_loss_needs_a_text(built: Folders, tmp_path: Path) -> None:
+    model = tmp_path / "model"
+    model.mkdir()
+    for file in built("llama").iterdir():
+        if not file.name.startswith(("tokenizer", "special")):
+            (model / file.name).write_bytes(file.read_bytes())
+    with pytest.raises(CalibrationError, match=r"a loss is measured on a text, and .* has no tokenizer"):
+        case_of(model, tmp_path / "out", max_loss="1%")
+
+
+def test_while_loading(trained: Folders, tmp_path: Path) -> None:
+    config = HfQuantConfig(average_bits=3.5, samples=8, seq_len=64)
+    model = AutoModelForCausalLM.from_pretrained(trained("llama"), quantization_config=config, dtype=torch.float32)
+    recipe = model.hf_quantizer.quantization_config.recipe
+    assert recipe.budget is None
+    assert recipe.name == "gptq at 3.5 bits"
+    model.save_pretrained(tmp_path / "saved")
+    stored = json.loads((tmp_path / "saved" / "config.json").read_text())["quantization_config"]
+    assert len(stored["groups"]) > 1
+    windows = families.held_out(8)
+    again = load(tmp_path / "saved")
+    scores = compare(stream_logits(open_source(trained("llama")), windows, dtype=torch.float32), again, windows)
+    assert scores.kl is not None
+    assert scores.kl < 0.5
+    with pytest.raises(RecipeError, match="two goals"):
+        HfQuantConfig(fit="1GB", average_bits=3)
