@@ -93,7 +93,9 @@ def compress(
         settings["crew"] = engine.crew(crew, parts=parts, threads=threads, device=device)
         device = "cpu"  # of this process' own share
     settings |= {"fresh": fresh, "max_memory": max_memory, "device": device}
-    plan = engine.plan(model, chosen, out, **settings, announce=lambda found: print_facts(log(), estimate(found)))
+    plan = engine.plan(
+        model, chosen, out, **settings, announce=lambda found: print_facts(log(), estimate(found, windows))
+    )
     _run(ctx, plan)
     report = _measure(plan, model, windows)
     print_json(report) if as_json else result(out, report)
