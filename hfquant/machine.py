@@ -72,6 +72,11 @@ def available_memory() -> int | None:
     return _proc("meminfo").get("MemAvailable")
 
 
+def resident_memory() -> int:
+    """Bytes of physical memory this process has now, 0 where the system does not say."""
+    return _proc("self/status").get("VmRSS", 0)
+
+
 def most_memory() -> int | None:
     """Bytes that a process here can have at all: the machine's, or its container's; None where the system does not
     say."""

@@ -45,6 +45,30 @@ def test_grid_of_a_name(name: str, grid: tuple[int, int, bool]) -> None:
     assert (spec.grid().bits, spec.grid().group_size, spec.grid().symmetric) == grid
 
 
+@pytest.mark.parametrize(
+    ("name", "methods", "grid", "activations"),
+    [
+        ("rtn-w4g64", ["rtn"], "w4g64sym", None),
+        ("gptq-w8", ["gptq"], "w8sym", None),
+        ("gptq-w3g64", ["gptq"], "w3g64", None),
+        ("smoothquant-w8a8", ["smoothquant", "rtn"], "w8sym", 8),
+        ("zeroquant-w4a8", ["zeroquant"], "w4sym", 8),
+        ("sparsegpt-50", ["sparsegpt"], "w16sym", None),
+        ("sparsegpt-2of4-w4g64", ["sparsegpt"], "w4g64sym", None),
+        ("lorc-w3g64", ["rtn", "lorc"], "w3g64", None),
+        ("gptq-w3g64+lkd", ["gptq", "lkd"], "w3g64", None),
+        ("sparsegpt-2of4+gptq-w4g128+lorc-r8", ["sparsegpt", "gptq", "lorc"], "w4g128sym", None),
+    ],
+)
+def test_names_say_which_steps_and_which_numbers(
+    name: str, methods: list[str], grid: str, activations: int | None
+) -> None:
+    recipe = Recipe.parse(name)
+    assert [step.method for step in recipe.steps] == methods
+    assert str(recipe.grid.grid()) == grid
+    assert (recipe.activations and recipe.activations.bits) == activations
+
+
 def test_grammar_is_read_in_full() -> None:
     steps = read_name("sparsegpt-2of4+smoothquant-w8a8+lorc-r8")
     assert [(step.method, step.what) for step in steps] == [

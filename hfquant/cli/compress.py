@@ -107,7 +107,7 @@ def compress(
     def done(source: Any, recipe: "Recipe", again: bool = False) -> dict[str, Any]:
         plan = engine.plan(
             source, recipe, out, **settings, **work, fresh=fresh or again,
-            announce=lambda found: print_facts(log(), estimate(found)),
+            announce=lambda found: print_facts(log(), estimate(found, windows)),
         )  # fmt: skip
         _run(ctx, plan)
         return _measure(plan, model, windows)

@@ -24,6 +24,7 @@ from .crew import ALONE, Crew
 from .estimate import Estimate
 from .journal import Journal
 from .layout import Layout, fit, lay_out
+from .measuring import Measuring, measuring
 from .rewriting import rewritten
 
 
@@ -48,6 +49,10 @@ class Outlook(Layout):
         """Units of work that the journal knows: the blocks, and the two ends of the model where they change too."""
         ends = any(layer.block == len(self._names) for layer in self.layers.values())
         return len(self._names) + ends
+
+    def measuring(self, windows: int) -> Measuring:
+        """What it will take to measure the result."""
+        return measuring(self, self.estimate, windows)
 
     @property
     def _names(self) -> list[str]:
@@ -100,10 +105,12 @@ def plan(
         source = model if isinstance(model, Source) else open_source(model, staging=journal.source)
         outlined = rewritten(source, chosen, outline=True)
         laid = lay_out(outlined, chosen, where)
-        batch, room, expected = fit(laid, chosen, _shape(source, chosen), max_memory or most_memory(), crew.parts)
+        shape, begun = _shape(source, chosen), None if fresh else journal.plan()
+        most = max_memory or most_memory()
+        batch, room, expected = fit(laid, chosen, shape, most, crew.parts, begun and begun.get("batch"))
         foreseen = Outlook(
             **vars(laid), source=outlined, recipe=chosen, out=out, batch=batch, room=room, estimate=expected,
-            resumed=0 if fresh or journal.plan() is None else len(journal.entries()),
+            resumed=0 if begun is None else len(journal.entries()),
         )  # fmt: skip
         if announce is not None:
             announce(foreseen)

@@ -12,9 +12,10 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 from transformers import PreTrainedModel
+from typer.testing import CliRunner
 
+from hfquant.cli import app
 from hfquant.compress import compress, plan
-from hfquant.compress.estimate import LIBRARIES
 from hfquant.errors import (
     CalibrationError,
     CheckpointError,
@@ -144,9 +145,10 @@ def test_config_that_lies_about_depth(model: Path, tmp_path: Path) -> None:
     refused(model, tmp_path / "o", SourceError, r"lacks .* weights, `model.layers.3")
 
 
-def test_weights_that_are_not_finite_are_named(model: Path, tmp_path: Path) -> None:
-    name = "model.layers.1.mlp.up_proj.weight"
-    change_weights(model, lambda t: t[name].view(-1).__setitem__(7, float("nan")))
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), float("-inf")])
+@pytest.mark.parametrize("name", ["model.layers.1.mlp.up_proj.weight", "model.norm.weight"])
+def test_weights_that_are_not_finite_are_named(name: str, value: float, model: Path, tmp_path: Path) -> None:
+    change_weights(model, lambda t: t[name].view(-1).__setitem__(7, value))
     refused(model, tmp_path / "o", SourceError, f"`{name}` holds NaN or infinite")
 
 
@@ -224,15 +226,10 @@ def test_the_estimate_is_announced_before_a_weight_is_read(
     with pytest.raises(AssertionError, match="a weight was read"):
         plan(model, "gptq-w4g32", tmp_path / "o", **SMALL, announce=told.append)
     (foreseen,) = told
-    assert replace(foreseen.estimate, seconds=None) == replace(whole.estimate, seconds=None)
+    about = {"seconds": None, "peak_memory": None}  # which depends on what the process holds
+    assert replace(foreseen.estimate, **about) == replace(whole.estimate, **about)
     assert foreseen.estimate.seconds > 0
     assert (foreseen.batch, foreseen.room, foreseen.blocks) == (whole.batch, whole.room, whole.blocks)
-
-
-def test_a_model_that_writes_its_own_text_is_in_memory_whole(model: Path, tmp_path: Path) -> None:
-    foreseen = [plan(model, "gptq-w4g32", tmp_path / "o", **SMALL, calibration=c).estimate for c in ("default", "self")]
-    held = 4 * foreseen[0].parameters
-    assert foreseen[1].peak_memory >= LIBRARIES + held
 
 
 def test_a_refused_run_takes_the_source_that_it_unpacked_with_it(tmp_path: Path) -> None:
@@ -249,10 +246,12 @@ def test_device_that_is_not_there(model: Path, tmp_path: Path) -> None:
         refused(model, tmp_path / "o", ResourceError, "no CUDA device", device="cuda")
 
 
-def test_model_without_blocks(tmp_path: Path) -> None:
-    from torch import nn
-
-    from hfquant.model.blocks import stacks
-
-    with pytest.raises(SourceError, match="no stack of blocks"):
-        stacks(nn.Sequential(nn.Linear(2, 2)))
+def test_model_without_blocks(model: Path, tmp_path: Path) -> None:
+    change_config(model, num_hidden_layers=0)
+    change_weights(model, lambda t: [t.pop(name) for name in list(t) if ".layers." in name])
+    refused(model, tmp_path / "o", SourceError, "no stack of blocks")
+    words = ["compress", str(model), "-r", "rtn-w4g32", "-o", str(tmp_path / "o")]
+    done = CliRunner(env={"NO_COLOR": "1"}).invoke(app, words)
+    assert (done.exit_code, done.stdout) == (2, "")
+    assert "no stack of blocks" in done.stderr
+    assert "\n\nhint: " in done.stderr
