@@ -18,7 +18,8 @@ FASTEST_LOSS = 0.05  # of `fastest`, where no other is allowed
 @dataclass(frozen=True)
 class Decision:
     """recipe: an ordinary one.  chosen: what becomes of every weight.  nbytes: of the weight files, at least what
-    they will have.  loss: predicted KL, nats per token.  frontier, uniform: (bytes, loss) of the best choices for other
+    they will have.  loss: predicted KL, nats per token.  seconds: that the weights take for
+    a token, 0 where speed was not the goal.  frontier, uniform: (bytes, loss) of the best choices for other
     sizes, and of one grid everywhere, by its name."""
 
     recipe: Recipe
@@ -26,6 +27,7 @@ class Decision:
     chosen: tuple[tuple[Row, Option], ...]
     nbytes: int
     loss: float
+    seconds: float
     table: Table
     frontier: tuple[tuple[int, float], ...] = ()
     uniform: tuple[tuple[str, int, float], ...] = field(default=())
@@ -104,6 +106,7 @@ def decide(table: Table, recipe: Recipe, bound: float | None = None) -> Decision
         chosen=tuple(chosen),
         nbytes=table.rest + int(total(some, picked, "nbytes")),
         loss=total(some, picked, "loss"),
+        seconds=total(some, picked, "seconds"),
         table=table,
         frontier=tuple((table.rest + nbytes, loss) for nbytes, loss in frontier(some)),
         uniform=tuple(_uniform(table)),

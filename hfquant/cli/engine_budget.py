@@ -41,6 +41,9 @@ def predicted(decision: "Decision") -> dict[str, str | None]:
     return {
         "goal": said(decision.budget),
         "chosen": f"{size(decision.nbytes)}, {decision.bits:.2f} bits per weight in the blocks",
+        "speed": f"{1000 * decision.seconds:.3g} ms for a token's products on this machine"
+        if decision.seconds
+        else None,
         "predicted": f"perplexity x {1 + growth(decision.loss):.3f}, KL {decision.loss:.3g} nats per token",
     }
 

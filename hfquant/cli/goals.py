@@ -39,6 +39,15 @@ MaxLoss = Annotated[
     float | None,
     typer.Option(parser=_share, metavar="SHARE", help="Choose the smallest whose perplexity grows by at most `1%`."),
 ]
+Fastest = Annotated[
+    bool,
+    typer.Option(
+        "--fastest", help="Choose what takes this machine the least time for a token; loses 5%, or `--max-loss`."
+    ),
+]
+Within = Annotated[
+    int | None, typer.Option(parser=read_size, metavar="SIZE", help="With --fastest: weights of at most `4GB` on disk.")
+]
 DryRun = Annotated[bool, typer.Option("--dry-run", help="With a goal: say what would be chosen, and stop.")]
 
 
