@@ -173,7 +173,7 @@ def markdown(done: dict[str, Any]) -> str:
         f"# Budgets: {done['settings']['name']}", "",
         f"{done['settings']['samples']} sequences of {done['settings']['seq_len']} tokens for calibration; held out:"
         f" {done['settings']['windows']} windows of {done['settings']['text']}. Losses are ln(perplexity / original's)"
-        " and KL in nats per token; beside them those of one grid everywhere, interpolated at the same stored bits.", "",
+        " and KL in nats per token; beside them those of one grid everywhere, interpolated at the same bits.", "",
         "| average | stored bits | KL | uniform | less | ln ppl | uniform | less |",
         "|---:|---:|---:|---:|---:|---:|---:|---:|",
     ]  # fmt: skip
@@ -192,7 +192,7 @@ def markdown(done: dict[str, Any]) -> str:
         kept = sum(row["kept"] for row in done["promises"])
         lines += [f"`max_loss` kept on the held-out text: {kept} of {len(done['promises'])}."]
     lines += [
-        f"Looking at the model took {done['analysis_seconds']:.1f} s of processor time, the plain recipe (gptq-w4g64)"
+        f"Looking at the model took {done['analysis_seconds']:.1f} s of processor time, the plain recipe"
         f" {done['plain_seconds']:.1f} s: {done['analysis_seconds'] / done['plain_seconds']:.0%} more.", "",
     ]  # fmt: skip
     return "\n".join(lines)

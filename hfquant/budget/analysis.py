@@ -15,7 +15,7 @@ from ..memory import settled
 from ..model.blocks import Weight, weights
 from ..recipe import Recipe
 from ..recipe_budget import Budget
-from .candidates import Bytes, Candidate, candidates
+from .candidates import ENDS, Bytes, Candidate, candidates
 from .ends import Tables
 from .moments import Gradients, Inputs, Sums
 from .passes import Backward, Walk, backward, forward
@@ -23,7 +23,6 @@ from .scores import losses, rounding, spread, whole
 from .table import Option, Row, Table
 
 SEQUENCES = 16  # that gradients are taken on
-ENDS = ("embedding", "head")
 SEARCH = 40  # ranges that embeddings and head are fitted with
 
 Told = Callable[[int, int], None]  # blocks done, blocks in all
@@ -60,7 +59,7 @@ class _Scoring:
         self, laid: Layout, recipe: Recipe, budget: Budget, walk: Walk, places: int, told: Told | None
     ) -> None:
         self.laid, self.recipe, self.budget, self.places, self.told = laid, recipe, budget, places, told
-        self.bytes = Bytes(laid, recipe, budget)
+        self.bytes = Bytes(laid, recipe)
         self.step = rounding(recipe)
         self.rows: dict[str, Row] = {}
         self.ends = Tables(places)

@@ -104,7 +104,7 @@ def outlined(recipe: Recipe) -> Recipe:
 def outline(laid: Layout, recipe: Recipe) -> Table:
     """The table without losses: from headers alone."""
     assert recipe.budget is not None
-    sizes, rows = Bytes(laid, recipe, recipe.budget), []
+    sizes, rows = Bytes(laid, recipe), []
     for target in laid.targets.values():
         options = [Option(c.grid, *sizes.of(target, c), 0.0) for c in candidates(target, recipe, recipe.budget)]
         count = laid.skeleton.model.get_parameter(target.parameter).numel()
