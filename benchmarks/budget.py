@@ -124,7 +124,7 @@ class Bench:
             if kept.is_file():  # one look at the model does for all
                 case.folder.mkdir(parents=True)
                 shutil.copyfile(kept, case.folder / "table.json")
-            table_of(case)
+            table = table_of(case)
             shutil.copyfile(case.folder / "table.json", kept)
 
             def done(recipe: Any, again: bool, out: Path = out) -> None:
@@ -133,7 +133,7 @@ class Bench:
                 verify(out, windows=self.options.windows, enforce=False)
 
             try:
-                report, kept_it = reach(case, done), True
+                report, kept_it = reach(case, table, done), True
             except QualityError:
                 report, kept_it = json.loads((out / "report.json").read_text()), False
             scores = self.measured(out)

@@ -25,7 +25,7 @@ from .candidates import Bytes, candidates
 from .decide import Decision, check, decide
 from .table import Option, Row, Table
 
-FOLDER = "budget"  # in the working folder of a compression
+FOLDER, TABLE = "budget", "table.json"  # in the working folder of a compression
 VERSION = 1  # of how losses are predicted
 
 
@@ -98,7 +98,7 @@ def outlined(recipe: Recipe) -> Recipe:
     ends = recipe.embeddings
     if recipe.budget.with_ends and ends is None:
         ends = GridSpec(bits=8, group_size=64)
-    return recipe.model_copy(update={"embeddings": ends, "format": "native"})
+    return recipe.model_copy(update={"embeddings": ends, "format": "native", "budget": None})
 
 
 def outline(laid: Layout, recipe: Recipe) -> Table:
@@ -128,7 +128,7 @@ def _check_text(source: Source, recipe: Recipe) -> None:
 def table_of(case: Case, told: Told | None = None) -> Table:
     """The table with losses; what an interrupted or a dry run has found is used again."""
     assert case.recipe.budget is not None
-    kept = case.folder / "table.json"
+    kept = case.folder / TABLE
     table = Table.read(kept) if kept.is_file() else None
     if table is None or table.about.get("fingerprint") != case.fingerprint:
         case.folder.mkdir(parents=True, exist_ok=True)
@@ -143,10 +143,11 @@ def table_of(case: Case, told: Told | None = None) -> Table:
     return table
 
 
-def remember(case: Case, bound: float | None) -> None:
+def remember(case: Case, table: Table, bound: float | None) -> None:
     """What loss is being tried: a run that takes up an interrupted one must make the same choice."""
+    if not (case.folder / TABLE).is_file():  # a result that was finished before has removed it
+        table.write(case.folder / TABLE)
     if bound is not None:
-        case.folder.mkdir(parents=True, exist_ok=True)
         write_text(case.folder / "bound.json", json.dumps({"fingerprint": _asked(case), "bound": bound}))
 
 
