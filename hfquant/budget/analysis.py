@@ -15,7 +15,7 @@ from ..memory import settled
 from ..model.blocks import Weight, weights
 from ..recipe import Recipe
 from ..recipe_budget import Budget
-from .candidates import Bytes, Candidate, candidates
+from .candidates import ENDS, Bytes, Candidate, candidates
 from .ends import Tables
 from .moments import Gradients, Inputs, Sums
 from .passes import Backward, Walk, backward, forward
@@ -23,7 +23,6 @@ from .scores import losses, rounding, spread, whole
 from .table import Option, Row, Table
 
 SEQUENCES = 16  # that gradients are taken on
-ENDS = ("embedding", "head")
 SEARCH = 40  # ranges that embeddings and head are fitted with
 
 Told = Callable[[int, int], None]  # blocks done, blocks in all
@@ -39,7 +38,7 @@ def analyse(
     every block.
     """
     assert recipe.budget is not None
-    began = time.perf_counter()
+    began, worked = time.perf_counter(), time.process_time()
     tokens = tokens[:: max(1, len(tokens) // SEQUENCES)][:SEQUENCES]
     with tempfile.TemporaryDirectory(prefix="hfquant-", dir=folder) as work, settled():
         walk = forward(laid.skeleton, tokens, Path(work), device)
@@ -48,7 +47,8 @@ def analyse(
     scoring.tables()
     scoring.unseen()
     sizes = scoring.bytes
-    about = {"sequences": len(tokens), "tokens": tokens.numel(), "seconds": time.perf_counter() - began}
+    spent = {"seconds": time.perf_counter() - began, "processor_seconds": time.process_time() - worked}
+    about = {"sequences": len(tokens), "tokens": tokens.numel(), **spent}
     return Table(tuple(scoring.rows[name] for name in laid.targets), sizes.rest(), sizes.original(), about)
 
 
@@ -59,10 +59,11 @@ class _Scoring:
         self, laid: Layout, recipe: Recipe, budget: Budget, walk: Walk, places: int, told: Told | None
     ) -> None:
         self.laid, self.recipe, self.budget, self.places, self.told = laid, recipe, budget, places, told
-        self.bytes = Bytes(laid, recipe, budget)
+        self.bytes = Bytes(laid, recipe)
         self.step = rounding(recipe)
         self.rows: dict[str, Row] = {}
         self.ends = Tables(places)
+        self.tied = set(getattr(laid.skeleton.model, "all_tied_weights_keys", {}).values())
         self.blocks, self.done = sum(len(passage.stack.blocks) for passage in walk.passages), 0
 
     def block(self, name: str, block: nn.Module, back: Backward) -> None:
@@ -98,15 +99,15 @@ class _Scoring:
     def _row(self, target: Target, inputs: str, options: Sequence[Candidate], found: Sequence[float]) -> None:
         count = self.laid.skeleton.model.get_parameter(target.parameter).numel()
         made = [Option(o.grid, *self.bytes.of(target, o), loss) for o, loss in zip(options, found, strict=True)]
-        self.rows[target.parameter] = Row(target.layer, target.kind, count, inputs, tuple(made))
+        tied = target.parameter in self.tied
+        self.rows[target.parameter] = Row(target.layer, target.kind, count, inputs, tuple(made), target.shape, tied)
 
     def tables(self) -> None:
         """Embeddings and head."""
-        tied = set(getattr(self.laid.skeleton.model, "all_tied_weights_keys", {}).values())
         for name, target in self.laid.targets.items():
             if target.kind in ENDS:
                 parts = [self.ends.of_embeddings(target.shape[0])] if target.kind == "embedding" else []
-                if target.kind == "head" or name in tied:
+                if target.kind == "head" or name in self.tied:
                     parts.append(self.ends.of_head())
                 if any(part is not None for part in parts):
                     self._table(target, [part for part in parts if part is not None])

@@ -20,6 +20,7 @@ from ..tensors.shards import DTYPES, METADATA, nbytes
 
 FORMAT = "native"  # the only one that mixes grids
 KEPT = "kept"
+ENDS = ("embedding", "head")
 
 
 @dataclass(frozen=True)
@@ -37,8 +38,10 @@ class Candidate:
 
 
 def candidates(target: Target, recipe: Recipe, budget: Budget) -> list[Candidate]:
-    """For one weight, from few bits to many.  What an override of the recipe gives a grid has no choice."""
-    if pinned(target, recipe):
+    """For one weight, from few bits to many.  What the recipe itself gives a grid, by an override or by its
+    `embeddings` where a budget leaves these alone, has no choice."""
+    ends = target.kind in ENDS and not budget.with_ends
+    if ends or pinned(target, recipe):
         return [Candidate.of(target.grid)]
     groups = distinct(budget.groups, target.shape[1])
     grids = [
@@ -66,13 +69,14 @@ class Bytes:
     Never less than it will be: offsets are counted with the digits of the largest.
     """
 
-    def __init__(self, laid: Layout, recipe: Recipe, budget: Budget) -> None:
+    def __init__(self, laid: Layout, recipe: Recipe) -> None:
         self.laid, self.recipe = laid, recipe
         self.fmt = formats.load(FORMAT)
         self.skeleton: Skeleton = laid.skeleton
         self.digits = len(str(2 * self.skeleton.source.total_bytes))
         # float32 scales only where an embedding comes first, see `compress.selection.wire_for`
-        halved = laid.dtype == torch.float32 and not budget.with_ends
+        embedded = any(target.kind == "embedding" for target in laid.targets.values())
+        halved = laid.dtype == torch.float32 and not embedded
         self.scale_dtype = torch.float16 if halved else laid.dtype
 
     def of(self, target: Target, candidate: Candidate) -> tuple[int, int]:

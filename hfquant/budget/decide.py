@@ -9,6 +9,7 @@ from ..errors import RecipeError
 from ..recipe import GridSpec, Recipe
 from ..recipe_budget import Budget
 from ..sizes import size
+from .candidates import ENDS
 from .choose import frontier, solve, total, units
 from .table import Option, Row, Table
 
@@ -18,7 +19,8 @@ FASTEST_LOSS = 0.05  # of `fastest`, where no other is allowed
 @dataclass(frozen=True)
 class Decision:
     """recipe: an ordinary one.  chosen: what becomes of every weight.  nbytes: of the weight files, at least what
-    they will have.  loss: predicted KL, nats per token.  frontier, uniform: (bytes, loss) of the best choices for other
+    they will have.  loss: predicted KL, nats per token.  seconds: that the weights take for
+    a token, 0 where speed was not the goal.  frontier, uniform: (bytes, loss) of the best choices for other
     sizes, and of one grid everywhere, by its name."""
 
     recipe: Recipe
@@ -26,6 +28,7 @@ class Decision:
     chosen: tuple[tuple[Row, Option], ...]
     nbytes: int
     loss: float
+    seconds: float
     table: Table
     frontier: tuple[tuple[int, float], ...] = ()
     uniform: tuple[tuple[str, int, float], ...] = field(default=())
@@ -33,7 +36,7 @@ class Decision:
     @property
     def bits(self) -> float:
         """Stored bits per weight inside the blocks."""
-        inside = [(row, option) for row, option in self.chosen if row.kind not in ("embedding", "head")]
+        inside = [(row, option) for row, option in self.chosen if row.kind not in ENDS]
         return 8 * sum(option.data for _, option in inside) / max(1, sum(row.weights for row, _ in inside))
 
 
@@ -56,16 +59,26 @@ def check(table: Table, budget: Budget) -> None:
             )
         if room >= table.original:
             raise RecipeError(
-                f"{name} {size(room)} asks for nothing: the model as it is takes {size(table.original)}",
-                "give less than that, or compress by `max_loss`",
+                f"{name} {size(room)} asks for nothing: uncompressed the model takes {size(table.original)}",
+                "give less than that",
             )
     if budget.average_bits is not None:
-        _check_average(table, budget.average_bits)
+        _check_average(table, budget, budget.average_bits)
 
 
-def _check_average(table: Table, wanted: float) -> None:
-    weights = sum(row.weights for row in table.rows)
-    least, most = (8 * sum(pick(o.data for o in row.options) for row in table.rows) / weights for pick in (min, max))
+def averaged(table: Table, budget: Budget) -> tuple[int, int]:
+    """(weights that an average of bits counts, bytes of those that are not counted): embeddings and head count where
+    they are chosen for."""
+    ends = [] if budget.with_ends else [row for row in table.rows if row.kind in ENDS]
+    weights = sum(row.weights for row in table.rows) - sum(row.weights for row in ends)
+    return weights, sum(max(option.data for option in row.options) for row in ends)
+
+
+def _check_average(table: Table, budget: Budget, wanted: float) -> None:
+    weights, rest = averaged(table, budget)
+    least, most = (
+        8 * (sum(pick(o.data for o in row.options) for row in table.rows) - rest) / weights for pick in (min, max)
+    )
     if wanted < least:
         raise RecipeError(
             f"{wanted:g} bits per weight cannot be met: the fewest that these bits and groups give are {least:.3f}",
@@ -89,7 +102,8 @@ def decide(table: Table, recipe: Recipe, bound: float | None = None) -> Decision
     if (room := budget.fit or budget.within) is not None:
         limits["nbytes"] = room - table.rest
     if budget.average_bits is not None:
-        limits["data"] = budget.average_bits * sum(row.weights for row in table.rows) / 8
+        counted, rest = averaged(table, budget)
+        limits["data"] = budget.average_bits * counted / 8 + rest
     if budget.max_loss is not None or budget.fastest:
         limits["loss"] = math.log1p(budget.max_loss or FASTEST_LOSS) if bound is None else bound
     least = "seconds" if budget.fastest else "nbytes" if budget.max_loss else "loss"
@@ -104,6 +118,7 @@ def decide(table: Table, recipe: Recipe, bound: float | None = None) -> Decision
         chosen=tuple(chosen),
         nbytes=table.rest + int(total(some, picked, "nbytes")),
         loss=total(some, picked, "loss"),
+        seconds=total(some, picked, "seconds"),
         table=table,
         frontier=tuple((table.rest + nbytes, loss) for nbytes, loss in frontier(some)),
         uniform=tuple(_uniform(table)),
@@ -112,8 +127,8 @@ def decide(table: Table, recipe: Recipe, bound: float | None = None) -> Decision
 
 def _uniform(table: Table) -> "list[tuple[str, int, float]]":
     """One grid for all weights in blocks, the rest as it is."""
-    ends = [row for row in table.rows if row.kind in ("embedding", "head")]
-    inside = [row for row in table.rows if row.kind not in ("embedding", "head") and len(row.options) > 1]
+    ends = [row for row in table.rows if row.kind in ENDS]
+    inside = [row for row in table.rows if row.kind not in ENDS and len(row.options) > 1]
     rest = table.rest + sum(row.options[-1].nbytes for row in ends)
     found = []
     for name in dict.fromkeys(option.name for row in inside for option in row.options if option.grid is not None):
@@ -128,7 +143,7 @@ def as_recipe(recipe: Recipe, chosen: "Sequence[tuple[Row, Option]]") -> Recipe:
     """The recipe without a budget that says what was chosen, layer by layer."""
     counts: dict[GridSpec, int] = {}
     for row, option in chosen:
-        if option.grid is not None and row.kind not in ("embedding", "head"):
+        if option.grid is not None and row.kind not in ENDS:
             counts[option.grid] = counts.get(option.grid, 0) + row.weights
     if not counts:
         raise RecipeError(
@@ -139,7 +154,7 @@ def as_recipe(recipe: Recipe, chosen: "Sequence[tuple[Row, Option]]") -> Recipe:
     own = {
         row.layer: None if option.grid is None else option.grid.model_dump()
         for row, option in chosen
-        if option.grid != common or row.kind in ("embedding", "head")
+        if option.grid != common or row.kind in ENDS
     }
     data |= {
         "name": f"{recipe.name} {said(recipe.budget)}" if recipe.budget else recipe.name,

@@ -24,7 +24,7 @@ from .candidates import Bytes, candidates
 from .decide import Decision, check, decide
 from .table import Option, Row, Table
 
-FOLDER = "budget"  # in the working folder of a compression
+FOLDER, TABLE = "budget", "table.json"  # in the working folder of a compression
 VERSION = 1  # of how losses are predicted
 
 
@@ -98,13 +98,13 @@ def outlined(recipe: Recipe) -> Recipe:
     ends = recipe.embeddings
     if recipe.budget.with_ends and ends is None:
         ends = GridSpec(bits=8, group_size=64)
-    return recipe.model_copy(update={"embeddings": ends, "format": "native"})
+    return recipe.model_copy(update={"embeddings": ends, "format": "native", "budget": None})
 
 
 def outline(laid: Layout, recipe: Recipe) -> Table:
     """The table without losses: from headers alone."""
     assert recipe.budget is not None
-    sizes, rows = Bytes(laid, recipe, recipe.budget), []
+    sizes, rows = Bytes(laid, recipe), []
     for target in laid.targets.values():
         options = [Option(c.grid, *sizes.of(target, c), 0.0) for c in candidates(target, recipe, recipe.budget)]
         count = laid.skeleton.model.get_parameter(target.parameter).numel()
@@ -127,22 +127,27 @@ def _check_text(source: Source, recipe: Recipe) -> None:
 
 def table_of(case: Case, told: Told | None = None) -> Table:
     """The table with losses; what an interrupted or a dry run has found is used again."""
-    kept = case.folder / "table.json"
-    if kept.is_file():
-        found = Table.read(kept)
-        if found.about.get("fingerprint") == case.fingerprint:
-            return found
-    case.folder.mkdir(parents=True, exist_ok=True)
-    table = analyse(case.laid, case.recipe, case.tokens, case.folder, case.device, told)
-    table = replace(table, about={**table.about, "fingerprint": case.fingerprint})
-    table.write(kept)
+    assert case.recipe.budget is not None
+    kept = case.folder / TABLE
+    table = Table.read(kept) if kept.is_file() else None
+    if table is None or table.about.get("fingerprint") != case.fingerprint:
+        case.folder.mkdir(parents=True, exist_ok=True)
+        table = analyse(case.laid, case.recipe, case.tokens, case.folder, case.device, told)
+        table = replace(table, about={**table.about, "fingerprint": case.fingerprint})
+        table.write(kept)
+    if case.recipe.budget.fastest and table.rows[0].options[0].seconds is None:
+        from .speed import timed
+
+        table = timed(table, case.source.config, case.laid.dtype)
+        table.write(kept)
     return table
 
 
-def remember(case: Case, bound: float | None) -> None:
+def remember(case: Case, table: Table, bound: float | None) -> None:
     """What loss is being tried: a run that takes up an interrupted one must make the same choice."""
+    if not (case.folder / TABLE).is_file():  # a result that was finished before has removed it
+        table.write(case.folder / TABLE)
     if bound is not None:
-        case.folder.mkdir(parents=True, exist_ok=True)
         write_text(case.folder / "bound.json", json.dumps({"fingerprint": _asked(case), "bound": bound}))
 
 

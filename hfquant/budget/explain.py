@@ -49,7 +49,12 @@ def section(decision: Decision, attempts: int = 1) -> dict[str, Any]:
     return {
         "goal": said(decision.budget),
         "asked": decision.budget.model_dump(mode="json", exclude_none=True),
-        "predicted": {"kl": decision.loss, "perplexity_growth": growth(decision.loss), "bytes": decision.nbytes},
+        "predicted": {
+            "kl": decision.loss,
+            "perplexity_growth": growth(decision.loss),
+            "bytes": decision.nbytes,
+            "seconds_per_token": decision.seconds or None,
+        },
         "measured": None,
         "attempts": attempts,
         "bits_per_weight": decision.bits,

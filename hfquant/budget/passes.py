@@ -25,6 +25,7 @@ from ..model.blocks import hidden
 from ..model.skeleton import Skeleton
 
 TOGETHER = 512  # tokens whose logits are in memory together
+ROWS = 128  # of them, that are in float32
 
 See = Callable[[str, nn.Module, "Backward"], None]
 
@@ -176,12 +177,21 @@ def _end(walk: Walk, seed: int, ends: Ends) -> Stream:
         watched = _watch_head(model.get_output_embeddings(), ends)
         with torch.enable_grad(), watched, stubbed(model, stub, list(streamer.stacks.values())):
             logits = streamer.call(at, n).logits
-            p = logits.detach().float().softmax(-1)
-            drawn = torch.multinomial(p.flatten(0, -2), 1, generator=draw).view(*p.shape[:-1], 1)
-            logits.backward(p.scatter_add_(-1, drawn, p.new_full((), -1.0).expand(drawn.shape)).to(logits.dtype))
+            logits.backward(_drawn(logits.detach(), draw))
         assert leaf[0].grad is not None
         found.write(at, leaf[0].grad)
     return found
+
+
+def _drawn(logits: Tensor, draw: torch.Generator) -> Tensor:
+    """p − 1 for a token drawn at every place, p for all others: minus the gradient of its log-probability."""
+    gradient = torch.empty_like(logits)
+    rows = logits.flatten(0, -2).split(ROWS)
+    for row, out in zip(rows, gradient.flatten(0, -2).split(ROWS), strict=True):
+        p = row.float().softmax(-1)
+        drawn = torch.multinomial(p.cpu(), 1, generator=draw).to(p.device)
+        out.copy_(p.scatter_add_(-1, drawn, p.new_full((), -1.0).expand(drawn.shape)))
+    return gradient
 
 
 @contextmanager

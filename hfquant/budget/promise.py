@@ -6,8 +6,9 @@ from typing import Any
 from ..errors import QualityError
 from ..recipe import Recipe
 from .decide import Decision, decide
-from .door import Case, remember, resumed_bound, table_of
+from .door import Case, remember, resumed_bound
 from .explain import into_report
+from .table import Table
 
 ATTEMPTS = 4
 TIGHTER = 0.9  # of the bound that the last attempt suggests
@@ -16,19 +17,22 @@ Compressed = Callable[[Recipe, bool], Any]  # (recipe, whether it takes the plac
 
 
 def reach(
-    case: Case, compressed: Compressed, decided: Callable[[Case, float | None], Decision] | None = None,
+    case: Case, table: Table, compressed: Compressed, *, told: Callable[[Decision], None] | None = None,
     say: Callable[[str], None] | None = None,
 ) -> dict[str, Any]:  # fmt: skip
     """The report of a result that keeps the recipe's budget, `max_loss` by what was measured.
 
-    compressed: makes and measures `case.out`.  decided: chooses, by default `decide`.  say: told of what is done again.
+    table: from `table_of`.  compressed: makes and measures `case.out`.  told: of every decision, before it is carried
+    out.  say: of what is done again, and why.
     Raises QualityError if after `ATTEMPTS` it still loses more; the last result is kept.
     """
     assert case.recipe.budget is not None
     allowed, bound = case.recipe.budget.max_loss, resumed_bound(case)
     for attempt in range(1, ATTEMPTS + 1):
-        decision = decided(case, bound) if decided else decide(table_of(case), case.recipe, bound)
-        remember(case, bound)
+        decision = decide(table, case.recipe, bound)
+        if told is not None:
+            told(decision)
+        remember(case, table, bound)
         compressed(decision.recipe, attempt > 1)
         report = into_report(decision, case.out, attempt)
         lost = report["budget"]["measured"]["perplexity_growth"]

@@ -30,13 +30,16 @@ class Option:
 @dataclass(frozen=True)
 class Row:
     """A weight.  layer: its name in recipes.  weights: how many numbers.  inputs: equal for weights of one block that
-    read the same."""
+    read the same.  shape: (out, in), of each expert for fused experts.  tied: of embeddings, whether they are the head
+    too."""
 
     layer: str
     kind: str
     weights: int
     inputs: str
     options: tuple[Option, ...]
+    shape: tuple[int, int] = (0, 0)
+    tied: bool = False
 
 
 @dataclass(frozen=True)
@@ -65,5 +68,5 @@ class Table:
                 Option(**one | {"grid": None if one["grid"] is None else GridSpec(**one["grid"])})
                 for one in said["options"]
             ]
-            rows.append(Row(**said | {"options": tuple(options)}))
+            rows.append(Row(**said | {"options": tuple(options), "shape": tuple(said["shape"])}))
         return cls(tuple(rows), data["rest"], data["original"], data["about"])

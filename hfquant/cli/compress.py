@@ -10,7 +10,7 @@ import typer
 from ..errors import RecipeError, ResourceError
 from . import engine, engine_budget, goals
 from .arguments import Fresh, Json, Model, Out, Set, Windows, size
-from .goals import AverageBits, DryRun, Fit, MaxLoss
+from .goals import AverageBits, DryRun, Fastest, Fit, MaxLoss, Within
 from .output import busy, complain, log, print_facts, print_json
 from .progress import Tally, progress
 from .push import Private, facts
@@ -40,6 +40,8 @@ def compress(
     fit: Fit = None,
     average_bits: AverageBits = None,
     max_loss: MaxLoss = None,
+    fastest: Fastest = False,
+    within: Within = None,
     dry_run: DryRun = False,
     calibration: Annotated[
         str | None,
@@ -94,7 +96,8 @@ def compress(
 
     With a goal in place of a recipe (`--fit 2.5GB`) the model is looked at first, and the bits of every layer chosen.
     """
-    chosen = goals.with_goal(recipe, changes, fit=fit, average_bits=average_bits, max_loss=max_loss)
+    named = {"fit": fit, "average_bits": average_bits, "max_loss": max_loss, "fastest": fastest, "within": within}
+    chosen = goals.with_goal(recipe, changes, **named)
     if dry_run and chosen.budget is None:
         raise RecipeError("`--dry-run` says what a goal leads to, and there is none", "give one, such as `--fit 2.5GB`")
     if push:

@@ -8,7 +8,7 @@ from . import engine
 from .units import size
 
 if TYPE_CHECKING:
-    from ..budget import Case, Decision
+    from ..budget import Case, Decision, Table
     from ..recipe import Recipe
 
 
@@ -20,11 +20,18 @@ def open_case(model: str, recipe: "Recipe", out: Path, **settings: Any) -> "Case
     return open_case(model, recipe, out, **settings)
 
 
-def decide(case: "Case", told: Callable[[int, int], None], bound: float | None = None) -> "Decision":
-    """Look at every layer, and choose."""
-    from ..budget import decide, table_of
+def look(case: "Case", told: Callable[[int, int], None]) -> "Table":
+    """What every layer costs on every grid."""
+    from ..budget import table_of
 
-    return decide(table_of(case, told), case.recipe, bound)
+    return table_of(case, told)
+
+
+def decide(case: "Case", table: "Table") -> "Decision":
+    """Choose."""
+    from ..budget import decide
+
+    return decide(table, case.recipe)
 
 
 def explain(decision: "Decision", folder: Path) -> dict[str, Any]:
@@ -41,12 +48,15 @@ def predicted(decision: "Decision") -> dict[str, str | None]:
     return {
         "goal": said(decision.budget),
         "chosen": f"{size(decision.nbytes)}, {decision.bits:.2f} bits per weight in the blocks",
+        "speed": f"{1000 * decision.seconds:.3g} ms for a token's products on this machine"
+        if decision.seconds
+        else None,
         "predicted": f"perplexity x {1 + growth(decision.loss):.3f}, KL {decision.loss:.3g} nats per token",
     }
 
 
-def reach(case: "Case", compressed: Any, decided: Any, say: Callable[[str], None]) -> dict[str, Any]:
+def reach(case: "Case", table: "Table", compressed: Any, **tell: Callable[[Any], None]) -> dict[str, Any]:
     """Choose, compress and measure until what is lost is what was allowed; the report."""
     from ..budget.promise import reach
 
-    return reach(case, compressed, decided, say)
+    return reach(case, table, compressed, **tell)

@@ -14,7 +14,7 @@ from .progress import looking
 from .units import size
 
 if TYPE_CHECKING:
-    from ..budget import Case, Decision
+    from ..budget import Case, Decision, Table
     from ..recipe import Recipe
 
 
@@ -39,6 +39,15 @@ MaxLoss = Annotated[
     float | None,
     typer.Option(parser=_share, metavar="SHARE", help="Choose the smallest whose perplexity grows by at most `1%`."),
 ]
+Fastest = Annotated[
+    bool,
+    typer.Option(
+        "--fastest", help="Choose what takes this machine the least time for a token; loses 5%, or `--max-loss`."
+    ),
+]
+Within = Annotated[
+    int | None, typer.Option(parser=read_size, metavar="SIZE", help="With --fastest: weights of at most `4GB` on disk.")
+]
 DryRun = Annotated[bool, typer.Option("--dry-run", help="With a goal: say what would be chosen, and stop.")]
 
 
@@ -46,7 +55,7 @@ def with_goal(recipe: str | None, changes: list[str] | None, **goal: Any) -> "Re
     """The recipe, with the goal as its budget if there is one.  Raises RecipeError where neither is given."""
     from ..recipe import Recipe
 
-    given = {key: value for key, value in goal.items() if value}
+    given = {key: value for key, value in goal.items() if value is not None and value is not False}
     if recipe is None and not given:
         raise RecipeError(
             "neither a recipe nor a goal is given",
@@ -60,22 +69,25 @@ def with_goal(recipe: str | None, changes: list[str] | None, **goal: Any) -> "Re
 
 def show(case: "Case", as_json: bool) -> None:
     """`--dry-run`: look at the model, say what would be chosen and why, leave recipe and figure beside it."""
-    told = engine_budget.explain(_decided(case), case.folder)
+    decision = engine_budget.decide(case, _looked(case))
+    _tell(decision)
+    told = engine_budget.explain(decision, case.folder)
     print_json(told) if as_json else _table(told)
     log().print(f"recipe and figure are in `{case.folder}`; the same command without --dry-run goes on from here")
 
 
 def reach(case: "Case", compressed: "Callable[[Recipe, bool], dict[str, Any]]") -> dict[str, Any]:
     """Choose, compress, measure, if need be again.  compressed(recipe, again): does it.  Returns the report."""
-    return engine_budget.reach(case, compressed, _decided, log().print)
+    return engine_budget.reach(case, _looked(case), compressed, told=_tell, say=log().print)
 
 
-def _decided(case: "Case", bound: float | None = None) -> "Decision":
+def _looked(case: "Case") -> "Table":
     with looking(log()) as told:
-        decision = engine_budget.decide(case, told, bound)
-    predicted = engine_budget.predicted(decision)
-    print_facts(log(), predicted)
-    return decision
+        return engine_budget.look(case, told)
+
+
+def _tell(decision: "Decision") -> None:
+    print_facts(log(), engine_budget.predicted(decision))
 
 
 def _table(told: Mapping[str, Any]) -> None:

@@ -53,6 +53,11 @@ def lay_out(source: Source, recipe: Recipe, device: str = "cpu", *, training: bo
             f"recipe `{recipe.name}` trains the whole model",
             "use `hfquant train`, with the same recipe and a text",
         )
+    if recipe.budget is not None:
+        raise RecipeError(
+            f"recipe `{recipe.name}` has a budget, and no grids yet",
+            "use `hfquant compress`, `HfQuantConfig`, or the recipe of `hfquant.budget.choose_recipe(...)`",
+        )
     dtype = _stored_dtype(recipe, source)
     skeleton = Skeleton(source, compute_dtype(source, device))
     if missing := skeleton.missing():

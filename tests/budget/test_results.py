@@ -99,7 +99,6 @@ def grown(out: Path, by: float) -> None:
 
 def test_a_broken_promise_is_tightened(trained: Folders, tmp_path: Path) -> None:
     case = case_of(trained("llama"), tmp_path / "out", max_loss=0.1)
-    table_of(case)
     tried: list[tuple[Recipe, bool]] = []
     said: list[str] = []
 
@@ -109,11 +108,7 @@ def test_a_broken_promise_is_tightened(trained: Folders, tmp_path: Path) -> None
 
     decisions: list[Decision] = []
 
-    def decided(case: Case, bound: float | None) -> Decision:
-        decisions.append(decide(table_of(case), case.recipe, bound))
-        return decisions[-1]
-
-    report = reach(case, compressed, decided, said.append)
+    report = reach(case, table_of(case), compressed, told=decisions.append, say=said.append)
     assert [again for _, again in tried] == [False, True, True]
     assert decisions[0].loss > decisions[1].loss > decisions[2].loss
     assert decisions[0].nbytes < decisions[1].nbytes < decisions[2].nbytes
@@ -137,7 +132,7 @@ def test_a_promise_that_cannot_be_kept_ends(trained: Folders, tmp_path: Path) ->
         grown(case.out, 0.11)
 
     with pytest.raises(QualityError, match=rf"perplexity grew by 11.00%, .* {ATTEMPTS} times"):
-        reach(case, compressed)
+        reach(case, table_of(case), compressed)
     assert len(tried) == ATTEMPTS
 
 
@@ -148,6 +143,8 @@ def test_budgets_that_cannot_be_met_say_what_could(built: Folders, tmp_path: Pat
         case_of(built("llama"), tmp_path / "out", fit="1GB")
     with pytest.raises(RecipeError, match=r"1.5 bits per weight cannot be met: the fewest .* are 2\."):
         case_of(built("llama"), tmp_path / "out", average_bits=1.5)
+    with pytest.raises(RecipeError, match="has a budget, and no grids yet"):
+        plan(built("llama"), {"budget": {"average_bits": 3}}, tmp_path / "out", **SMALL)
     assert not (tmp_path / "out").exists()
 
 
