@@ -107,7 +107,7 @@ def plan(
         laid = lay_out(outlined, chosen, where)
         shape, begun = _shape(source, chosen), None if fresh else journal.plan()
         most = max_memory or most_memory()
-        batch, room, expected = fit(laid, chosen, shape, most, crew.parts, begun and begun.get("batch"))
+        batch, room, expected = fit(laid, chosen, shape, most, crew.parts, begun.get("batch") if begun else None)
         foreseen = Outlook(
             **vars(laid), source=outlined, recipe=chosen, out=out, batch=batch, room=room, estimate=expected,
             resumed=0 if begun is None else len(journal.entries()),
