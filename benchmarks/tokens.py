@@ -1,10 +1,10 @@
 """Token files for models that came without a tokenizer, from their vocabulary and their kind of text.
 
-    python benchmarks/tokens.py VOCABULARY.json SENTENCES --out NAME
+    python benchmarks/tokens.py VOCABULARY.json SENTENCES --length 32 --out NAME
 
 VOCABULARY: a list of tokens, or token -> number.  SENTENCES: lines, JSON lists of tokens or text that is cut into the
-longest tokens there are.  Whole sentences are joined: the first 60 % become NAME_calibration.npy, the rest
-NAME_test.npy.
+longest tokens there are.  The beginnings of all sentences that are long enough, one after the other, so that windows of
+that length begin where the model expects it: the first 60 % become NAME_calibration.npy, the rest NAME_test.npy.
 """
 
 import argparse
@@ -19,16 +19,17 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("vocabulary", type=Path)
     parser.add_argument("sentences", type=Path)
+    parser.add_argument("--length", type=int, required=True)
     parser.add_argument("--out", required=True)
     args = parser.parse_args()
     known = json.loads(args.vocabulary.read_text())
     number = known if isinstance(known, dict) else {token: i for i, token in enumerate(known)}
     sentences = [[number[token] for token in cut(line, number)] for line in args.sentences.read_text().splitlines()]
-    calibration = int(0.6 * len(sentences))
-    for name, some in (("calibration", sentences[:calibration]), ("test", sentences[calibration:])):
-        joined = np.array([token for sentence in some for token in sentence], dtype=np.int64)
-        np.save(f"{args.out}_{name}.npy", joined)
-        print(f"{args.out}_{name}.npy: {len(joined):,} tokens of {len(some):,} sentences")
+    windows = np.array([tokens[: args.length] for tokens in sentences if len(tokens) >= args.length], dtype=np.int64)
+    calibration = int(0.6 * len(windows))
+    for name, some in (("calibration", windows[:calibration]), ("test", windows[calibration:])):
+        np.save(f"{args.out}_{name}.npy", some.reshape(-1))
+        print(f"{args.out}_{name}.npy: {len(some):,} x {args.length} tokens")
 
 
 def cut(line: str, number: dict[str, int]) -> list[str]:
