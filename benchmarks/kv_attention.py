@@ -94,17 +94,17 @@ def main() -> None:
     parser.add_argument("--seconds", type=float, default=1, help="for each shape, at least")
     parser.add_argument("--out", type=Path)
     args = parser.parse_args()
-    rows = []
-    for bits, tokens, shape in product(numbers(args.bits), numbers(args.tokens), SHAPES):
-        rows.append(measure(shape, tokens, bits, args.seconds))
-        print(rows[-1], flush=True)
+    rows: list[dict[str, object]] = []
     settings = {
         "threads": torch.get_num_threads(), "window": WINDOW, "group": GROUP, "batch": 1, "dtype": "bfloat16",
         "seconds": args.seconds, "cold_bytes": COLD, "load": os.getloadavg()[0],
         "hardware": hardware(), "versions": versions(),
     }  # fmt: skip
-    if args.out:
-        write(args.out, {"settings": settings, "rows": rows})
+    for bits, tokens, shape in product(numbers(args.bits), numbers(args.tokens), SHAPES):
+        rows.append(measure(shape, tokens, bits, args.seconds))
+        print(rows[-1], flush=True)
+        if args.out:
+            write(args.out, {"settings": settings, "rows": rows})
 
 
 if __name__ == "__main__":

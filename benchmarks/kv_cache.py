@@ -60,6 +60,10 @@ def main() -> None:
     tokenizer = AutoTokenizer.from_pretrained(given.model)
     windows = cut(read_text(given.text) if given.text else read_text(), tokenizer, given.window_len, given.windows)
     config, rows = model.config, []
+    settings = {
+        "model": Path(given.model).name, "windows": len(windows), "window_len": given.window_len,
+        "piece": PIECE, "steps": given.steps, "window": 64, "group": 64, "dtype": "float32",
+    }  # fmt: skip
 
     def add(
         name: str, cache: Callable[[], Any], steps: int = 0, share: float = 1.0, how: KVCache | None = None
@@ -71,6 +75,9 @@ def main() -> None:
         rows.append({"cache": name, "attention": share, "steps": steps, "perplexity": math.exp(nll), "bytes": nbytes})
         rows[-1]["cost"] = rows[-1]["perplexity"] / (base or rows[-1])["perplexity"] - 1
         print(rows[-1], flush=True)
+        if given.out:  # what there is, as the whole takes long
+            result = {"settings": settings, "hardware": hardware(), "versions": versions(), "rows": rows}
+            write(given.out, result, table(result))
 
     add("full", lambda: DynamicCache(config=config))
     for bits in (8, 4, 2):
@@ -83,13 +90,6 @@ def main() -> None:
     for share in (0.5, 0.2, 0.1, 0.05):
         add("full", lambda: DynamicCache(config=config), given.steps, share)
     add("4 bit", lambda: CompressedCache(config, 4), given.steps, 0.1)
-    if given.out:
-        settings = {
-            "model": Path(given.model).name, "windows": len(windows), "window_len": given.window_len,
-            "piece": PIECE, "steps": given.steps, "window": 64, "group": 64, "dtype": "float32",
-        }  # fmt: skip
-        result = {"settings": settings, "hardware": hardware(), "versions": versions(), "rows": rows}
-        write(given.out, result, table(result))
 
 
 def table(result: dict[str, Any]) -> str:

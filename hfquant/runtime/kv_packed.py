@@ -107,11 +107,9 @@ def _refuses_kernel(query: Tensor, tokens: PackedTokens) -> str | None:
         return reason
     if _BROKEN:
         return _BROKEN[0]
-    if tokens.queries is not None:
-        return "it takes queries as they are"
     from .kernels.triton import attention
 
-    return attention.refuses(*tokens.sizes, tokens.bits, tokens.group, tokens.channels)
+    return attention.refuses(*tokens.sizes, tokens.bits, tokens.group, tokens.channels, tokens.queries)
 
 
 def _refuses_generated(

@@ -19,7 +19,7 @@ TOKENS = 64  # that a program looks at together; at most a group, so that its ke
 LEAST_ROWS = 16  # queries that a tensor core multiplies at a time
 
 
-def refuses(size: int, value_size: int, bits: int, group: int, channels: int) -> str | None:
+def refuses(size: int, value_size: int, bits: int, group: int, channels: int, queries: int | None = None) -> str | None:
     """Why such a cache is not read packed; None if it is."""
     if group % LEAST_ROWS:
         return f"groups of {group} tokens: not a multiple of {LEAST_ROWS}"
@@ -27,6 +27,8 @@ def refuses(size: int, value_size: int, bits: int, group: int, channels: int) ->
         return f"{channels} channels of {bits} bits do not fill whole words"
     if max(size, value_size) > 256:
         return f"heads of {max(size, value_size)} channels: more than 256"
+    if queries is not None and bits != 8:
+        return f"queries are rounded for keys of 8 bit, not {bits}"
     return None
 
 
@@ -48,6 +50,7 @@ def attend(
     keys, values = recent
     batch, heads, _, size = keys.shape
     value_size, channels, bits = values.shape[-1], layer.channels, layer.bits
+    key_words = layer.key_words.view(torch.int16 if layer.queries is None else torch.int8)
     queries = query.shape[1] // heads
     rows = max(LEAST_ROWS, triton.next_power_of_2(queries))
     past, total = layer.past, layer.past + keys.shape[2]
@@ -64,7 +67,7 @@ def attend(
     shape = {"QUERIES": queries, "ROWS": rows, "SIZE": size, "VALUE_SIZE": value_size, "TOKENS": tokens, "SPLIT": split}
     packed[(batch * heads, split)](
         query,
-        layer.key_words.view(torch.int16),
+        key_words,
         layer.key_scale,
         layer.key_low,
         layer.value_words.view(torch.int16),
@@ -83,8 +86,9 @@ def attend(
         BITS=bits,
         WORDS=max(16, triton.next_power_of_2(size * bits // 16)),
         VALUE_WORDS=triton.next_power_of_2(channels * bits // 16),
-        KEY_STRIDE=2 * layer.key_words.shape[-1],
+        KEY_STRIDE=key_words.shape[-1],
         VALUE_STRIDE=2 * layer.value_words.shape[-1],
+        ROUNDED=layer.queries is not None,
         ASM=asm and not INTERPRETED.value,
         **shape,
         **options(stages=2),

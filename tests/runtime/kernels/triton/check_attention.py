@@ -50,6 +50,22 @@ def test_attention(bits: int, size: int) -> None:
     assert float((plain.double() - want).norm() / want.norm()) < 1e-3
 
 
+@pytest.mark.parametrize("size", [64, 80])
+def test_rounded_queries(size: int) -> None:
+    """Products with codes are the reference's integers: what rounding costs is many times their difference."""
+    layer = cache(8, 2, 1, 120, size, 32, torch.float16)
+    query, recent = torch.randn(2, 3, size).half(), (layer.keys, layer.values)
+    query[0, 2] = 0
+    mask = torch.ones(2, 120, dtype=torch.bool)
+    mask[-1, :70] = False
+    as_it_is = attend_reference(query, layer.tokens, recent, 1 / math.sqrt(size), mask)
+    layer.queries = 8
+    want = attend_reference(query, layer.tokens, recent, 1 / math.sqrt(size), mask)
+    y = attend(query, layer.tokens, recent, 1 / math.sqrt(size), mask, 4)
+    assert float((y.double() - want).norm() / want.norm()) < 1.5e-3
+    assert float((y.double() - as_it_is).norm() / want.norm()) > 6e-3
+
+
 def test_bfloat16() -> None:
     layer = cache(4, 1, 1, 100, 64, 64, torch.bfloat16)
     query = torch.randn(1, 4, 64).bfloat16()
@@ -62,3 +78,5 @@ def test_what_it_does_not_take() -> None:
     assert refuses(64, 64, 4, 40, 64) == "groups of 40 tokens: not a multiple of 16"
     assert refuses(64, 64, 2, 64, 12) == "12 channels of 2 bits do not fill whole words"
     assert refuses(320, 64, 2, 64, 64) == "heads of 320 channels: more than 256"
+    assert refuses(64, 64, 8, 64, 64, 8) is None
+    assert refuses(64, 64, 4, 64, 64, 8) == "queries are rounded for keys of 8 bit, not 4"

@@ -18,9 +18,11 @@ WARPS = 4
 MOST = {(8, 64): 9.5, (4, 64): 9.0, (2, 64): 11.7, (4, 128): 7.3}
 
 
-def launches(monkeypatch: pytest.MonkeyPatch, bits: int, size: int, masked: bool) -> list[Launch]:
+def launches(
+    monkeypatch: pytest.MonkeyPatch, bits: int, size: int, masked: bool, queries: int | None = None
+) -> list[Launch]:
     """Shares of the packed tokens, and what puts them together."""
-    layer = CompressedLayer(bits, 20, 64)
+    layer = CompressedLayer(bits, 20, 64, queries=queries)
     layer.update(*(torch.zeros(1, 2, 1000, size, dtype=torch.bfloat16) for _ in range(2)))
     mask = torch.ones(1, 1000, dtype=torch.bool) if masked else None
     query, recent = torch.zeros(1, 8, size, dtype=torch.bfloat16), (layer.keys, layer.values)
@@ -43,3 +45,14 @@ def test_attention(bits: int, size: int, masked: bool, arch: int, monkeypatch: p
     assert not packed.loop["I2F"] + packed.loop["I2FP"]
     per_code = packed.loop[""] * 32 * WARPS / (TOKENS * 2 * size)
     assert per_code <= MOST[bits, size]
+
+
+@pytest.mark.parametrize("arch", [80, 89, 90])
+def test_rounded_queries(arch: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Keys are multiplied as integers, values as 16-bit floats."""
+    packed, _ = (compiled(launch, arch) for launch in launches(monkeypatch, 8, 64, False, 8))
+    assert packed.spilled == 0
+    assert packed.shared <= SHARED[arch]
+    assert packed.loop["IMMA"] + packed.loop["IGMMA"]
+    assert packed.loop["HMMA"] + packed.loop["HGMMA"]
+    assert packed.loop[""] * 32 * WARPS / (TOKENS * 2 * 64) <= 12

@@ -13,6 +13,8 @@ import triton
 import triton.language as tl
 
 from .fields import INTERPRETED
+from .integers import multiply
+from .tokens import nearest
 
 
 @triton.constexpr_function
@@ -77,6 +79,19 @@ def dot(a, b, acc):
 
 
 @triton.jit
+def rounded(query, key_scale, key):
+    """query · key_scale, rounded to 8 bit with one step for a row, by codes: int8 [TOKENS, SIZE], with their highest
+    bit turned over, as unsigned ones become signed."""
+    scaled = query * key_scale[None, :]
+    step = tl.div_rn(tl.max(tl.abs(scaled), 1), 127.0)
+    step = tl.where(step > 0, step, 1.0)
+    q = tl.minimum(tl.maximum(nearest(tl.div_rn(scaled, step[:, None])), -127.0), 127.0).to(tl.int8)
+    total = multiply(q, tl.trans(key), tl.zeros((query.shape[0], key.shape[0]), tl.int32))
+    total = total + 128 * tl.sum(q.to(tl.int32), 1)[:, None]
+    return total.to(tl.float32) * step[:, None]
+
+
+@triton.jit
 def visible_at(mask_ptr, batch, t, tokens, total):
     """Which tokens may be looked at: those before `tokens` that the mask [batch, total] does not hide."""
     inside = t < tokens
@@ -125,11 +140,13 @@ def packed(
     VALUE_WORDS: tl.constexpr,
     KEY_STRIDE: tl.constexpr,
     VALUE_STRIDE: tl.constexpr,
+    ROUNDED: tl.constexpr,
     ASM: tl.constexpr,
 ):
     """QUERIES heads of q [·, QUERIES, SIZE] share the keys and values of one; -> o [·, SPLIT, ROWS, VALUE_SIZE], m, l.
 
-    WORDS: int16 words of a key, VALUE_WORDS: of CHANNELS of a value, both made up to powers of two.
+    WORDS: int16 words of a key, VALUE_WORDS: of CHANNELS of a value, both made up to powers of two.  ROUNDED: keys are
+    8 bit, bytes and KEY_STRIDE of those, and queries are made so.
     """
     PARTS: tl.constexpr = VALUE_SIZE // CHANNELS
     WIDTH: tl.constexpr = WORDS * (16 // BITS)
@@ -137,7 +154,9 @@ def packed(
     batch = head // heads
     r = tl.arange(0, ROWS)
     d = tl.arange(0, WIDTH)
-    query = load_rows(q_ptr + (head * QUERIES + r) * SIZE, r < QUERIES, SIZE, WIDTH).to(tl.float32) * scale
+    query = load_rows(q_ptr + (head * QUERIES + r) * SIZE, r < QUERIES, SIZE, WIDTH).to(tl.float32)
+    if not ROUNDED:
+        query = query * scale
     acc = ()
     for _ in tl.static_range(PARTS):
         acc = acc + (tl.zeros((ROWS, VALUE_WORDS * (16 // BITS)), tl.float32),)
@@ -151,10 +170,14 @@ def packed(
         at = (head * tl.cdiv(tokens, GROUP) + first // GROUP) * SIZE + d
         key_scale = tl.load(key_scale_ptr + at, mask=d < SIZE, other=0.0).to(tl.float32)
         key_low = tl.load(key_low_ptr + at, mask=d < SIZE, other=0.0).to(tl.float32)
-        key = codes(load_rows(key_ptr + row * KEY_STRIDE, inside, SIZE * BITS // 16, WORDS), BITS, ASM)
         constant = tl.sum(query * key_low[None, :], 1)
-        scores = tl.broadcast_to(constant[:, None], (ROWS, TOKENS))
-        scores = dot((query * key_scale[None, :]).to(tl.float16), tl.trans(key), scores)
+        if ROUNDED:
+            octets = load_rows(key_ptr + row * KEY_STRIDE, inside, SIZE, WIDTH)
+            scores = (rounded(query, key_scale, octets ^ -128) + constant[:, None]) * scale
+        else:
+            key = codes(load_rows(key_ptr + row * KEY_STRIDE, inside, SIZE * BITS // 16, WORDS), BITS, ASM)
+            scores = tl.broadcast_to(constant[:, None], (ROWS, TOKENS))
+            scores = dot((query * key_scale[None, :]).to(tl.float16), tl.trans(key), scores)
         visible = visible_at(mask_ptr, batch, t, tokens, total)
         p, m, l, shrink = weighed(tl.where(visible[None, :], scores, float("-inf")), m, l)
         found = ()
