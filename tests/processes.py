@@ -10,6 +10,7 @@ import time
 import traceback
 from collections.abc import Callable
 from contextlib import suppress
+from pathlib import Path
 from typing import NamedTuple
 
 FORKS = """
@@ -48,6 +49,37 @@ def fresh(*codes: str) -> list[Said]:
     command = [sys.executable, "-c", FORKS, json.dumps([textwrap.dedent(code) for code in codes])]
     done = subprocess.run(command, capture_output=True, text=True, check=True)
     return [Said(*json.loads(line)) for line in done.stdout.splitlines()]
+
+
+def interrupted(work: Callable[[], object], when: Callable[[], bool], said: Path) -> int:
+    """Do some work in a copy of this process, which gets a Ctrl-C as soon as when() holds -> its exit code.
+
+    said: the file that what it prints goes to.
+    """
+    child = os.fork()
+    if child == 0:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+        status = 1
+        try:
+            with said.open("w") as file:
+                os.dup2(file.fileno(), 1), os.dup2(file.fileno(), 2)
+                sys.stdout, sys.stderr = (open(number, "w", closefd=False) for number in (1, 2))  # noqa: SIM115
+                work()
+                status = 0
+        except SystemExit as left:
+            status = int(left.code or 0)
+        except BaseException:
+            traceback.print_exc()
+        finally:
+            with suppress(ValueError):
+                sys.stdout.flush(), sys.stderr.flush()
+            os._exit(status)
+    while not when():
+        if os.waitpid(child, os.WNOHANG)[0]:
+            raise AssertionError(f"it ended before: {said.read_text()}")
+        time.sleep(0.005)
+    os.kill(child, signal.SIGINT)
+    return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
 
 
 def forked(work: Callable[[], object], kill_after: float | None = None) -> tuple[int, float]:

@@ -2,8 +2,10 @@
 
 import hashlib
 import json
+import os
 import shlex
 import sys
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -13,10 +15,12 @@ import torch
 from transformers import AutoModelForCausalLM
 from typer.testing import Result
 
-from hfquant.cli import engine
+from hfquant.cli import engine, main
+from hfquant.compress.journal import Journal
 from hfquant.errors import SourceError
 from hfquant.model.calibration import digest, self_generated
 from tests import families
+from tests.processes import interrupted
 
 Run = Callable[..., Result]
 SMALL = ("--samples", 4, "--seq-len", 32)
@@ -83,6 +87,33 @@ def test_interrupt_and_the_command_it_suggests(
     assert f"error: interrupted: 1 of 3 blocks are finished and kept in `{out}`" in done.stderr
     command = shlex.split(done.stderr.split("hint: go on with `")[1].split("`")[0])
     resumed = run(*command[1:])
+    assert resumed.exit_code == 0, resumed.stderr
+    assert "resuming     1 of 3 blocks are done" in resumed.stderr
+    assert weights(out) == weights(whole)
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
+def test_a_signal_ends_the_process_and_the_command_it_prints_goes_on(run: Run, model: Path, tmp_path: Path) -> None:
+    whole, out, said = tmp_path / "whole", tmp_path / "out", tmp_path / "said.txt"
+    assert run("compress", model, "-r", "gptq-w3g32", "-o", whole, *SMALL).exit_code == 0
+    journal, append = out / ".hfquant" / "journal.jsonl", Journal.append
+
+    def slowly(self: Journal, entry: Any) -> None:
+        append(self, entry)
+        time.sleep(60)  # long enough to be met here
+
+    def command() -> None:
+        Journal.append = slowly  # type: ignore[method-assign]
+        sys.argv = ["hfquant", "compress", *map(str, [model, "-r", "gptq-w3g32", "-o", out, *SMALL])]
+        main()
+
+    code = interrupted(command, lambda: journal.is_file() and journal.read_bytes().endswith(b"\n"), said)
+    assert code == 130, said.read_text()
+    assert "error: interrupted: " in said.read_text()
+    assert (out / ".hfquant").is_dir()
+    assert not (out / "config.json").exists()
+    words = shlex.split(said.read_text().split("hint: go on with `")[1].split("`")[0])
+    resumed = run(*words[1:])
     assert resumed.exit_code == 0, resumed.stderr
     assert "resuming     1 of 3 blocks are done" in resumed.stderr
     assert weights(out) == weights(whole)

@@ -86,6 +86,27 @@ def test_folders_are_carried_and_code_is_not(model: Path, tmp_path: Path) -> Non
     assert "auto_map" not in json.loads((tmp_path / "out" / "config.json").read_text())
 
 
+@pytest.mark.parametrize("recipe", ["rtn-w4g32", "rtn-w5g48"])
+def test_what_no_model_class_knows_is_carried(recipe: str, model: Path, tmp_path: Path) -> None:
+    """A processor, and heads that a trainer put beside the model's own."""
+    heads = {"value_head.weight": torch.randn(1, 64), "v_head.summary.bias": torch.arange(3)}
+    save_file(load_file(model / WEIGHTS) | heads, model / WEIGHTS, {"format": "pt"})
+    before = set(load_file(model / WEIGHTS))
+    (model / "preprocessor_config.json").write_text('{"image_mean": [0.5]}')
+    (model / "processor_config.json").write_text('{"processor_class": "X"}')
+    list(compress(model, Recipe.parse(recipe, ["dtype=keep"]), tmp_path / "out"))
+    files = {file.name for file in model.iterdir()}
+    assert {file.name for file in (tmp_path / "out").iterdir()} == files | {"report.json"}
+    for file in files - {"config.json", WEIGHTS}:
+        assert (tmp_path / "out" / file).read_bytes() == (model / file).read_bytes()
+    written = load_file(tmp_path / "out" / WEIGHTS)
+    layers = {name for name in before if name.endswith("_proj.weight")}
+    assert {name for name in written if "_proj." not in name} == before - layers
+    for name, tensor in heads.items():
+        assert written[name].dtype == tensor.dtype
+        assert torch.equal(written[name], tensor)
+
+
 def change(model: Path, how: Callable[[dict[str, torch.Tensor]], object]) -> None:
     tensors = {name: t.clone() for name, t in load_file(model / WEIGHTS).items()}
     how(tensors)

@@ -1,20 +1,21 @@
 """`import hfquant` is light, and enough; without it a native checkpoint fails loudly."""
 
 import importlib
+import json
 import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 from transformers.quantizers import auto
 
 import hfquant
+from hfquant.compress import compress
 from hfquant.errors import HfquantError
 from hfquant.plugin import METHOD, HfQuantConfig, HfQuantizerForHfQuant, register
 from tests.processes import fresh
-
-from .models import load_with_transformers
 
 
 def test_importing_hfquant_imports_neither_torch_nor_transformers() -> None:
@@ -45,20 +46,45 @@ def test_unknown_attribute() -> None:
 
 
 @pytest.fixture(scope="module")
-def native(dense: Callable[[str], Path], tmp_path_factory: pytest.TempPathFactory) -> Path:
-    out = tmp_path_factory.mktemp("native") / "model"
-    config = HfQuantConfig({"steps": [{"method": "rtn"}], "grid": "w4g32", "format": "native"})
-    load_with_transformers("llama", dense("llama"), quantization_config=config).save_pretrained(out)
-    return out
+def native(built: Callable[[str], Path], tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """Checkpoints in our own format: what is stored of their weights has many shapes."""
+    folder, size = tmp_path_factory.mktemp("native"), {"samples": 2, "seq_len": 32}
+    wanted: dict[str, tuple[str, Any]] = {
+        "grid": ("llama", {"steps": [{"method": "rtn"}], "grid": "w4g32", "format": "native"}),
+        "widths": ("gpt2", "rtn-w5g48"),
+        "experts": ("mixtral", {"steps": [{"method": "rtn"}], "grid": "w4g32", "format": "native"}),
+        "embeddings": (
+            "llama-tied",
+            {"steps": [{"method": "rtn"}], "grid": "w4g32", "keep": ["*.layers.*"], "embeddings": "w8g32"},
+        ),
+        "2of4": ("llama", "sparsegpt-2of4-w4g32"),
+        "pruned": ("llama", {"steps": [{"method": "sparsegpt", "sparsity": 0.5}], "format": "native"}),
+        "low rank": ("bart", "lorc-r4-w3g32"),
+        "inputs": ("llama", {"steps": [{"method": "rtn"}], "grid": "w4g32", "activations": {"bits": 8}}),
+    }
+    for name, (family, recipe) in wanted.items():
+        list(compress(built(family), recipe, folder / name, **size))
+    return {name: folder / name for name in wanted}
 
 
-def test_a_native_checkpoint_loads_with_hfquant_and_not_without(native: Path) -> None:
+def test_native_checkpoints_load_with_hfquant_and_not_without(native: dict[str, Path]) -> None:
     load = f"""
-        from transformers import AutoModelForCausalLM
-        print(type(AutoModelForCausalLM.from_pretrained({str(native)!r}).model.layers[0].mlp.up_proj).__name__)
+        import json
+        from transformers import AutoModelForCausalLM, AutoModelForSeq2SeqLM
+        for name, folder in { ({name: str(folder) for name, folder in native.items()})!r}.items():
+            auto = AutoModelForSeq2SeqLM if "low" in name else AutoModelForCausalLM
+            try:
+                auto.from_pretrained(folder)
+                said = "loaded"
+            except Exception as error:
+                said = str(error)
+            print(json.dumps([name, said]))
     """
-    without, with_ = fresh(load, f"{load}".replace("from transformers", "import hfquant; from transformers"))
-    assert without.code != 0
-    assert "ignore_mismatched_sizes" in without.err
-    assert "Unknown quantization type, got hfquant" in without.err
-    assert with_.out.strip() == "QLinear", with_.err
+    without, with_ = fresh(load, f"{load}".replace("import json", "import hfquant, json"))
+    refused, loaded = (dict(map(json.loads, said.out.splitlines())) for said in (without, with_))
+    assert loaded == dict.fromkeys(native, "loaded"), with_.err
+    assert refused.keys() == native.keys(), without.err
+    for name, said in refused.items():
+        assert "ignore_mismatched_sizes" in said, f"{name}: {said}"
+    assert without.err.count("Unknown quantization type, got hfquant") >= 1
+    assert "MISMATCH" in without.err
