@@ -126,6 +126,7 @@ def serve(host: str, port: int, manifest: Path | None = None) -> None:
         settings = Settings.read(own_login=not login.hub, secret=Fernet.generate_key().decode())
     with ExitStack() as stack:
         service = stack.enter_context(Service(settings))
+        service.warm()
         stack.enter_context(Worker(settings))
         kept = fleet.Fleet(Path(manifest), service, login) if manifest else None
         secret = os.environ.get("HFQUANT_WEBHOOK_SECRET")
