@@ -4,7 +4,7 @@ import re
 
 from ..sizes import size
 
-__all__ = ["between", "count", "duration", "read_size", "size"]
+__all__ = ["count", "duration", "read_size", "size"]
 _STEP = {"": 1, "K": 10**3, "M": 10**6, "G": 10**9, "T": 10**12}
 _STEP |= {f"{letter}I": 1024**power for power, letter in enumerate("KMGT", 1)}
 
