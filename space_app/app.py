@@ -11,6 +11,8 @@ for name, value in {
     os.environ.setdefault(name, value)
 
 import argparse  # noqa: E402
+import signal  # noqa: E402
+import sys  # noqa: E402
 from collections.abc import Sequence  # noqa: E402
 from contextlib import ExitStack  # noqa: E402
 from pathlib import Path  # noqa: E402
@@ -121,11 +123,13 @@ def serve(host: str, port: int, manifest: Path | None = None) -> None:
     """
     login = Login()
     login.may_listen(host)
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))  # uvicorn raises it again at its end: the worker ends first
     settings = Settings.read(own_login=not login.hub)
     if settings.secret is None:
         settings = Settings.read(own_login=not login.hub, secret=Fernet.generate_key().decode())
     with ExitStack() as stack:
         service = stack.enter_context(Service(settings))
+        service.warm()
         stack.enter_context(Worker(settings))
         kept = fleet.Fleet(Path(manifest), service, login) if manifest else None
         secret = os.environ.get("HFQUANT_WEBHOOK_SECRET")

@@ -20,7 +20,7 @@ EVERY = 1.0  # seconds
 HISTORY = 50
 LOGGED_OUT = "**Log in to see your jobs.** They go on while nobody looks."
 NONE_YET = "**No jobs yet.** Begin one under *Convert*: it shows here, today and when you come back."
-NOTHING: dict[str, Any] = {"job": None, "number": 0, "layers": {}, "log": []}
+NOTHING: dict[str, Any] = {"job": None, "state": None, "number": 0, "layers": {}, "log": []}
 RETRIES = ("failed", "cancelled", "done")
 BUTTONS = ("cancel", "resume", "publish", "retry", "again", "delete")
 SURE = "(job) => confirm('Everybody will see the repository, and may copy it. Make it public?') ? job : null"
@@ -69,7 +69,7 @@ class Jobs:
         )
 
     def tick(self, seen: dict[str, Any], http: gr.Request) -> list[Any]:
-        """What is new of the job that is shown; the list is left alone."""
+        """What is new of the job that is shown; the list is left alone until its state is another."""
         caller, job = self.login.caller(http), seen["job"]
         if caller is None or job is None:
             return _empty(LOGGED_OUT)
@@ -77,7 +77,7 @@ class Jobs:
             new = self._watched(job, caller, seen)
         except HfquantError as error:
             return _empty(views.failure(error))
-        if not new["timer"]["active"]:  # it has just ended: the list says so too
+        if new["seen"]["state"] != seen.get("state"):  # the list says so too
             return self.show(job, seen, http)
         return _fill(new)
 
@@ -86,7 +86,7 @@ class Jobs:
         now = self.service.status(job, caller.user)
         new = seen["job"] != job
         fresh = self.service.events(job, caller.user, 0 if new else seen["number"])
-        seen = _after({**NOTHING, "job": job} if new else seen, fresh)
+        seen = _after({**NOTHING, "job": job} if new else seen, fresh) | {"state": now.state}
         filled = {
             "seen": seen,
             "timer": gr.update(active=not now.is_final),

@@ -39,8 +39,8 @@ def compared(parts: dict[str, Any]) -> None:
 def of_layers(layers: Mapping[str, float]) -> dict[str, Any]:
     """Name of a layer -> its relative output error, in the order of the model."""
     rows = [(n, error, name) for n, (name, error) in enumerate(layers.items(), 1)]
-    top = 1.1 * max(layers.values(), default=0.0)  # the highest point is not cut
-    return _filled("errors", pd.DataFrame(rows, columns=LAYER), least=1, y_lim=[0, top])
+    top = 1.1 * max(layers.values(), default=0.0)  # no point is cut by the edge
+    return _filled("errors", pd.DataFrame(rows, columns=LAYER), least=1, y_lim=[0, top], x_lim=[0, len(rows) + 1])
 
 
 def of_results(found: Sequence[Job], reports: Mapping[str, Mapping[str, Any] | None]) -> dict[str, Any]:

@@ -5,7 +5,7 @@ import time
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from hfquant.cli.units import count, duration, size
+from hfquant.cli.units import between, count, duration, size
 from hfquant.conversion.facts import ModelFacts, Preview, Problem
 from hfquant.conversion.job import Job
 from hfquant.errors import HfquantError
@@ -57,9 +57,7 @@ def preview(found: Preview) -> str:
             "of the original": f"**{share:.0%}**{bits}",
             "memory needed": _known(found.memory, size),
             "disk needed": _known(found.disk, size),
-            "time": "about " + duration(found.seconds)
-            if found.seconds is not None
-            else "not known before it has begun",
+            "time": between(*found.seconds) if found.seconds is not None else "not known before it has begun",
             "price": "free" if not found.usd else f"at most ${found.usd:.2f}, billed to you by Hugging Face",
             "format": code(found.format or "–"),
         }

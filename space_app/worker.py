@@ -42,6 +42,8 @@ class Worker:
     def _keep(self) -> None:
         while not self._ending.is_set():
             self._process = subprocess.Popen([sys.executable, "-m", "hfquant", "worker"], env=self.environment)
+            if self._ending.is_set():  # the page ended while it began
+                self._process.terminate()
             _stand_back(self._process.pid)
             code = self._process.wait()
             if not self._ending.is_set():

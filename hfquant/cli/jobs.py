@@ -14,7 +14,7 @@ from . import engine, engine_service
 from .arguments import Json, Set
 from .output import data, log, print_facts, print_json, print_table
 from .push import Private
-from .units import duration, size
+from .units import between, duration, size
 
 if TYPE_CHECKING:
     from ..conversion.facts import Preview
@@ -124,7 +124,7 @@ def _preview(found: "Preview") -> dict[str, str | None]:
         "loads in": ", ".join(runtime.name for runtime in found.runtimes if runtime.loads) or None,
         "memory": None if found.memory is None else size(found.memory),
         "disk": None if found.disk is None else size(found.disk),
-        "time": None if found.seconds is None else f"about {duration(found.seconds)} on this machine",
+        "time": None if found.seconds is None else f"{between(*found.seconds)} on this machine",
         "price": f"at most {found.usd:.2f} USD" if found.usd else None,
     }
 

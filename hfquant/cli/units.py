@@ -21,3 +21,14 @@ def duration(seconds: float) -> str:
     if whole < 3600:
         return f"{whole // 60} min {whole % 60:02} s"
     return f"{whole // 3600} h {whole % 3600 // 60:02} min"
+
+
+def between(low: float, high: float) -> str:
+    """20 s to 2 min: a range of times, no finer than a guess is."""
+    first, last = (duration(_coarse(seconds)).replace(" 00 s", "").replace(" 00 min", "") for seconds in (low, high))
+    return first if first == last else f"{first} to {last}"
+
+
+def _coarse(seconds: float) -> float:
+    step = next(step for limit, step in ((60, 5), (600, 60), (3600, 300), (float("inf"), 1800)) if seconds < limit)
+    return max(step, step * round(seconds / step))

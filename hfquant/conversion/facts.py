@@ -68,6 +68,8 @@ class Hardware:
 class Preview:
     """What a request would cost and give.  bytes and seconds are estimates, None where they cannot be made.
 
+    seconds: of the whole job on this machine, if all goes well and what it will not often exceed; None elsewhere.
+
     model is None if it cannot be looked at; `problems` says why.  usd: at most; 0 where nothing is billed.
     target: `namespace/name`, None if nothing is pushed.  exists: whether the target is there already.
     private: what a new target would be.  recipe: complete, as `Recipe.model_dump(mode="json")`.
@@ -84,7 +86,7 @@ class Preview:
     bytes_after: int | None
     memory: int | None
     disk: int | None
-    seconds: float | None
+    seconds: tuple[float, float] | None
     usd: float | None
     runtimes: tuple[Runtime, ...]
     problems: tuple[Problem, ...]

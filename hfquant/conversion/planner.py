@@ -36,6 +36,11 @@ class Planner:
         self._known: OrderedDict[tuple[str, ...], dict[str, Any]] = OrderedDict()
         self._lock = threading.Lock()
 
+    def warm(self) -> None:
+        """Begin the child, which needs seconds until it can answer, before somebody waits for it."""
+        with self._lock:
+            self._begun()
+
     def ask(
         self, key: tuple[str, ...], name: str, config: Mapping[str, Any], tensors: Tensors, recipe: Mapping[str, Any]
     ) -> dict[str, Any]:
@@ -43,8 +48,9 @@ class Planner:
 
         Raises TaskFailed with what stands in the way, SourceError where no answer came.
         """
-        with self._lock:
-            if (found := self._known.get(key)) is None:
+        found = self._known.get(key)  # without waiting for somebody else's answer
+        with self._lock if found is None else contextlib.nullcontext():
+            if found is None and (found := self._known.get(key)) is None:
                 found = self._ask(
                     {"name": name, "config": config, "tensors": tensors, "recipe": recipe, "memory": None}
                 )
@@ -55,15 +61,19 @@ class Planner:
             raise TaskFailed(Failure(**found["problem"]))
         return found
 
-    def _ask(self, question: Mapping[str, Any]) -> dict[str, Any]:
+    def _begun(self) -> Child:
         if self._child is None or self._child.exited() is not None or self._asked % LIVES == LIVES - 1:
             self._kill()
             self._child = Child({"name": "layouts"}, self._folder, Bounds(memory=MEMORY), self._begin)
+        return self._child
+
+    def _ask(self, question: Mapping[str, Any]) -> dict[str, Any]:
+        child = self._begun()
         self._asked += 1
-        self._child.send({"id": self._asked, **question})
+        child.send({"id": self._asked, **question})
         until = time.monotonic() + self._patience
-        while time.monotonic() < until and self._child.exited() is None:
-            for event in self._child.heard(0.5):
+        while time.monotonic() < until and child.exited() is None:
+            for event in child.heard(0.5):
                 if event["event"] == "layout" and event["id"] == self._asked:
                     return {name: value for name, value in event.items() if name not in ("event", "id")}
         self._kill()

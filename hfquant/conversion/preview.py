@@ -21,17 +21,18 @@ from ..errors import (
     SourceError,
     TokenError,
 )  # fmt: skip
-from ..model.hub import understood
-from ..model.remote import Look, Tensors, look, read_config, read_headers
+from ..model.remote import Look, Tensors
+from ..recipe import Recipe
 from . import checks
 from .access import Target
 from .executors.hf_jobs import hardware, price
+from .expected import expected
 from .facts import ModelFacts, Preview, Problem, Runtime
 from .planner import Planner
 from .request import Request
-from .retry import insisting
 from .retry import understood as hub_understood
 from .settings import Settings
+from .survey import Survey
 
 KINDS: dict[type[HfquantError], str] = {
     RecipeError: "recipe", FormatError: "recipe", CalibrationError: "recipe", RequestError: "target",
@@ -48,30 +49,32 @@ class Previewer:
     """Asks the Hub and the planner; changes nothing."""
 
     def __init__(self, settings: Settings, planner: Planner) -> None:
-        self._settings, self._planner = settings, planner
+        self._settings, self._planner, self._survey = settings, planner, Survey()
 
     def inspect(self, model: str, revision: str, token: str | bool | None) -> ModelFacts:
         """Raises SourceError."""
-        seen, config, tensors = see(model, revision, token)
+        seen, config, tensors = self._survey.see(model, revision, token)
         return checks.describe(seen, config, tensors)
 
     def __call__(self, request: Mapping[str, Any] | Request, token: str | bool | None) -> Preview:
         found = _Findings()
         wish: Request | None = None
+        recipe: Recipe | None = None
         with found.caught("recipe"):
             wish = Request.parse(request)
         if wish is None:
             return found.preview(None, None)
         with found.caught("recipe"):
-            found.recipe = wish.chosen().model_dump(mode="json")
+            recipe = wish.chosen()
+            found.recipe = recipe.model_dump(mode="json")
         with found.caught("missing"):
-            seen, config, tensors = see(wish.model, wish.revision, token)
+            seen, config, tensors = self._survey.see(wish.model, wish.revision, token)
             found.model = checks.describe(seen, config, tensors)
             found.problems += checks.problems(seen, config, tensors, self._settings.limits, wish)
-            if found.recipe is not None and (long := checks.too_long(config, wish.chosen())):
+            if recipe is not None and (long := checks.too_long(config, recipe)):
                 found.problems.append(long)
-            if found.recipe is not None and not any(problem.blocks for problem in found.problems):
-                self._lay_out(found, wish, seen, config, tensors)
+            if recipe is not None and not any(problem.blocks for problem in found.problems):
+                self._lay_out(found, recipe, seen, config, tensors)
         target = None
         if wish.target is not None and token is not False:
             with found.caught("target"):
@@ -84,9 +87,8 @@ class Previewer:
         return found.preview(wish, target)
 
     def _lay_out(
-        self, found: "_Findings", wish: Request, seen: Look, config: Mapping[str, Any], tensors: Tensors
+        self, found: "_Findings", recipe: Recipe, seen: Look, config: Mapping[str, Any], tensors: Tensors
     ) -> None:
-        recipe = wish.chosen()
         with found.caught("recipe"):
             key = (seen.commit, recipe.hash, str(recipe.calibration.samples * recipe.calibration.seq_len))
             found.laid = self._planner.ask(key, seen.model, config, tensors, recipe.model_dump(mode="json"))
@@ -140,6 +142,13 @@ class _Findings:
                 named = next((word for text, word in WORDS.items() if text in error.message), named)
             self.problems.append(Problem(named, error.message, error.hint))
 
+    def _seconds(self, wish: Request | None) -> tuple[float, float] | None:
+        """Of other machines nothing is known."""
+        if not self.laid or wish is None or self.model is None or wish.executor != "local":
+            return None
+        pushed = 0 if wish.target is None else int(self.laid["bytes_after"])
+        return expected(self.laid["seconds"], self.model.bytes, pushed)
+
     def preview(self, wish: Request | None, target: Target | None) -> Preview:
         laid, model = self.laid, self.model
         private = None if wish is None or wish.target is None else wish.private
@@ -157,20 +166,11 @@ class _Findings:
             bytes_after=laid.get("bytes_after"),
             memory=laid.get("memory"),
             disk=laid["disk"] + model.bytes if laid and model else None,
-            seconds=laid.get("seconds"),
+            seconds=self._seconds(wish),
             usd=self.usd,
             runtimes=runtimes(laid["format"]) if laid else (),
             problems=tuple(self.problems),
         )
-
-
-def see(
-    model: str, revision: str, token: str | bool | None
-) -> tuple[Look, dict[str, Any], dict[str, tuple[str, tuple[int, ...]]]]:
-    """A model's page, its config and the headers of its files.  Raises SourceError, HubError."""
-    with understood(model, revision):
-        seen = insisting(lambda: look(model, revision, token))
-        return seen, read_config(seen, token), read_headers(seen, token)
 
 
 def runtimes(name: str) -> tuple[Runtime, ...]:

@@ -65,6 +65,10 @@ class Service:
         found = self._preview(request, self._as(token))
         return found.with_problems(limits)
 
+    def warm(self) -> None:
+        """Make ready for previews: the first one else waits for a process to begin."""
+        self._planner.warm()
+
     def inspect(self, model: str, *, revision: str = "main", token: str | None = None) -> ModelFacts:
         """A model's facts, from its page and headers.  Raises SourceError with the reason if there are none."""
         wish = Request.parse({"model": model, "revision": revision, "recipe": "rtn-w8"})

@@ -2,7 +2,7 @@
 
 import pytest
 
-from hfquant.cli.units import count, duration, read_size, size
+from hfquant.cli.units import between, count, duration, read_size, size
 
 
 @pytest.mark.parametrize(
@@ -59,3 +59,12 @@ def test_count() -> None:
 )
 def test_duration(seconds: float, text: str) -> None:
     assert duration(seconds) == text
+
+
+@pytest.mark.parametrize(
+    ("low", "high", "text"),
+    [(12, 47, "10 s to 45 s"), (41, 61, "40 s to 1 min"), (118, 700, "2 min to 10 min"), (1, 2, "5 s"),
+     (3500, 9000, "1 h to 2 h 30 min")],
+)  # fmt: skip
+def test_between(low: float, high: float, text: str) -> None:
+    assert between(low, high) == text

@@ -85,6 +85,39 @@ def test_one_command_with_no_network_at_all(tmp_path: Path, place: str) -> None:
     assert "connect" not in ran.stderr, "it asked for something elsewhere"
 
 
+@pytest.mark.slow
+def test_the_image_serves_with_a_login_and_refuses_without(tmp_path: Path) -> None:
+    """Its files, variables and command as the Dockerfile has them, in a network of their own; its `pip` apart."""
+    known, app = instructions(), tmp_path / "app"
+    app.mkdir()
+    for copied in known["COPY"]:
+        for source in (word for word in copied.split()[:-1] if not word.startswith("--")):
+            if source == ".":
+                shutil.copytree(FOLDER, app, dirs_exist_ok=True, ignore=shutil.ignore_patterns("__pycache__"))
+            else:
+                shutil.copy(FOLDER / source, app)
+    network = ["unshare", "--user", "--map-root-user", "--net"]
+    if subprocess.run([*network, "true"], capture_output=True, check=False).returncode != 0:
+        pytest.skip("needs to be allowed to make a network of its own")
+    clean = {name: value for name, value in os.environ.items() if name not in OAUTH and not name.startswith("HF")}
+    given = dict(word.split("=", 1) for line in known["ENV"] for word in line.split() if not word.startswith("PATH="))
+    clean |= given | {"HFQUANT_FOLDER": str(tmp_path / "data"), "HOME": str(tmp_path), "PYTHONPATH": PATH}
+    command = [sys.executable, *json.loads(known["CMD"][0])[1:]]
+
+    alone = subprocess.run([*network, *command], env=clean, cwd=app, capture_output=True, text=True, timeout=240,
+                           check=False)  # fmt: skip
+    assert alone.returncode != 0
+    assert "everybody could use this machine's login" in alone.stderr
+    script = tmp_path / "script.py"
+    script.write_text(SERVED.format(begin=command, port=known["EXPOSE"][0]))
+    login = dict.fromkeys(OAUTH, "x") | {"SYSTEM": "spaces", "OPENID_PROVIDER_URL": "http://127.0.0.1:1"}
+    ran = subprocess.run([*network, sys.executable, str(script)], env=clean | login, cwd=app, capture_output=True,
+                         text=True, timeout=300, check=False)  # fmt: skip
+    assert ran.returncode == 0, ran.stdout + ran.stderr
+    assert "hfquant" in ran.stdout, "and nothing of it is left, or its output would not have ended"
+    assert (tmp_path / "data" / "jobs.sqlite").is_file(), "on the volume"
+
+
 PATH = os.pathsep.join([str(FOLDER.parent), *(part for part in sys.path if part)])
 # in a network that has loopback only: is the page there, and does it answer on loopback alone?
 ALONE = """
@@ -104,3 +137,4 @@ assert listening and all(place.startswith("0100007F:") for place in listening), 
 page.terminate()
 page.wait(60)
 """
+SERVED = ALONE.replace("7871", "{port}").partition("listening =")[0] + "page.terminate()\npage.wait(60)\n"

@@ -104,6 +104,7 @@ def test_log_and_time_left_while_it_runs(browser: Any, site: Site) -> None:
     with held(worker):
         expect(page.locator("#headline")).to_have_text(re.compile(r"about [\d.]+ \w+ left"), timeout=SLOW)
         page.shows("#steps progress")
+        page.tells("#history", "running")
         page.locator("button.label-wrap", has_text="Log").click()
         box = page.get_by_label("Log", exact=True)
         expect(box).to_have_value(re.compile("fetching model.safetensors"), timeout=SLOW)

@@ -37,7 +37,7 @@ def outside(text: str) -> str:
         views.history([job()], {}),
         views.problems([Problem("license", EVIL, EVIL)]),
         views.preview(
-            Preview(None, None, EVIL, False, True, EVIL, 4.0, 2, 1, 1, 1, 1.0, 0.0, (), (Problem("x", EVIL),))
+            Preview(None, None, EVIL, False, True, EVIL, 4.0, 2, 1, 1, 1, (1.0, 2.0), 0.0, (), (Problem("x", EVIL),))
         ),
     ],
 )  # fmt: skip

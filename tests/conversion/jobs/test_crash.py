@@ -4,8 +4,10 @@ import os
 import signal
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
+import psutil
 import pytest
 import sqlalchemy as sa
 
@@ -44,9 +46,9 @@ def dying(name: str, when: str) -> Callable[[Worker], None]:
     return prepare
 
 
-def assert_as_in_peace(desk: Desk, job: str, calm: dict[str, str]) -> None:
+def assert_as_in_peace(desk: Desk, job: str, calm: dict[str, str], attempt: int = 1) -> None:
     done = desk.ended(job)
-    assert (done.state, done.failure, done.attempt) == ("done", None, 1)
+    assert (done.state, done.failure, done.attempt) == ("done", None, attempt)
     assert weights(desk.arrived("alice/small")) == calm
     assert desk.commits("alice/small") == 1
     assert desk.rooms() == []
@@ -108,6 +110,43 @@ def test_killed_while_compressing(desk: Desk, calm: Calm, name: str, recipe: Any
     assert_as_in_peace(desk, job, calm(name))
     first, second = plans(desk, job)
     assert (first, second >= 1) == (0, True)
+
+
+@pytest.mark.parametrize("disk", ["kept", "lost"])
+def test_a_machine_that_is_gone(desk: Desk, calm: Calm, monkeypatch: pytest.MonkeyPatch, disk: str) -> None:
+    """Everything on it dies at once, in the middle of the compression; a machine of another name has the database.
+
+    On the same disk it goes on behind the last finished block; without the disk the job begins anew there.
+    """
+
+    def slow(worker: Worker) -> None:
+        note = worker.claims.note
+
+        def patched(claim: Claim, happened: Any, **changes: Any) -> None:
+            note(claim, happened, **changes)
+            if any(kind == "layer" and data["block"] == 1 for kind, data in happened):
+                time.sleep(60)
+
+        worker.claims.note = patched  # type: ignore[method-assign]
+
+    job = desk.submit()
+    first = desk.work(slow, dead=1.0)
+    wait(lambda: any(layer["block"] == 1 for layer in layers(desk, job)))
+    machine = [*psutil.Process(first.pid).children(recursive=True), psutil.Process(first.pid)]
+    assert len(machine) == 2, "the worker, and what does the work"
+    for process in machine:
+        process.kill()
+    assert first.wait() == -signal.SIGKILL
+    monkeypatch.setattr("hfquant.conversion.presence.socket.gethostname", lambda: "another-machine")
+    if disk == "lost":
+        desk.settings = replace(desk.settings, folder=desk.folder / "another-disk")
+    desk.work(dead=1.0)
+    assert_as_in_peace(desk, job, calm("rtn"), attempt=1 if disk == "kept" else 2)
+    begun = plans(desk, job)
+    assert (begun[0], begun[1] >= 1) == (0, disk == "kept")
+    told = log(desk)
+    assert "worker another-machine-" in told
+    assert "is dead" in told
 
 
 @pytest.mark.parametrize(("name", "recipe"), RECIPES)

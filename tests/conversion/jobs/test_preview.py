@@ -59,7 +59,9 @@ def test_what_is_known_of_a_model(desk: Desk) -> None:
     assert (found.exists, found.private, found.target, found.usd) == (False, False, "alice/small", 0.0)
     assert found.bits_per_weight is not None
     assert 4 < found.bits_per_weight < 5
-    assert all(value is not None and value > 0 for value in (found.memory, found.disk, found.seconds))
+    assert all(value is not None and value > 0 for value in (found.memory, found.disk))
+    assert found.seconds is not None
+    assert 10 < found.seconds[0] < found.seconds[1], "two processes are begun, whatever they do"
     assert [e for e in desk.hub.faults.log if not e.startswith(("GET", "HEAD"))] == [], "nothing was changed"
     assert desk.hub.faults.asked("GET", "/stored/") == desk.hub.faults.asked("GET", "/stored/")[:3], "headers only"
 
@@ -168,3 +170,27 @@ def test_licences(name: str | None, words: str | None, blocks: bool | None) -> N
     named = problem({"license": "other", "license_name": "some-non-commercial-license"}, accepted=False)
     assert named is not None
     assert named.blocks
+
+
+def test_a_commit_is_read_once_by_whoever_may_read_it(desk: Desk) -> None:
+    """Its page each time: a new commit, or a closed gate, shows at once to those who have not read it yet."""
+    asked = lambda: [entry for entry in desk.hub.faults.log if "/resolve/" in entry]  # noqa: E731
+    first = desk.service.preview(desk.request(), token=TOKENS["alice"])
+    assert len(asked()) == 2, "config and header"
+    assert desk.service.preview(desk.request(recipe="rtn-w8"), token=TOKENS["alice"]).model == first.model
+    assert len(asked()) == 2
+    desk.hub.store.repos["alice/model"].gated = "manual"
+    refused = desk.service.preview(desk.request(target=None), token=TOKENS["bob"])
+    assert [problem.kind for problem in refused.problems if problem.blocks] == ["gated"]
+    config = desk.hub.store.put(b"{}", False)
+    desk.hub.store.repos["alice/model"].commit("refs/heads/main", "x", "alice", {"config.json": config})
+    assert not desk.service.preview(desk.request(), token=TOKENS["alice"]).allowed
+
+
+def test_who_comes_first_does_not_wait_for_a_process_to_begin(desk: Desk) -> None:
+    desk.service.warm()
+    child = desk.service._planner._child
+    assert child is not None
+    assert child.exited() is None
+    assert desk.service.preview(desk.request(), token=TOKENS["alice"]).bytes_after
+    assert desk.service._planner._child is child

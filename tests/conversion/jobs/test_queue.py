@@ -159,6 +159,8 @@ CALLS: list[Callable[[Service, str], Any]] = [
     lambda s, job: s.report(job, "bob"),
     lambda s, job: s.card(job, "bob"),
     lambda s, job: s.result(job, "bob"),
+    lambda s, job: s.figures(job, "bob"),
+    lambda s, job: s.publish(job, "bob", TOKENS["bob"]),
 ]
 
 
@@ -174,8 +176,21 @@ def test_nobody_sees_or_touches_jobs_of_others(service: Service, submit: Callabl
     assert [found.id for found in service.jobs("alice")] == [job]
     assert service.status(job, "alice").state == "queued"
     public = {name for name in vars(Service) if not name.startswith("_")}
-    by_job = {"status", "events", "cancel", "resume", "retry", "delete", "report", "card", "result"}
-    assert public - by_job == {"preview", "inspect", "hardware", "submit", "jobs", "close"}, "a new call? test it here"
+    by_job = {
+        "status",
+        "events",
+        "cancel",
+        "resume",
+        "retry",
+        "delete",
+        "report",
+        "card",
+        "result",
+        "figures",
+        "publish",
+    }
+    others = {"preview", "inspect", "hardware", "submit", "jobs", "warm", "close"}
+    assert public - by_job == others, "a new call? test it here"
 
 
 def test_a_job_goes_through_its_states(service: Service, submit: Callable[..., str]) -> None:
