@@ -1,10 +1,10 @@
-"""Perplexity with a compressed KV cache, and with attention to the heaviest tokens only.
+"""Perplexity with a compressed KV cache, with queries in 8 bit, and with attention to the heaviest tokens only.
 
     python benchmarks/kv_cache.py MODEL --text TEST.txt [--out benchmarks/results/kv_cache_NAME]
 
 Windows are read 64 tokens at a time, every piece attending to the cache of those before it: all but the newest 64 to
-127 tokens are seen as they were rounded, as in generation.  Sparse attention is measured on the last tokens of each
-window, one at a time, as it applies to new tokens only.  Scored in float32.
+127 tokens are seen as they were rounded, as in generation.  Rounded queries and sparse attention are measured on the
+last tokens of each window, one at a time, as they apply to new tokens only.  Scored in float32.
 """
 
 import argparse
@@ -18,10 +18,11 @@ from reporting import write
 from transformers import AutoModelForCausalLM, AutoTokenizer
 from transformers.cache_utils import DynamicCache
 
-from hfquant import CompressedCache
+from hfquant import CompressedCache, use_kv_cache
 from hfquant.machine import hardware, versions
 from hfquant.measure.text import cut, read_text
 from hfquant.runtime.topk import use_topk
+from hfquant.tensors.encoding import KVCache
 
 PIECE = 64
 
@@ -60,8 +61,11 @@ def main() -> None:
     windows = cut(read_text(given.text) if given.text else read_text(), tokenizer, given.window_len, given.windows)
     config, rows = model.config, []
 
-    def add(name: str, cache: Callable[[], Any], steps: int = 0, share: float = 1.0) -> None:
+    def add(
+        name: str, cache: Callable[[], Any], steps: int = 0, share: float = 1.0, how: KVCache | None = None
+    ) -> None:
         use_topk(model, share)
+        use_kv_cache(model, how)
         nll, nbytes = loss(model, windows, cache, steps)
         base = next((row for row in rows if row["steps"] == steps), None)
         rows.append({"cache": name, "attention": share, "steps": steps, "perplexity": math.exp(nll), "bytes": nbytes})
@@ -73,6 +77,9 @@ def main() -> None:
         add(f"{bits} bit", lambda bits=bits: CompressedCache(config, bits))
     add("4 bit, groups of 32", lambda: CompressedCache(config, 4, group=32))
     add("full", lambda: DynamicCache(config=config), given.steps)
+    for how in (KVCache(8), KVCache(8, queries=8), KVCache(4), KVCache(4, queries=8)):
+        name = f"{how.bits} bit" + (", queries in 8" if how.queries else "")
+        add(name, lambda: DynamicCache(config=config), given.steps, how=how)
     for share in (0.5, 0.2, 0.1, 0.05):
         add("full", lambda: DynamicCache(config=config), given.steps, share)
     add("4 bit", lambda: CompressedCache(config, 4), given.steps, 0.1)

@@ -4,7 +4,7 @@
 
 A recipe may carry changes behind a comma: `gptq-w4g64,gptq.refine=0`.  Writes JSON and a markdown table.
 Settings that are not on the command line: calibration 64 x 512 tokens, seed 0; the first 64 windows of 512 tokens of
-the text; scored in float32.
+the text; scored in float32.  Either text may be a `.npy` file of token ids, see `tokens.py`.
 """
 
 import argparse
@@ -17,6 +17,7 @@ import tempfile
 import time
 from pathlib import Path
 
+import numpy as np
 import torch
 from reporting import write
 
@@ -48,6 +49,9 @@ def main() -> None:
 
 
 def tokens(args: argparse.Namespace) -> torch.Tensor:
+    if args.text and args.text.endswith(".npy"):
+        ids = torch.from_numpy(np.load(args.text))[: args.windows * args.window_len]
+        return ids.reshape(args.windows, args.window_len)
     from transformers import AutoTokenizer
 
     text = read_text(args.text) if args.text else read_text()
@@ -93,11 +97,12 @@ def in_child(args: argparse.Namespace, recipe: str, changes: list[str], out: Pat
 
 
 def score(folder: str | Path, windows: torch.Tensor, original: bool = False) -> float:
-    from transformers import AutoModelForCausalLM
+    import transformers
 
     import hfquant
 
-    load = AutoModelForCausalLM.from_pretrained if original else hfquant.load
+    kind = getattr(transformers, transformers.AutoConfig.from_pretrained(folder).architectures[0])
+    load = kind.from_pretrained if original else hfquant.load
     return round(perplexity(load(str(folder), dtype=torch.float32), windows).perplexity, 3)
 
 

@@ -72,6 +72,20 @@ def available_memory() -> int | None:
     return _proc("meminfo").get("MemAvailable")
 
 
+def resident_memory() -> int:
+    """Bytes of physical memory this process has now, 0 where the system does not say."""
+    return _proc("self/status").get("VmRSS", 0)
+
+
+def most_memory() -> int | None:
+    """Bytes that a process here can have at all: the machine's, or its container's; None where the system does not
+    say."""
+    files = [Path("/sys/fs/cgroup") / name for name in ("memory.max", "memory/memory.limit_in_bytes")]
+    allowed = [file.read_text().strip() for file in files if file.is_file()]
+    limits = [int(text) for text in allowed if text.isdigit()] + [_proc("meminfo").get("MemTotal", 0)]
+    return min((limit for limit in limits if limit > 0), default=None)
+
+
 def hardware() -> dict[str, Any]:
     """The machine, in words and numbers that may stand on a public card."""
     found: dict[str, Any] = {

@@ -134,6 +134,11 @@ class Recipe(Strict):
         return self.budget is not None or static or any(step.build().needs_hessian for step in self.steps)
 
     @property
+    def generates(self) -> bool:
+        """Whether the model writes its calibration text itself."""
+        return self.needs_calibration and self.calibration.source == "self"
+
+    @property
     def rewrites(self) -> bool:
         """Whether a step gives the whole model other weights before its blocks are compressed."""
         return any(getattr(step.build(), "rewrites", False) for step in self.steps)
@@ -156,6 +161,8 @@ class Recipe(Strict):
         for later in ("activations", "kv_cache", "budget"):
             if data[later] is None:
                 del data[later]  # runs begun before there was such a key go on
+        if (cache := data.get("kv_cache")) and cache["queries"] is None:
+            del cache["queries"]
         return hashlib.sha256(json.dumps(data, sort_keys=True).encode()).hexdigest()[:16]
 
     def to_yaml(self) -> str:

@@ -2,7 +2,7 @@
 
     recipe      = step { "+" step }
     step        = method [ "-" what ] [ "-" numbers ]
-    numbers     = grids [ "kv" bits ]
+    numbers     = grids [ "kv" bits [ "q" bits ] ]
     grids       = "w" bits [ "w" bits ] [ "a" bits ] [ "g" group ] [ "sym" | "asym" ]
                 | "w" bits [ "w" bits ] [ "g" group ] [ "sym" | "asym" ] activations
     activations = "a" bits [ "g" group | "token" | "tensor" | "static" ] [ "sym" | "asym" ]
@@ -10,7 +10,8 @@
 `rtn-w4g64`, `gptq-w8` (no group: one scale per output channel), `gptq-w3g128sym`,
 `sparsegpt-2of4+gptq-w4g128+lorc-r8`.  `w4w8` is 4 bit with 8 bit in attention.  `w4a8g64` rounds each token's
 activations to 8 bit, and 64 weights share a scale; in `w4g64a8g32` 32 activations share one as well.  `w8a8kv8` keeps
-keys and values in 8 bit when text is generated.  What a method makes of `what` (2of4, 50, r8) is its own business.
+keys and values in 8 bit when text is generated, `kv8q8` compares them with queries in 8 bit.  What a method makes of
+`what` (2of4, 50, r8) is its own business.
 """
 
 import re
@@ -24,10 +25,10 @@ GRAMMAR = "write `<method>-w<bits>g<group>`, e.g. `gptq-w4g128`; without `g<grou
 _WEIGHTS = r"w(?P<bits>\d+)(?:w(?P<attention>\d+))?"
 _GROUP = r"(?:g(?P<group>\d+))?(?P<symmetry>sym|asym)?"
 _ACTIVATIONS = r"a(?P<abits>\d+)(?:g(?P<agroup>\d+)|(?P<per>token|tensor|static))?(?P<asymmetry>sym|asym)?"
-_CACHE = r"(?:kv(?P<kvbits>\d+))?"
+_CACHE = r"kv(?P<kvbits>\d+)(?:q(?P<queries>\d+))?"
 _NUMBERS = (
-    re.compile(rf"{_WEIGHTS}(?:a(?P<abits>\d+))?{_GROUP}{_CACHE}"),
-    re.compile(rf"{_WEIGHTS}{_GROUP}{_ACTIVATIONS}{_CACHE}"),
+    re.compile(rf"{_WEIGHTS}(?:a(?P<abits>\d+))?{_GROUP}(?:{_CACHE})?"),
+    re.compile(rf"{_WEIGHTS}{_GROUP}{_ACTIVATIONS}(?:{_CACHE})?"),
 )
 _STEP = re.compile(r"(?P<method>[a-z][a-z0-9_]*)(?:-(?P<what>(?!w\d)[a-z0-9.]+))?(?:-(?P<numbers>w\d\w*))?")
 
@@ -74,7 +75,7 @@ def read_numbers(text: str) -> Numbers:
         activations=_activations(found.groupdict()) if found["abits"] else None,
         group_size=int(found["group"] or -1),
         symmetric=_symmetric(found["symmetry"]),
-        kv_cache={"bits": int(found["kvbits"])} if found["kvbits"] else None,
+        kv_cache=_cache(found) if found["kvbits"] else None,
     )
 
 
@@ -102,10 +103,15 @@ def read_activations(text: str) -> dict[str, Any]:
 
 def read_cache(text: str) -> dict[str, Any]:
     """Read `kv8`.  Raises RecipeError if it is something else."""
-    found = re.fullmatch(r"kv(\d+)", text)
+    found = re.fullmatch(_CACHE, text)
     if not found:
-        raise RecipeError(f"cannot read `{text}` as a cache", "write `kv8`, `kv4` or `kv2`")
-    return {"bits": int(found[1])}
+        raise RecipeError(f"cannot read `{text}` as a cache", "write `kv8`, `kv4`, `kv2` or `kv8q8`")
+    return _cache(found)
+
+
+def _cache(found: re.Match[str]) -> dict[str, Any]:
+    said = {"bits": int(found["kvbits"])}
+    return said | {"queries": int(found["queries"])} if found["queries"] else said
 
 
 def _activations(found: dict[str, str | None]) -> dict[str, Any]:

@@ -32,6 +32,7 @@ def check(steps: Sequence[Step], grid: GridSpec, overrides: Mapping[str, GridSpe
     _alone(steps)
     _ordered(steps, kinds)
     _not_twice(steps, kinds)
+    _one_pass(steps, kinds)
     rounding = [step.method for step in steps if rounds(step)]
     pruning = [step.method for step in steps if methods.kind(step.method) == "prune"]
     if rounding and grid.bits == 16:
@@ -63,6 +64,20 @@ def _alone(steps: Sequence[Step]) -> None:
             f"step `{whole[0]}` trains the whole model, and cannot be combined with other steps",
             "leave the others out: it begins with weights as they are",
         )
+
+
+def _one_pass(steps: Sequence[Step], kinds: Sequence[str]) -> None:
+    """`one_pass` leaves out the compressed blocks' outputs: no other step may need them."""
+    quick = [step.method for step in steps if step.options.get("one_pass")]
+    for step, kind in zip(steps, kinds, strict=True):
+        looks = step.options.get("one_pass") is False or kind == "distill"
+        if quick and looks:
+            raise RecipeError(
+                f"step `{quick[0]}` observes the original model alone (`one_pass`), "
+                f"step `{step.method}` needs the compressed one's hidden states",
+                f"leave `one_pass` of `{quick[0]}` out"
+                + ("" if kind == "distill" else f", or give it to `{step.method}` too"),
+            )
 
 
 def _ordered(steps: Sequence[Step], kinds: Sequence[str]) -> None:

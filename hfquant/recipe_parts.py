@@ -117,12 +117,16 @@ class ActivationSpec(Strict):
 
 
 class CacheSpec(Strict):
-    """How keys and values are kept while text is generated.  May be written as text: `kv8`, `kv4`, `kv2`."""
+    """How keys and values are kept while text is generated.  May be written as text: `kv8`, `kv4`, `kv2`, `kv8q8`."""
 
     bits: Literal[2, 4, 8] = Field(default=8, description="8, 4 or 2")
     window: int = Field(default=64, ge=0, description="how many of the newest tokens stay as they are, at least")
     group_size: int = Field(
         default=64, ge=1, description="tokens that share a scale in a channel of keys; channels, in a token's values"
+    )
+    queries: Literal[8] | None = Field(
+        default=None,
+        description="8: a new token's queries are rounded too, and compared as integers; null: as they are",
     )
 
     @model_validator(mode="before")
@@ -133,7 +137,7 @@ class CacheSpec(Strict):
     def build(self) -> "KVCache":
         from .tensors.encoding import KVCache
 
-        return KVCache(self.bits, self.window, self.group_size)
+        return KVCache(self.bits, self.window, self.group_size, self.queries)
 
 
 class Step(Strict):

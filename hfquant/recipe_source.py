@@ -100,7 +100,7 @@ def expand(name: str) -> dict[str, Any]:
     if said["activations"]:
         # 16-bit activations are activations left alone: `w4a16` is how others write `w4`
         data["activations"] = None if said["activations"][0]["bits"] == 16 else said["activations"][0]
-    if said["kv_caches"] and said["kv_caches"][0]["bits"] != 16:
+    if said["kv_caches"] and said["kv_caches"][0] != {"bits": 16}:
         data["kv_cache"] = said["kv_caches"][0]
     if said["attention"]:
         data["overrides"] = {"@attention": {"bits": said["attention"][0]}}

@@ -77,7 +77,16 @@ def expose(service: Service, login: Login) -> None:
         caller = login.required(http)
         return asdict(service.resume(job, caller.user, caller.token, expires=caller.expires))
 
-    for call in (preview, submit, status, jobs, report, cancel, resume):
+    def publish(job: str, http: gr.Request) -> dict[str, Any]:
+        """Let everybody see the private repository that a finished job of yours pushed.
+
+        Args:
+            job: what `submit` returned as `id`.
+        """
+        caller = login.required(http)
+        return asdict(service.publish(job, caller.user, caller.token))
+
+    for call in (preview, submit, status, jobs, report, cancel, resume, publish):
         api(_said(call), api_name=call.__name__, queue=False)
 
 

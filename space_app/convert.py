@@ -1,5 +1,6 @@
 """The first tab: a model, a recipe, a place for the result, and what it will cost."""
 
+import json
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -31,7 +32,7 @@ class Form:
     goal: gr.Radio
     recipe: gr.Dropdown
     described: gr.Markdown
-    values: gr.State
+    values: gr.JSON
     owner: gr.Dropdown
     name: gr.Textbox
     visibility: gr.Radio
@@ -53,7 +54,8 @@ class Form:
 
 def build(service: Service, login: Login) -> Form:
     """The tab's content."""
-    values = gr.State({})
+    # with the reader, not the server: what was typed a moment before Start is pressed is in it
+    values = gr.JSON({}, visible="hidden", elem_id="values")
     with gr.Row(equal_height=False):
         with gr.Column(scale=3, min_width=320):
             gr.Markdown("### 1. Model")
@@ -85,7 +87,8 @@ def build(service: Service, login: Login) -> Form:
             executor = gr.Radio(list(EXECUTORS), value=next(iter(EXECUTORS)), label="Where it runs", elem_id="executor",
                                 visible=login.rents)  # fmt: skip
             hardware = gr.Dropdown([], label="Hardware", visible=False, elem_id="hardware")
-            max_usd = gr.Number(label="At most, in US dollars", value=None, minimum=0, visible=False, elem_id="max-usd")
+            max_usd = gr.Number(label="At most, in US dollars", value=None, minimum=0, visible=False, elem_id="max-usd",
+                                info="empty: as much as this service allows")  # fmt: skip
         with gr.Column(scale=2, min_width=320, elem_id="summary"):
             gr.Markdown("### 4. What it will cost and give")
             preview = gr.Markdown(CHOOSE, elem_id="preview", elem_classes="tiles", min_height=60)
@@ -94,7 +97,7 @@ def build(service: Service, login: Login) -> Form:
                 review, terms, executor, hardware, max_usd, preview, start)  # fmt: skip
 
 
-def _options_form(recipe: gr.Dropdown, values: gr.State) -> None:
+def _options_form(recipe: gr.Dropdown, values: gr.JSON) -> None:
     """One field for each option of the recipe that is chosen; `values` collects them."""
 
     # one at a time: two of gradio's forms that are built at once trip over each other
@@ -111,10 +114,9 @@ def _options_form(recipe: gr.Dropdown, values: gr.State) -> None:
             for row in ([f for f in group if f.kind != "bool"], [f for f in group if f.kind == "bool"]):
                 with gr.Row():
                     widgets |= {field.key: _widget(field) for field in row}
-        # all of them each time: of two that are changed quickly, neither is lost; through the queue: only there
-        # gradio notices that `values` has changed
-        gr.on([widget.change for widget in widgets.values()], _collect(list(widgets)), list(widgets.values()), values,
-              trigger_mode="always_last", show_progress="hidden", api_visibility="private")  # fmt: skip
+        # all of them each time: of two that are changed quickly, neither is lost
+        gr.on([widget.change for widget in widgets.values()], None, list(widgets.values()), values,
+              js=_collected(list(widgets)), api_visibility="private")  # fmt: skip
 
 
 def _widget(field: options.Field) -> Any:
@@ -134,8 +136,9 @@ def _widget(field: options.Field) -> Any:
     return gr.Textbox(value="" if field.value is None else str(field.value), max_lines=1, **common)
 
 
-def _collect(keys: list[str]) -> Callable[..., dict[str, Any]]:
-    return lambda *values: dict(zip(keys, values, strict=True))
+def _collected(keys: list[str]) -> str:
+    """A script's function from the fields' values to an object: without a way to the server and back."""
+    return f"(...given) => Object.fromEntries({json.dumps(keys)}.map((key, i) => [key, given[i]]))"
 
 
 def request(
@@ -157,7 +160,7 @@ def request(
         "accept_terms": terms,
         "executor": EXECUTORS[executor],
         "hardware": hardware if rented else None,
-        "max_usd": max_usd if rented else None,
+        "max_usd": (max_usd or None) if rented else None,  # an empty field is 0 to the page
     }
 
 
@@ -255,8 +258,8 @@ def connect(
     form.suggestions.click(lambda sample: (sample[0], gr.update(visible=False)), form.suggestions,
                            [form.model, form.suggestions], queue=False, **quiet)  # fmt: skip
     form.goal.change(lambda goal: catalogue.GOALS.get(goal, gr.skip()), form.goal, form.recipe, queue=False, **quiet)
-    form.recipe.change(lambda name: (catalogue.describe(name), {}), form.recipe, [form.described, form.values],
-                       queue=False, **quiet)  # fmt: skip
+    form.recipe.change(None, None, form.values, js="() => ({})", api_visibility="private")
+    form.recipe.change(catalogue.describe, form.recipe, form.described, queue=False, **quiet)
     form.executor.change(rented, form.executor, [form.hardware, form.max_usd], **quiet)
     gr.on([form.model.submit, form.model.blur, form.suggestions.click], look, form.model, form.facts,
           trigger_mode="always_last", **quiet)  # fmt: skip

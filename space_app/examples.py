@@ -10,9 +10,13 @@ from space_app import views
 
 def build() -> None:
     """The cards that come with hfquant."""
-    cards = sorted((Path(TEMPLATES) / "examples").glob("*/README.md"))
+    folder = Path(TEMPLATES) / "examples"
+    gr.set_static_paths([folder])
+    cards = sorted(folder.glob("*/README.md"))
     if not cards:
         gr.Markdown("This installation came without examples.")
     for card in cards:
         with gr.Accordion(card.parent.name, open=card == cards[0]):
-            gr.Markdown(views.card(card.read_text("utf-8")), elem_classes="card")
+            figures = {f"figures/{file.name}": f"/gradio_api/file={file.as_posix()}"
+                       for file in card.parent.glob("figures/*.png")}  # fmt: skip
+            gr.Markdown(views.card(card.read_text("utf-8"), figures), elem_classes="card")

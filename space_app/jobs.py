@@ -1,5 +1,6 @@
 """The second tab: how a conversion goes, what came of it, and those before."""
 
+from base64 import b64encode
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -21,7 +22,8 @@ LOGGED_OUT = "**Log in to see your jobs.** They go on while nobody looks."
 NONE_YET = "**No jobs yet.** Begin one under *Convert*: it shows here, today and when you come back."
 NOTHING: dict[str, Any] = {"job": None, "number": 0, "layers": {}, "log": []}
 RETRIES = ("failed", "cancelled", "done")
-BUTTONS = ("cancel", "resume", "retry", "again", "delete")
+BUTTONS = ("cancel", "resume", "publish", "retry", "again", "delete")
+SURE = "(job) => confirm('Everybody will see the repository, and may copy it. Make it public?') ? job : null"
 FILLED = ("seen", "timer", "chosen", "headline", "steps", "errors_place", "errors", "log", *BUTTONS, "result",
           "comparison", "before", "after", "card", "details", "all", "history", "compared_place",
           "compared")  # fmt: skip
@@ -93,8 +95,9 @@ class Jobs:
             "cancel": gr.update(visible=now.state in ("queued", "running")),
             "resume": gr.update(
                 visible=now.state in ("failed", "cancelled", "review"),
-                value="Push it" if now.state == "review" else "Go on where it stopped",
+                value="Push it" if now.state == "review" else "Resume",
             ),
+            "publish": gr.update(visible=now.state == "done" and _is_private(now)),
             "retry": gr.update(visible=now.state in RETRIES),
             "again": gr.update(visible=True),
             "delete": gr.update(visible=now.is_final),
@@ -115,7 +118,11 @@ class Jobs:
             text += f"\n\nIt lies in {code(str(place))}"
         prompt = str(sample.get("prompt") or "")
         before, after = (prompt + str(sample[name]) if sample.get(name) else "" for name in ("original", "compressed"))
-        card = views.card(self.service.card(job.id, caller.user) or "")
+        figures = {
+            name: f"data:image/png;base64,{b64encode(content).decode()}"
+            for name, content in self.service.figures(job.id, caller.user).items()
+        }
+        card = views.card(self.service.card(job.id, caller.user) or "", figures)
         return {
             "result": gr.update(visible=True), "comparison": text, "before": before, "after": after, "card": card,
         }  # fmt: skip
@@ -132,12 +139,15 @@ class Jobs:
         chosen = parts["chosen"].input(lambda job: job, parts["chosen"], self.job, **quiet)
         self.refresh(chosen)
         for name, act in self._actions().items():
-            self.refresh(parts[name].click(act, parts["chosen"], parts["said"], **quiet))
+            asked = {"js": SURE} if name == "publish" else {}
+            self.refresh(parts[name].click(act, parts["chosen"], parts["said"], **asked, **quiet))
         parts["again"].click(self._again, parts["chosen"], [form.model, tabs, parts["said"]], **quiet)
 
     def _actions(self) -> dict[str, Callable[..., str]]:
         def acting(act: Callable[[str, Caller], Any]) -> Callable[..., str]:
-            def run(job: str, http: gr.Request) -> str:
+            def run(job: str | None, http: gr.Request) -> str:
+                if job is None:  # asked whether they are sure, they were not
+                    return ""
                 try:
                     act(job, self.login.required(http))
                 except HfquantError as error:
@@ -151,6 +161,7 @@ class Jobs:
             "cancel": acting(lambda job, who: service.cancel(job, who.user)),
             "resume": acting(lambda job, who: service.resume(job, who.user, who.token, expires=who.expires)),
             "retry": acting(lambda job, who: service.retry(job, who.user, who.token, expires=who.expires)),
+            "publish": acting(lambda job, who: service.publish(job, who.user, who.token)),
             "delete": acting(lambda job, who: service.delete(job, who.user)),
         }
 
@@ -171,8 +182,9 @@ def build(service: Service, login: Login, job: gr.BrowserState) -> Jobs:
     parts["headline"] = gr.Markdown("No jobs yet.", elem_id="headline")
     parts["steps"] = gr.HTML(elem_id="steps")
     with gr.Row():
-        for name, label in (("cancel", "Cancel"), ("resume", "Go on where it stopped"), ("retry", "Begin anew"),
-                            ("again", "Another recipe"), ("delete", "Forget this job")):  # fmt: skip
+        for name, label in (("cancel", "Cancel"), ("resume", "Resume"), ("publish", "Make it public"),
+                            ("retry", "Begin anew"), ("again", "Another recipe"),
+                            ("delete", "Forget this job")):  # fmt: skip
             parts[name] = gr.Button(label, visible=False, elem_id=name, size="md",
                                     scale=0, min_width=200,
                                     variant="stop" if name == "cancel" else "secondary")  # fmt: skip
@@ -208,6 +220,11 @@ def _after(seen: Mapping[str, Any], fresh: Sequence[Event]) -> dict[str, Any]:
         if text:
             log.append(str(text))
     return {"job": seen["job"], "number": number, "layers": layers, "log": log[-SHOWN:]}
+
+
+def _is_private(job: Job) -> bool:
+    """Whether it pushed to a repository that only some may see."""
+    return bool(job.pushed and job.pushed.private and not job.pushed.pull_request)
 
 
 def _label(job: Job) -> str:

@@ -39,13 +39,16 @@ def compared(parts: dict[str, Any]) -> None:
 def of_layers(layers: Mapping[str, float]) -> dict[str, Any]:
     """Name of a layer -> its relative output error, in the order of the model."""
     rows = [(n, error, name) for n, (name, error) in enumerate(layers.items(), 1)]
-    return _filled("errors", pd.DataFrame(rows, columns=LAYER), least=1)
+    top = 1.1 * max(layers.values(), default=0.0)  # the highest point is not cut
+    return _filled("errors", pd.DataFrame(rows, columns=LAYER), least=1, y_lim=[0, top])
 
 
 def of_results(found: Sequence[Job], reports: Mapping[str, Mapping[str, Any] | None]) -> dict[str, Any]:
-    """All that was measured; one result alone is not compared."""
+    """All that passed its gate; one result alone is not compared."""
     rows = []
     for job in found:
+        if job.state == "failed":
+            continue
         evaluation, output = ((reports.get(job.id) or {}).get(name) or {} for name in ("evaluation", "output"))
         before, after, size = evaluation.get("reference_perplexity"), evaluation.get("perplexity"), output.get("bytes")
         if before and after and size:
@@ -62,7 +65,7 @@ def _place(name: str, parts: dict[str, Any]) -> gr.Column:
     return parts[f"{name}_place"]
 
 
-def _filled(name: str, points: pd.DataFrame, least: int) -> dict[str, Any]:
+def _filled(name: str, points: pd.DataFrame, least: int, **more: Any) -> dict[str, Any]:
     if len(points) < least:
         return {f"{name}_place": gr.update(elem_classes=[HIDDEN])}
-    return {f"{name}_place": gr.update(elem_classes=[]), name: gr.update(value=points)}
+    return {f"{name}_place": gr.update(elem_classes=[]), name: gr.update(value=points, **more)}

@@ -1,5 +1,6 @@
 """What is known, as Markdown.  All text that is not ours goes through `code`, which nothing in it can leave."""
 
+import re
 import time
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -10,6 +11,8 @@ from hfquant.conversion.job import Job
 from hfquant.errors import HfquantError
 from hfquant.measure.markdown import code, fence, number
 
+FIGURE = re.compile(r"!\[([^\[\]]*)\]\((figures/[a-z0-9-]+\.png)\)")
+OTHER = re.compile(r"<(?=/?[a-z])(?!/?(?:details|summary)>)|!(?=\[)", re.IGNORECASE)  # HTML but ours, pictures
 MARKS = {"done": "✔", "running": "▶", "failed": "✘", "skipped": "–", "waiting": "·"}
 WORDS = {
     "preflight": "Check", "resolve": "Find the commit", "download": "Download", "compress": "Compress",
@@ -22,10 +25,10 @@ STATES = {
 }  # fmt: skip
 
 
-def failure(error: HfquantError) -> str:
+def failure(error: HfquantError, said: str = "Not possible") -> str:
     """An error of ours, with the way out."""
     hint = f"\n\n**What helps:** {code(error.hint)}" if error.hint else ""
-    return f"**Not possible:** {code(error.message)}{hint}"
+    return f"**{said}:** {code(error.message)}{hint}"
 
 
 def facts(model: ModelFacts) -> str:
@@ -90,12 +93,12 @@ def headline(job: Job) -> str:
     if job.state == "running" and job.progress.eta is not None:
         text += f", about {duration(job.progress.eta)} left"
     if job.state == "failed" and job.failure:
-        text += "\n\n" + failure(HfquantError(job.failure.message, job.failure.hint))
+        text += "\n\n" + failure(HfquantError(job.failure.message, job.failure.hint), "Why")
     if job.pushed:
         where = f"pull request {job.pushed.pull_request} of " if job.pushed.pull_request else ""
-        text += (
-            f"\n\nPushed: [{where}{code(job.pushed.repo)}]({job.pushed.url}) at commit {code(job.pushed.commit[:12])}"
-        )
+        seen = {True: ", private", False: ", public", None: ""}[job.pushed.private]
+        name = f"[{where}{code(job.pushed.repo)}]({job.pushed.url})"
+        text += f"\n\nPushed: {name} at commit {code(job.pushed.commit[:12])}{seen}"
     return text
 
 
@@ -141,13 +144,25 @@ def comparison(report: Mapping[str, Any]) -> str:
     return "\n".join(lines)
 
 
-def card(text: str) -> str:
-    """A model's card: what it says, then its metadata; without figures, whose files are elsewhere."""
+def card(text: str, figures: Mapping[str, str] | None = None) -> str:
+    """A model's card: what it says, then its metadata.
+
+    figures: addresses of the card's pictures, by the names that they have in it; no other picture is shown, so that
+    nothing is fetched from where a card says.
+    """
     metadata = ""
     if text.startswith("---\n"):
         metadata, _, text = text.removeprefix("---\n").partition("\n---\n")
-    body = "\n".join(line for line in text.splitlines() if not line.startswith("!["))
+    lines = (_picture(line, figures or {}) for line in text.splitlines())
+    body = "\n".join(line for line in lines if line is not None)
     return f"{body}\n\n## Metadata\n\n{fence(metadata, 'yaml')}" if metadata else body
+
+
+def _picture(line: str, figures: Mapping[str, str]) -> str | None:
+    """A line of a card, in which only its own figures are pictures; None for one that is another picture."""
+    if found := FIGURE.fullmatch(line):
+        return f"![{found[1]}]({figures[found[2]]})" if found[2] in figures else None
+    return OTHER.sub(lambda other: {"<": "&lt;", "!": "&#33;"}[other[0]], line)
 
 
 def history(jobs: Sequence[Job], reports: Mapping[str, Mapping[str, Any] | None]) -> str:

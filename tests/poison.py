@@ -7,13 +7,16 @@ import pytest
 import torch
 from torch import Tensor
 
+FUNCTIONS = ("empty", "empty_like", "empty_strided", "empty_permuted")
+METHODS = ("new_empty", "new_empty_strided")
+
 
 @pytest.fixture(autouse=True)
 def poison(monkeypatch: pytest.MonkeyPatch) -> None:
     """`torch.empty` and its kin return NaN or the largest integer: a cell nobody wrote fails its test."""
-    for name in ("empty", "empty_like"):
-        monkeypatch.setattr(torch, name, _poisoned(getattr(torch, name)))
-    monkeypatch.setattr(torch.Tensor, "new_empty", _poisoned(torch.Tensor.new_empty))
+    for owner, names in ((torch, FUNCTIONS), (torch.Tensor, METHODS)):
+        for name in names:
+            monkeypatch.setattr(owner, name, _poisoned(getattr(owner, name)))
 
 
 def _poisoned(make: Callable[..., Tensor]) -> Callable[..., Tensor]:

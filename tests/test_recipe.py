@@ -45,6 +45,30 @@ def test_grid_of_a_name(name: str, grid: tuple[int, int, bool]) -> None:
     assert (spec.grid().bits, spec.grid().group_size, spec.grid().symmetric) == grid
 
 
+@pytest.mark.parametrize(
+    ("name", "methods", "grid", "activations"),
+    [
+        ("rtn-w4g64", ["rtn"], "w4g64sym", None),
+        ("gptq-w8", ["gptq"], "w8sym", None),
+        ("gptq-w3g64", ["gptq"], "w3g64", None),
+        ("smoothquant-w8a8", ["smoothquant", "rtn"], "w8sym", 8),
+        ("zeroquant-w4a8", ["zeroquant"], "w4sym", 8),
+        ("sparsegpt-50", ["sparsegpt"], "w16sym", None),
+        ("sparsegpt-2of4-w4g64", ["sparsegpt"], "w4g64sym", None),
+        ("lorc-w3g64", ["rtn", "lorc"], "w3g64", None),
+        ("gptq-w3g64+lkd", ["gptq", "lkd"], "w3g64", None),
+        ("sparsegpt-2of4+gptq-w4g128+lorc-r8", ["sparsegpt", "gptq", "lorc"], "w4g128sym", None),
+    ],
+)
+def test_names_say_which_steps_and_which_numbers(
+    name: str, methods: list[str], grid: str, activations: int | None
+) -> None:
+    recipe = Recipe.parse(name)
+    assert [step.method for step in recipe.steps] == methods
+    assert str(recipe.grid.grid()) == grid
+    assert (recipe.activations and recipe.activations.bits) == activations
+
+
 def test_grammar_is_read_in_full() -> None:
     steps = read_name("sparsegpt-2of4+smoothquant-w8a8+lorc-r8")
     assert [(step.method, step.what) for step in steps] == [
@@ -191,16 +215,26 @@ def test_activations_change_the_hash_and_none_does_not() -> None:
     assert len({Recipe.parse(PLAIN | {"activations": text}).hash for text in ("a8", "a7", "a8g64", "a8static")}) == 4
 
 
-@pytest.mark.parametrize("name", ["rtn-w8a8kv8", "rtn-w4a8g64kv4", "rtn-w4g64a8g32kv2", "rtn-w3g64symkv8"])
+@pytest.mark.parametrize(
+    "name", ["rtn-w8a8kv8", "rtn-w4a8g64kv4", "rtn-w4g64a8g32kv2", "rtn-w3g64symkv8", "rtn-w8a8kv8q8"]
+)
 def test_cache_of_a_name(name: str) -> None:
     """It says nothing of weights or activations, and only the native format can say it."""
-    recipe, plain = Recipe.parse(name), Recipe.parse(name[:-3])
+    plain_name, at, cache = name.partition("kv")
+    recipe, plain = Recipe.parse(name), Recipe.parse(plain_name)
     assert recipe.kv_cache is not None
-    assert str(recipe.kv_cache.build()) == name[-3:]
+    assert str(recipe.kv_cache.build()) == at + cache
     assert (recipe.grid, recipe.activations, plain.kv_cache) == (plain.grid, plain.activations, None)
     assert Recipe.parse(yaml.safe_load(recipe.to_yaml())) == recipe
     assert recipe.hash != plain.hash
-    assert Recipe.parse(name[:-3] + "kv16").hash == plain.hash
+    assert Recipe.parse(plain_name + "kv16").hash == plain.hash
+
+
+def test_queries_are_said_beside_the_cache() -> None:
+    said = {"bits": 8, "queries": 8}
+    assert Recipe.parse(PLAIN | {"kv_cache": "kv8q8"}).hash == Recipe.parse(PLAIN | {"kv_cache": said}).hash
+    plain = {Recipe.parse(PLAIN | {"kv_cache": cache}).hash for cache in ("kv8", {"bits": 8, "queries": None})}
+    assert plain == {"8ee3804e4cfd1dc6"}, "runs that were begun before there were queries would not go on"
 
 
 def test_symmetry_is_chosen_by_the_inputs_where_not_said() -> None:
@@ -322,6 +356,8 @@ NUMBERS = [
     (PLAIN | {"grid": "w4kv8"}, "`w4kv8` is more than a grid", "`kv_cache: kv8`"),
     (PLAIN | {"kv_cache": "w8"}, "cannot read `w8` as a cache", "`kv4`"),
     (PLAIN | {"kv_cache": {"bits": 3}}, "`kv_cache.bits` of the recipe cannot be `3`", "8"),
+    (PLAIN | {"kv_cache": "kv8q4"}, "`kv_cache.queries` of the recipe cannot be `4`", "8"),
+    (PLAIN | {"kv_cache": "kv16q8"}, "`kv_cache.bits` of the recipe cannot be `16`", "8"),
     (PLAIN | {"embeddings": "w4w8"}, "`w4w8` is more than a grid", "overrides"),
     (PLAIN | {"activations": "8"}, "cannot read `8` as activations", "`a8g64`"),
     (PLAIN | {"activations": {"bits": 3}}, "`activations.bits` of the recipe cannot be `3`", "4 to 8"),

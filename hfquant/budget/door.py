@@ -12,8 +12,7 @@ from torch import Tensor
 
 from ..compress.journal import Journal
 from ..compress.layout import Layout, lay_out
-from ..compress.plan import _tokens as calibration_tokens
-from ..compress.plan import check_device, check_out
+from ..compress.plan import check_device, check_out, generated_tokens, read_tokens
 from ..errors import CalibrationError, HfquantError, RecipeError
 from ..model.calibration import digest
 from ..model.source import Source, open_source
@@ -76,8 +75,9 @@ def open_case(
         table = outline(laid, chosen)
         check(table, budget)
         _check_text(source, chosen)
-        tokens = calibration_tokens(source, chosen, laid.skeleton.model)
-        assert tokens is not None
+        tokens = read_tokens(source, chosen)
+        if tokens is None:
+            tokens = generated_tokens(source, chosen, laid.skeleton.model)
         identity = survey(source, laid.dtype)
     key = [
         VERSION,

@@ -112,10 +112,10 @@ def forward(skeleton: Skeleton, tokens: Tensor, folder: Path, device: str = "cpu
         states = [passage.stream]
         for i, name in enumerate(passage.stack.blocks):
             block = on(skeleton.load_module(name), device)
-            states.append(passage.run(block, i, folder / f"{passage.stack.name}.kept.{i + 1:05d}", states[-1]))
+            passage.stream = passage.run(block, i, folder / f"{passage.stack.name}.kept.{i + 1:05d}")
+            states.append(passage.stream)
             skeleton.drop_module(name)
             give_back()
-        passage.stream = states[-1]
         walk.passages.append(passage)
         walk.before.append(states)
     return walk

@@ -18,6 +18,7 @@ from .summary import estimate, result
 
 if TYPE_CHECKING:
     from ..compress import Plan
+    from ..recipe import Recipe
 
 
 def compress(
@@ -106,22 +107,22 @@ def compress(
     if crew is not None or parts is not None or threads is not None:
         work |= {"crew": engine.crew(crew, parts=parts, threads=threads, device=device), "device": "cpu"}
 
-    def done(plan: "Plan") -> dict[str, Any]:
-        print_facts(log(), estimate(plan))
+    def done(source: Any, recipe: "Recipe", again: bool = False) -> dict[str, Any]:
+        plan = engine.plan(
+            source, recipe, out, **settings, **work, fresh=fresh or again,
+            announce=lambda found: print_facts(log(), estimate(found, windows)),
+        )  # fmt: skip
         _run(ctx, plan)
         return _measure(plan, model, windows)
 
     if chosen.budget is None:
-        report = done(engine.plan(model, chosen, out, **settings, fresh=fresh, **work))
+        report = done(model, chosen)
     else:
         case = engine_budget.open_case(model, chosen, out, **settings, fresh=fresh, device=device)
         if dry_run:
             goals.show(case, as_json)
             return
-        report = goals.reach(
-            case,
-            lambda recipe, again: done(engine.plan(case.source, recipe, out, **settings, fresh=fresh or again, **work)),
-        )
+        report = goals.reach(case, lambda recipe, again: done(case.source, recipe, again))
     print_json(report) if as_json else result(out, report)
     engine.judge(report)
     if push:

@@ -233,6 +233,12 @@ def retry(job: Id, user: User = None) -> None:
 
 
 @app.command()
+def publish(job: Id, user: User = None) -> None:
+    """Let everybody see what a finished job pushed to a private repository."""
+    _change("publish", job, user, token=engine_service.token())
+
+
+@app.command()
 def delete(job: Id, user: User = None) -> None:
     """Forget a job that has ended. What was pushed stays."""
     with _service() as service:

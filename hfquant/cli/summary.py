@@ -8,12 +8,13 @@ from .output import data, print_facts
 from .units import count, duration, size
 
 if TYPE_CHECKING:
-    from ..compress import Plan
+    from ..compress.plan import Outlook
 
 
-def estimate(plan: "Plan") -> dict[str, str | None]:
-    """What a compression will need and give."""
-    expected = plan.estimate
+def estimate(plan: "Outlook", windows: int) -> dict[str, str | None]:
+    """What a compression will need and give.  windows: of text, that the result will be measured on."""
+    expected, after = plan.estimate, plan.measuring(windows)
+    took = None if expected.seconds is None else f"about {duration(expected.seconds)}"
     untied = getattr(plan.source, "about", {}).get("untied_bytes")
     share = expected.bytes_after / max(1, expected.bytes_before)
     return {
@@ -21,9 +22,9 @@ def estimate(plan: "Plan") -> dict[str, str | None]:
         "parameters": f"{count(expected.parameters)}, {len(plan.layers)} layers in {plan.blocks} blocks",
         "output size": f"{size(expected.bytes_after)} ({share:.0%} of {size(expected.bytes_before)})",
         "head": f"a weight of its own, {size(untied)} in the source's type" if untied else None,
-        "peak memory": size(expected.peak_memory),
+        "peak memory": f"{size(expected.peak_memory)}, {size(after.peak_memory)} to measure the result",
         "disk": size(expected.disk),
-        "time": None if expected.seconds is None else f"about {duration(expected.seconds)}",
+        "time": took and f"{took}, {duration(after.seconds)} to measure the result",
         "resuming": f"{plan.resumed} of {plan.blocks} blocks are done" if plan.resumed else None,
     }
 

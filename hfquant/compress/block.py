@@ -73,7 +73,8 @@ def _stage(
     todo = list(portions(block, stage, work.room, inputs))
     for portion in todo:
         assert passage is not None, "without text nothing is reached"
-        seen = observe(block, passage, index, list(portion), inputs, portion)
+        further = work.one_pass and portion is todo[0]  # the untouched block's outputs are what the next one sees
+        seen = observe(block, passage, index, list(portion), inputs, portion, further)
         last = portion is todo[-1]
         while last and waiting:
             _put(block, waiting.pop())

@@ -10,10 +10,12 @@ import torch
 from torch import Tensor
 
 from ..llvm import refused
+from ..machine import resident_memory
+from ..model.calibration import GENERATED
 from ..model.inputs import positions
 from ..model.skeleton import Skeleton
 from ..recipe import Recipe
-from .portions import ROOM, nbytes
+from .portions import ROOM, Held, held, nbytes
 
 if TYPE_CHECKING:
     from .layout import LayerPlan
@@ -22,7 +24,9 @@ if TYPE_CHECKING:
 # seconds per weight of what is bound by memory; in torch, and with generated loops
 SOLVE, SWEEP = (95.0, 28.0), (3e-7, 3e-8)
 FIT = (60, 6)  # passes over memory for 40 ranges
-LIBRARIES = 420_000_000  # bytes that Python, torch and transformers take before anything is loaded
+LIBRARIES = 420_000_000  # bytes that Python, torch and transformers take at least before anything is loaded
+LATER = 30_000_000  # and what of them is loaded only when it is needed
+READING = 145_000_000  # bytes while a text is made into tokens, measured with the packaged one
 
 
 @dataclass(frozen=True)
@@ -37,36 +41,9 @@ class Estimate:
     seconds: float | None
 
 
-@dataclass(frozen=True)
-class Held:
-    """Bytes of a block's statistics.  total: of all that are observed in front of the same weights; largest: of one
-    input; together: what is in memory at once, in a room of that size."""
-
-    total: int
-    largest: int
-    together: int
-
-    @property
-    def runs(self) -> int:
-        """How often the block runs to gather them, over what one would do."""
-        return -(-self.total // max(1, self.together)) if self.total else 1
-
-
-def held(recipe: Recipe, layers: "Sequence[LayerPlan]", itemsize: int, room: int) -> Held:
-    """At most: layers that share an input are not known here, and each counts."""
-    built = [step.build() for step in recipe.steps]
-    sequential = any(getattr(step, "true_sequential", False) for step in built)
-    beside = any(getattr(step, "needs_original", False) for step in built)
-    stages: dict[object, int] = {}
-    largest = 0
-    for layer in layers:
-        copies = layer.bytes_before // itemsize // (layer.shape[0] * layer.shape[1])
-        each = nbytes(layer.shape[1], beside and layer.kind != "experts")
-        stage = layer.name if sequential else layer.block
-        stages[stage] = stages.get(stage, 0) + each * copies
-        largest = max(largest, each)
-    total = max(stages.values())
-    return Held(total, largest, min(total, max(room, largest)))
+def base() -> int:
+    """What the process holds without any work of ours; libraries differ with what else is installed."""
+    return max(LIBRARIES, resident_memory()) + LATER
 
 
 def estimate(
@@ -92,13 +69,17 @@ def estimate(
     packed = sum(layer.bytes_after for layer in layers)
     statistics = held(recipe, layers, source.dtype.itemsize, room)
     streams = 0 if tokens is None else _streams(skeleton, recipe, layers, tokens)
+    reading = READING if tokens is not None and not recipe.generates else 0
     return Estimate(
         parameters=source.parameters,
         bytes_before=source.total_bytes,
         bytes_after=kept + packed,
-        peak_memory=max(
+        peak_memory=base()
+        + max(
+            reading,
             _peak(skeleton, layers, tokens, batch, statistics, recipe.distills),
             _proof(skeleton, layers) if recipe.rewrites else 0,
+            _writing(skeleton, tokens) if tokens is not None and recipe.generates else 0,
         ),
         disk=kept + 2 * packed + streams,
         seconds=_seconds(skeleton, recipe, layers, tokens, statistics.runs),
@@ -157,9 +138,9 @@ def _peak(
     experts = [layer.bytes_before // skeleton.source.dtype.itemsize for layer in layers if layer.kind == "experts"]
     weights += 2 * max(experts, default=0)
     if tokens is None:
-        return LIBRARIES + weights + 16 * largest
+        return weights + 16 * largest
     inside = sum(p.numel() for n, p in skeleton.model.named_parameters() if n in {layer.name for layer in layers})
-    outside = (sum(p.numel() for p in skeleton.model.parameters()) - inside) * skeleton.dtype.itemsize
+    outside = (size_of(skeleton) - inside) * skeleton.dtype.itemsize
     rows = batch * max(positions(skeleton.source.config, tokens.shape[1]).values())
     hidden = _hidden(skeleton)
     activations = rows * (6 * hidden + 5 * widest) * skeleton.dtype.itemsize + 4 * rows * widest
@@ -168,7 +149,19 @@ def _peak(
     training = 0
     if distills:  # codes before rounding, their gradients and moments, what runs; what a step keeps for its way back
         training = 36 * max(blocks.values()) + rows * (24 * hidden + 14 * widest) * 4
-    return LIBRARIES + max(outside + activations, weights + activations + solving, weights + training)
+    return max(outside + activations, weights + activations + solving, weights + training)
+
+
+def _writing(skeleton: Skeleton, tokens: Tensor) -> int:
+    """While the whole model writes its calibration text: its weights, and keys and values of a batch, in float32."""
+    config = skeleton.source.config.get_text_config(decoder=True)
+    cached = 2 * getattr(config, "num_hidden_layers", 0) * _hidden(skeleton) * min(GENERATED, tokens.shape[0])
+    return 4 * (size_of(skeleton) + cached * tokens.shape[1])
+
+
+def size_of(skeleton: Skeleton) -> int:
+    """Parameters, tied ones once."""
+    return sum(p.numel() for p in skeleton.model.parameters())
 
 
 def _proof(skeleton: Skeleton, layers: "Sequence[LayerPlan]") -> int:
@@ -178,7 +171,7 @@ def _proof(skeleton: Skeleton, layers: "Sequence[LayerPlan]") -> int:
     blocks: dict[int, int] = {}
     for layer in layers:
         blocks[layer.block] = blocks.get(layer.block, 0) + layer.bytes_before // skeleton.source.dtype.itemsize
-    return LIBRARIES + 4 * (sum(sizes) + max(sizes, default=0) + 2 * max(blocks.values()))
+    return 4 * (sum(sizes) + max(sizes, default=0) + 2 * max(blocks.values()))
 
 
 def _seconds(
@@ -193,9 +186,9 @@ def _seconds(
         return fitting
     built = [step.build() for step in recipe.steps]
     beside = any(getattr(step, "needs_original", False) for step in built)
-    # the original where it is looked at too, what is observed, and what the next block will see; beside the products
-    # there are attention and what is bound by memory
-    passes = 1.25 * (beside + runs + 1)
+    # the original where it is looked at too, what is observed, and what the next block will see, unless that was
+    # observed; beside the products there are attention and what is bound by memory
+    passes = 1.25 * (beside + runs + (not any(getattr(step, "one_pass", False) for step in built)))
     solve = 0.0
     if any(getattr(step, "needs_hessian", False) for step in built):
         solve += tokens.numel() * _squares(layers) * (3.1 if beside else 1.1)  # H is symmetric, C is not
@@ -203,6 +196,8 @@ def _seconds(
         fitting += SWEEP[generated] * weights
     taught = sum(step.options["steps"] * step.options["tokens"] for step in recipe.steps if step.method == "lkd")
     learn = 3.5 * 2 * weights * taught / forward  # forward, and twice as much back
+    if recipe.generates:  # in batches, and in a decoder's steps the weights' way from memory is as long as products
+        learn += 2 * 2 * size_of(skeleton) * tokens.numel() / exact
     return fitting + learn + passes * 2 * weights * tokens.numel() / forward + solve / exact
 
 

@@ -15,8 +15,8 @@ from ..recipe import Recipe
 from ..tensors import formats
 from ..tensors.formats import Wire
 from ..tensors.grid import Grid
-from .estimate import Estimate, estimate, held
-from .portions import ROOM
+from .estimate import Estimate, estimate
+from .portions import ROOM, held
 from .selection import Target, select, stored_bytes, wire_for
 from .streaming import largest_batch
 
@@ -66,33 +66,41 @@ def lay_out(source: Source, recipe: Recipe, device: str = "cpu", *, training: bo
             "download the model again, or check `architectures` in config.json",
         )
     found = tuple(stacks(skeleton.model))
-    targets = select(skeleton.model, recipe)
+    targets = select(skeleton.model, recipe, dtype)
     wire = wire_for(targets, skeleton.model, recipe, dtype)
     layers = _layers(targets, wire, found, skeleton)
     return Layout(skeleton=skeleton, stacks=found, targets=targets, wire=wire, layers=layers, dtype=dtype)
 
 
 def fit(
-    laid: Layout, recipe: Recipe, tokens: Tensor | None, max_memory: int | None = None, parts: int = 1
+    laid: Layout,
+    recipe: Recipe,
+    tokens: Tensor | None,
+    max_memory: int | None = None,
+    parts: int = 1,
+    begun: int | None = None,
 ) -> tuple[int, int, Estimate]:
     """The largest batch, and the most room for statistics, whose estimated peak stays below `max_memory`, and its
     estimate.  Smaller batches cost little time, less room costs runs through the blocks; only batches, in whose order
     sums are added, decide bytes.
 
-    parts: that the calibration is cut into.  Of the tokens only the shape matters.
+    parts: that the calibration is cut into.  Of the tokens only the shape matters.  begun: the batch of a run to go on
+    with, which fitted and decides its bytes.
     Raises ResourceError if no batch is small enough.
     """
-    batch, room = 1 if tokens is None else largest_batch(tokens, recipe, parts), ROOM
+    batch, room = begun or (1 if tokens is None else largest_batch(tokens, recipe, parts)), ROOM
     layers = list(laid.layers.values())
     least = held(recipe, layers, laid.skeleton.source.dtype.itemsize, 0).largest
     while True:
         expected = estimate(laid.skeleton, recipe, layers, tokens, batch, laid.dtype, room)
         if max_memory is None or expected.peak_memory <= max_memory:
             return batch, room, expected
-        if batch > 1:
+        if batch > 1 and begun is None:
             batch //= 2
         elif tokens is not None and room > least:
             room = max(least, room // 2)
+        elif begun is not None:
+            return batch, room, expected
         else:
             raise ResourceError(
                 f"about {expected.peak_memory / 1e6:,.0f} MB are needed, {max_memory / 1e6:,.0f} MB are allowed",

@@ -17,6 +17,7 @@ from .rounding import Ranges
 from .streaming import Passage
 
 Call = tuple[tuple[Any, ...], dict[str, Any]]
+Onward = Callable[[int, Tensor], None]
 
 
 @dataclass(frozen=True)
@@ -126,13 +127,14 @@ def observe(
     original: Mapping[str, Any] | None = None,
     experts: Mapping[Group, range] | None = None,
     batches: Sequence[int] | None = None,
+    onward: Onward | None = None,
 ) -> dict[tuple[Group, int], Statistics]:
     """Run all batches, or these, and sum what reaches the groups: (group, expert) -> statistics, expert 0 for ordinary
     ones.
 
-    A batch is left as soon as the last of these groups has been reached.  `original`, from `record_original`, holds
-    the inputs of the same layers in the original model; with it C is summed too.  experts: of a group, those to look
-    at; by default all.
+    `original`, from `record_original`, holds the inputs of the same layers in the original model; with it C is summed
+    too.  experts: of a group, those to look at; by default all.  onward: called with a batch's first sample and what
+    the block puts out; without it a batch is left as soon as the last of these groups has been reached.
     """
     found: dict[tuple[Group, int], Statistics] = {}
     for batch in range(len(passage.batches)) if batches is None else batches:
@@ -150,8 +152,10 @@ def observe(
                 beside = _flat(original[group.leader].read(at, n)).to(x.device)
             found.setdefault((group, 0), Statistics(x.shape[-1])).add(x, beside)
 
-        with _watch(block, groups, add):
-            _run_until_reached(block, passage.arguments(index, batch))
+        with _watch(block, groups, add, leave=onward is None):
+            output = _run_until_reached(block, passage.arguments(index, batch))
+        if onward is not None:
+            onward(at, hidden(output))
     return found
 
 
@@ -237,11 +241,12 @@ def _watch(
         yield
 
 
-def _run_until_reached(block: nn.Module, call: Call) -> None:
+def _run_until_reached(block: nn.Module, call: Call) -> Any:
+    """-> what the block puts out, None where it was left before."""
     try:
-        block(*call[0], **call[1])
+        return block(*call[0], **call[1])
     except Reached:
-        return
+        return None
 
 
 def _input(args: tuple[Any, ...], kwargs: dict[str, Any]) -> Tensor:

@@ -130,16 +130,26 @@ class _Run:
             if self._needs_original and begin < len(names):
                 original = self._stored(passage, begin, "original")
         for i in range(begin, len(names)):
-            while True:
-                try:
-                    yield from self._block(names[i], passage, i, original)
-                    break
-                except (MemoryError, RuntimeError) as error:
-                    if not _out_of_memory(error):
-                        raise
-                    self._shrink(streamer, passage)
+            yield from self._in_memory(streamer, names[i], passage, i, original)
             if original is not None:
                 original = self._stored(passage, i + 1, "original")
+
+    def _in_memory(
+        self, streamer: Streamer, name: str, passage: Passage, i: int, original: Stream | None
+    ) -> Iterator[LayerResult]:
+        """A block, begun again with smaller batches when memory runs out.  What was told of it is not told again."""
+        told: set[str] = set()
+        while True:
+            try:
+                for result in self._block(name, passage, i, original):
+                    if result.name not in told:
+                        told.add(result.name)
+                        yield result
+                return
+            except (MemoryError, RuntimeError) as error:
+                if not _out_of_memory(error):
+                    raise
+            self._shrink(streamer, passage)  # out here, where no traceback holds the tensors that were too many
 
     @property
     def _needs_original(self) -> bool:
@@ -172,6 +182,7 @@ class _Run:
                 "use shorter ones (`--seq-len`); what is finished is kept, run the same command again",
             )
         self.skeleton.drop_module(passage.stack.blocks[0])
+        passage.ahead = None
         streamer.shrink(passage)
 
     def _block(self, name: str, passage: Passage | None, i: int, original: Stream | None) -> Iterator[LayerResult]:
@@ -210,8 +221,8 @@ class _Run:
             stale.delete()
 
     def _advance(self, passage: Passage, block: nn.Module, i: int) -> None:
-        """The compressed block's outputs are what the next block will see."""
-        passage.stream = passage.run(block, i, self._at(passage, i + 1).path)
+        """What the next block will see."""
+        passage.advance(block, i)
         passage.stream.sync()
 
     def _ends(self) -> Iterator[LayerResult]:
@@ -297,4 +308,5 @@ def _row(result: LayerResult) -> dict[str, Any]:
 
 
 def _out_of_memory(error: Exception) -> bool:
-    return isinstance(error, MemoryError | torch.OutOfMemoryError) or "can't allocate memory" in str(error)
+    said = ("can't allocate memory", "not enough memory", "out of memory")
+    return isinstance(error, MemoryError | torch.OutOfMemoryError) or any(words in str(error) for words in said)

@@ -1,7 +1,7 @@
 """Everything that can be known, and everything that can go wrong, before any work starts."""
 
 import shutil
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,6 +12,7 @@ from torch import Tensor
 
 from .. import __version__
 from ..errors import CalibrationError, CheckpointError, ResourceError
+from ..machine import most_memory
 from ..model.calibration import digest, self_generated, token_batches
 from ..model.inputs import longest, vocabulary
 from ..model.source import Source, open_source
@@ -23,30 +24,25 @@ from .crew import ALONE, Crew
 from .estimate import Estimate
 from .journal import Journal
 from .layout import Layout, fit, lay_out
+from .measuring import Measuring, measuring
 from .rewriting import rewritten
 
 
 @dataclass(frozen=True, kw_only=True)
-class Plan(Layout):
-    """A layout of a compression, checked and estimated.
+class Outlook(Layout):
+    """What is known of a compression from config and headers alone, before a weight is read.
 
     layers: by parameter name.  batch: samples that run together.  room: bytes of statistics that are held together.
-    resumed: blocks that are already finished.
+    resumed: blocks that an earlier run finished; whether it was the same work is known when all of the model was read.
     """
 
     source: Source
     recipe: Recipe
     out: Path
-    tokens: Tensor | None
     batch: int
     room: int
-    device: str
-    crew: Crew
-    journal: Journal
-    fingerprint: Mapping[str, Any]
     estimate: Estimate
     resumed: int
-    fresh: bool = False
 
     @property
     def blocks(self) -> int:
@@ -54,9 +50,25 @@ class Plan(Layout):
         ends = any(layer.block == len(self._names) for layer in self.layers.values())
         return len(self._names) + ends
 
+    def measuring(self, windows: int) -> Measuring:
+        """What it will take to measure the result."""
+        return measuring(self, self.estimate, windows)
+
     @property
     def _names(self) -> list[str]:
         return [name for stack in self.stacks for name in stack.blocks]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Plan(Outlook):
+    """A compression, checked: nothing that can be known beforehand will stop it."""
+
+    tokens: Tensor | None
+    device: str
+    crew: Crew
+    journal: Journal
+    fingerprint: Mapping[str, Any]
+    fresh: bool = False
 
 
 def plan(
@@ -72,14 +84,16 @@ def plan(
     max_memory: int | None = None,
     device: str = "cpu",
     crew: Crew = ALONE,
+    announce: Callable[[Outlook], object] | None = None,
 ) -> Plan:
-    """Check a compression and estimate what it will need.
+    """Estimate what a compression will need, and check it.
 
-    Nothing is written but an unpacked GGUF source, and nothing at all if the run is refused.
+    Nothing is written but an unpacked GGUF source, and nothing at all if the run is refused.  What cannot fit is
+    refused before a weight is read; then all of them are, once.
 
-    model: folder, GGUF file or Hub id, or what `open_source` made of one.  max_memory: bytes; batches are made
-    smaller to stay below it, and statistics gathered in more runs.  crew: who does the work, with `device` for this
-    process' own share of it.
+    model: folder, GGUF file or Hub id, or what `open_source` made of one.  max_memory: bytes, by default what the
+    machine has; batches are made smaller to stay below it, and statistics gathered in more runs.  crew: who does the
+    work, with `device` for this process' own share of it.  announce: called with the estimate as soon as it is known.
     Raises an HfquantError for whatever would stop the work later.
     """
     chosen = _with_calibration(Recipe.parse(recipe), source=calibration, samples=samples, seq_len=seq_len, seed=seed)
@@ -89,23 +103,35 @@ def plan(
     where = device if crew.parts == 1 else crew.device
     with journal.untouched():
         source = model if isinstance(model, Source) else open_source(model, staging=journal.source)
-        laid = lay_out(rewritten(source, chosen, outline=True), chosen, where)
-        tokens = _tokens(source, chosen, laid.skeleton.model)
+        outlined = rewritten(source, chosen, outline=True)
+        laid = lay_out(outlined, chosen, where)
+        shape, begun = _shape(source, chosen), None if fresh else journal.plan()
+        most = max_memory or most_memory()
+        batch, room, expected = fit(laid, chosen, shape, most, crew.parts, begun.get("batch") if begun else None)
+        foreseen = Outlook(
+            **vars(laid), source=outlined, recipe=chosen, out=out, batch=batch, room=room, estimate=expected,
+            resumed=0 if begun is None else len(journal.entries()),
+        )  # fmt: skip
+        if announce is not None:
+            announce(foreseen)
+        _check_disk(out, expected)
+        tokens = read_tokens(source, chosen)
         identity = survey(source, laid.dtype)
+        if chosen.generates:
+            tokens = generated_tokens(source, chosen, laid.skeleton.model)
         if chosen.rewrites:
             source = rewritten(source, chosen)
             laid = lay_out(source, chosen, where)
-        batch, room, expected = fit(laid, chosen, tokens, max_memory, crew.parts)
         fingerprint = _fingerprint(identity, chosen, tokens, laid.wire, laid.dtype, where) | {
             "batch": batch,
             "compute_dtype": str(laid.skeleton.dtype),
             "parts": crew.parts,
         }
-        resumed = 0 if fresh else resumed_blocks(journal, fingerprint, out)
-        _check_disk(out, expected)
+        if not fresh:
+            check_begun(journal, fingerprint, out)
     return Plan(
-        **vars(laid), source=source, recipe=chosen, out=out, tokens=tokens, batch=batch, room=room, device=device,
-        crew=crew, journal=journal, fingerprint=fingerprint, estimate=expected, resumed=resumed, fresh=fresh,
+        **vars(foreseen) | vars(laid) | {"source": source}, tokens=tokens, device=device, crew=crew, journal=journal,
+        fingerprint=fingerprint, fresh=fresh,
     )  # fmt: skip
 
 
@@ -154,19 +180,30 @@ def clear(out: Path, journal: Journal) -> None:
     journal.forget()
 
 
-def _tokens(source: Source, recipe: Recipe, model: Any) -> Tensor | None:
+def _shape(source: Source, recipe: Recipe) -> Tensor | None:
+    """The calibration tokens [samples, seq_len] as far as the recipe tells, without what is in them."""
     if not recipe.needs_calibration:
         return None
-    c = recipe.calibration
-    limit = longest(source.config)
+    c, limit = recipe.calibration, longest(source.config)
     if limit is not None and c.seq_len > limit:
         raise CalibrationError(
             f"calibration sequences of {c.seq_len} tokens are longer than the model's {limit}",
             f"use `--seq-len {limit}`",
         )
-    if c.source == "self":
-        dense = type(model).from_pretrained(source.path, dtype=torch.float32)
-        return self_generated(dense, samples=c.samples, seq_len=c.seq_len, seed=c.seed)
+    return torch.empty(c.samples, c.seq_len, dtype=torch.int64, device="meta")
+
+
+def generated_tokens(source: Source, recipe: Recipe, model: Any) -> Tensor:
+    """The text that the model writes itself: it is in memory as a whole for that."""
+    c, dense = recipe.calibration, type(model).from_pretrained(source.path, dtype=torch.float32)
+    return self_generated(dense, samples=c.samples, seq_len=c.seq_len, seed=c.seed)
+
+
+def read_tokens(source: Source, recipe: Recipe) -> Tensor | None:
+    """The recipe's calibration text, None where there is none or the model writes it."""
+    if not recipe.needs_calibration or recipe.generates:
+        return None
+    c = recipe.calibration
     tokenizer = None if c.source.endswith(".npy") else source.tokenizer()
     tokens = token_batches(c.source, tokenizer, samples=c.samples, seq_len=c.seq_len, seed=c.seed)
     if int(tokens.max()) >= vocabulary(source.config) or int(tokens.min()) < 0:
@@ -195,17 +232,16 @@ def _fingerprint(
     }
 
 
-def resumed_blocks(journal: Journal, fingerprint: Mapping[str, Any], out: Path) -> int:
-    """How many are finished.  Raises CheckpointError where what was begun is another work."""
+def check_begun(journal: Journal, fingerprint: Mapping[str, Any], out: Path) -> None:
+    """Raises CheckpointError where what was begun is another work."""
     begun = journal.plan()
     if begun is None:
-        return 0
+        return
     if different := sorted(key for key in fingerprint if begun.get(key) != fingerprint[key]):
         raise CheckpointError(
             f"`{out}` holds an unfinished run with another {' and '.join(different)}",
             "finish it with the settings it was begun with, or start again with `--fresh`",
         )
-    return len(journal.entries())
 
 
 def _check_disk(out: Path, expected: Estimate) -> None:

@@ -98,7 +98,7 @@ def compress_model(
                     for done in finish_block(block, masters, work, prepared, passage, i, rounding, both, dtype):
                         inside.add(f"{name}.{done.weight.name}")
                         yield f"{name}.{done.weight.name}", done.Q
-                    passage.stream = passage.run(block, i, Path(folder) / f"{passage.stack.name}.stream.{i + 1:05d}")
+                    passage.advance(block, i)
                 if original is not None:
                     original.delete()
                 before.delete()

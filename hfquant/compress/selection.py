@@ -43,22 +43,26 @@ class Target:
     activations: Activations | None = None
 
 
-def select(model: nn.Module, recipe: Recipe) -> dict[str, Target]:
+def select(model: nn.Module, recipe: Recipe, dtype: torch.dtype | None = None) -> dict[str, Target]:
     """Parameter name -> target, for every weight that the recipe gives a grid.
 
+    dtype: what the model will run in; weights that it then keeps in float32 stay as they are.
     Raises RecipeError if that is none, if a role in the recipe means no part of this model, or if a step cannot
     handle one of the weights.
     """
     found: dict[str, Target] = {}
     inside = list(_inside(model))
     _check_roles(recipe, inside)
+    stay = _kept_in_float32(model, dtype)
     for name, kind, shape, place in [*inside, *_ends(model)]:
         layer = name.rpartition(".")[0]
-        spec = recipe.grid_for(layer, kind, place)
+        spec = None if stay(name) else recipe.grid_for(layer, kind, place)
         if spec is not None:
             rounded = recipe.activations_for(layer, kind, place)
-            found[name] = Target(name, layer, kind, shape, spec.grid(), None if rounded is None else rounded.build())
-            _check_shape(recipe, found[name])
+            target = Target(name, layer, kind, shape, spec.grid(), None if rounded is None else rounded.build())
+            if steps_for(target, recipe):  # fused experts stay as they are where no step is for them
+                _check_shape(recipe, target)
+                found[name] = target
     if not found:
         raise RecipeError(
             f"recipe `{recipe.name}` leaves every layer of this model as it is",
@@ -78,6 +82,16 @@ def steps_for(target: Target, recipe: Recipe) -> list[Method]:
     without = {"rewrite", "block", "distill"} | ({"quantize"} if target.grid.is_float else set())
     steps = [step.build() for step in recipe.steps if methods.kind(step.method) not in without]
     return [step for step in steps if target.kind != "experts" or getattr(step, "experts", True)]
+
+
+def _kept_in_float32(model: Any, dtype: torch.dtype | None) -> Callable[[str], bool]:
+    """Whether a parameter overflows in that type: what reads T5's `wo` does in float16, so transformers keeps it.
+
+    A packed layer computes in the type of its input, and would bring the overflow back.
+    """
+    plan = getattr(model, "_get_dtype_plan", None)
+    kept = () if dtype is None or plan is None else tuple(plan(dtype))
+    return lambda name: any(f".{part}." in f".{name}." for part in kept)
 
 
 def _check_roles(recipe: Recipe, inside: Sequence[Found]) -> None:
@@ -171,7 +185,7 @@ def wire_for(targets: Mapping[str, Target], model: nn.Module, recipe: Recipe, dt
     formats.check(name, layers)
     cache = recipe.kv_cache.build() if recipe.kv_cache else None
     if cache is not None:
-        check_cache(model, str(cache))
+        check_cache(model, cache)
     ignore = [n for n, m in model.named_modules() if isinstance(m, nn.Linear) and n not in layers]
     # float32 scales are a waste, except first in the model: transformers takes a model's dtype from its first
     # floating parameter, the scale of a packed embedding

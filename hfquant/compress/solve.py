@@ -67,6 +67,12 @@ class Work:
         return any(getattr(step, "needs_original", False) for _, step in self.steps)
 
     @property
+    def one_pass(self) -> bool:
+        """Whether what the original model's layers read is all that is looked at."""
+        looking = [step for _, step in self.steps if step.needs_hessian]
+        return bool(looking) and all(getattr(step, "one_pass", False) for step in looking)
+
+    @property
     def sequential(self) -> bool:
         return any(getattr(step, "true_sequential", False) for _, step in self.steps)
 

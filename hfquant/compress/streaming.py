@@ -44,7 +44,8 @@ class Passage:
 
     crew: who works on the blocks.  shards: what they were given of the hidden states, see `shards.py`.
     now: the number of the latest call, the first of its samples and how many they are.  outputs: of the parts of the
-    block at hand, where they are remembered.
+    block at hand, where they are remembered.  ahead: the hidden states behind the block at hand, where a pass that was
+    made anyway has them.
     """
 
     stack: Stack
@@ -57,6 +58,7 @@ class Passage:
     outputs: "Outputs | None" = None
     crew: Crew = ALONE
     shards: "Shards | None" = None
+    ahead: Stream | None = None
 
     def arguments(self, block: int, batch: int, stream: Stream | None = None) -> tuple[tuple[Any, ...], dict[str, Any]]:
         """The call of one block for one batch, with the hidden state read from `stream` (the passage's by default)."""
@@ -64,23 +66,31 @@ class Passage:
         self.now = self.now[0] + 1, at, n
         return self.calls.arguments(block, batch, (stream or self.stream).read(at, n), self.device)
 
-    def run(self, module: nn.Module, block: int, target: Path, stream: Stream | None = None) -> Stream:
+    def behind(self, block: int) -> Stream:
+        """The file for the hidden states behind a block."""
+        path = self.stream.path.with_name(f"{self.stack.name}.stream.{block + 1:05d}")
+        return Stream(path, self.stream.samples, self.stream.shape, self.stream.dtype)
+
+    def advance(self, module: nn.Module, block: int) -> None:
+        """Move on to the hidden states behind a block: what it puts out now, unless `ahead` has them."""
+        self.stream, self.ahead = self.ahead or self.run(module, block, self.behind(block).path), None
+
+    def run(self, module: nn.Module, block: int, target: Path) -> Stream:
         """All batches through one block, into a new file."""
-        source = stream or self.stream
-        out = Stream(target, source.samples, source.shape, source.dtype)
+        out = Stream(target, self.stream.samples, self.stream.shape, self.stream.dtype)
         out.delete()
-        for at, x in self._outputs(module, block, source):
+        for at, x in self._outputs(module, block):
             out.write(at, x)
         return out
 
-    def _outputs(self, module: nn.Module, block: int, source: Stream) -> Iterator[tuple[int, Tensor]]:
-        if self.crew.parts > 1 and source is self.stream:
+    def _outputs(self, module: nn.Module, block: int) -> Iterator[tuple[int, Tensor]]:
+        if self.crew.parts > 1:
             from .shards import advance
 
             yield from advance(module, self, block)
             return
         for batch, (at, _) in enumerate(self.batches):
-            args, kwargs = self.arguments(block, batch, source)
+            args, kwargs = self.arguments(block, batch)
             yield at, hidden(module(*args, **kwargs))
 
 

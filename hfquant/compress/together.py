@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from ..model.blocks import Weight
 from . import observe as alone
 from .activations import Stream
-from .observe import Group, Statistics
+from .observe import Group, Onward, Statistics
 from .rounding import Ranges
 from .shards import Held, Inputs, at_home, spread
 from .streaming import Passage
@@ -24,27 +24,54 @@ def observe(
     groups: Sequence[Group],
     original: Mapping[str, Any],
     experts: Mapping[Group, range],
+    further: bool = False,
 ) -> Seen:
-    """As `observe.observe`; the crew's sums are added in the order of the shards."""
+    """As `observe.observe`; the crew's sums are added in the order of the shards.  further: the block runs to its end,
+    and what it puts out is `passage.ahead`."""
+    ahead = passage.behind(index) if further else None
+    if ahead is not None:
+        ahead.delete()
+    onward = None if ahead is None else ahead.write
     if passage.crew.parts == 1:
-        return alone.observe(block, passage, index, groups, original, experts)
+        total = alone.observe(block, passage, index, groups, original, experts, onward=onward)
+    else:
+        total = _sums(block, passage, index, groups, original, experts, onward)
+    if ahead is not None:
+        passage.ahead = ahead
+    return total
+
+
+def _sums(
+    block: nn.Module, passage: Passage, index: int, groups: Sequence[Group], original: Mapping[str, Any],
+    experts: Mapping[Group, range], onward: Onward | None,
+) -> Seen:  # fmt: skip
+    """By a crew."""
     shards, leaders = spread(passage, index), [g.leader for g in groups if g.leader in original]
-    shared = passage.crew.keep((block, index, list(groups), dict(experts), leaders))
+    shared = passage.crew.keep((block, index, list(groups), dict(experts), leaders, onward is not None))
     parts = zip(shards.handles, *(original[leader].parts for leader in leaders), strict=True)
     total: Seen = {}
-    for found in passage.crew.each(_observe, shared, parts):
+    for (at, _), (found, out) in zip(shards.spans, passage.crew.each(_observe, shared, parts), strict=True):
+        if onward is not None:
+            onward(at, out)
         for key, statistics in found.items():
             total.setdefault(key, Statistics(statistics.in_features)).merge(statistics)
     return total
 
 
-def _observe(device: str, shared: tuple[Any, ...], passage: Passage, *inputs: Held) -> Seen:
-    block, index, groups, experts, leaders = shared
+def _observe(device: str, shared: tuple[Any, ...], passage: Passage, *inputs: Held) -> tuple[Seen, Tensor | None]:
+    """-> statistics; and what the block puts out, where that is wanted."""
+    block, index, groups, experts, leaders, further = shared
     original = dict(zip(leaders, inputs, strict=True))
-    found = alone.observe(at_home(block, passage, device), passage, index, groups, original, experts)
+    outs: list[Tensor] = []
+
+    def keep(at: int, out: Tensor) -> None:
+        outs.append(out.to("cpu", passage.stream.x.dtype))  # type: ignore[attr-defined]
+
+    home = at_home(block, passage, device)
+    found = alone.observe(home, passage, index, groups, original, experts, onward=keep if further else None)
     for statistics in found.values():
         statistics.settle()
-    return found
+    return found, torch.cat(outs) if outs else None
 
 
 def record_original(

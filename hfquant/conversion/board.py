@@ -7,7 +7,7 @@ from typing import Any
 import sqlalchemy as sa
 
 from ..errors import JobError, LimitError
-from .database import events, jobs
+from .database import events, figures, jobs
 from .facts import Problem
 from .job import ACTIVE, Event, State
 from .record import DAY, Record, Row, first
@@ -64,6 +64,12 @@ class Board(Record):
             self._get(connection, job, owner)
             found = connection.execute(wanted).mappings()
             return [Event(e["number"], e["time"], e["kind"], e["data"]) for e in found]
+
+    def figures(self, job: str, owner: str) -> dict[str, bytes]:
+        with self.database.read() as connection:
+            self._get(connection, job, owner)
+            found = connection.execute(sa.select(figures.c.name, figures.c.content).where(figures.c.job == job))
+            return {name: bytes(content) for name, content in found}
 
     # -- beginning ---------------------------------------------------------------------------------------------------
 
@@ -142,6 +148,7 @@ class Board(Record):
         }  # fmt: skip
         if fresh:
             changes |= {"report": None, "card": None}
+            connection.execute(figures.delete().where(figures.c.job == row["id"]))
         connection.execute(jobs.update().where(jobs.c.id == row["id"]).values(**changes))
         if token is not None:
             self.vault.put(connection, row["id"], token)
@@ -161,6 +168,17 @@ class Board(Record):
             self._end(connection, job, "cancelled", None)
         if row["dispatched"]:
             self.queue.cancel(job, row["attempt"])
+
+    def published(self, job: str, owner: str) -> None:
+        """What a job pushed is public now; it is written down who wanted it."""
+        with self.database.write() as connection:
+            row = self._get(connection, job, owner)
+            if row["pushed"] is None:  # begun anew meanwhile
+                return
+            pushed = row["pushed"] | {"private": False}
+            connection.execute(jobs.update().where(jobs.c.id == job).values(pushed=pushed))
+            told = {"repo": pushed["repo"], "user": owner, "text": f"{pushed['repo']} was made public by {owner}"}
+            self._event(connection, job, "publish", told)
 
     def delete(self, job: str, owner: str) -> Row:
         """Raises JobError for a job that has not ended."""

@@ -13,6 +13,7 @@ from ..model.remote import Look, Tensors, Token, read_config, read_headers
 from ..recipe import Recipe
 from . import access, licences
 from .facts import ModelFacts, Problem
+from .pull import wanted
 from .request import Request
 from .settings import Limits
 
@@ -35,6 +36,10 @@ def problems(
 ) -> Iterator[Problem]:
     """What the page, the config and the headers say against it."""
     facts = describe(seen, config, tensors)
+    try:
+        wanted(seen)
+    except SourceError as error:
+        yield Problem("damaged", error.message, error.hint)
     if config.get("quantization_config") or config.get("compression_config"):
         yield Problem(
             "quantized", f"{seen.model} is already quantized", "start from the original: rounding twice costs twice"

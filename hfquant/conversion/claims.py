@@ -7,7 +7,7 @@ from typing import Any
 
 import sqlalchemy as sa
 
-from .database import jobs, tokens
+from .database import figures, jobs, tokens
 from .job import ACTIVE, FINAL, Failure, Kind, State
 from .record import DAY, Record, Row, first
 
@@ -81,6 +81,15 @@ class Claims(Record):
                 connection.execute(jobs.update().where(*claim.holds).values(**changes))
             for kind, data in happened:
                 self._event(connection, claim.job, kind, data)
+
+    def keep(self, claim: Claim, pictures: Mapping[str, bytes]) -> None:
+        """The figures of an attempt's card, by their names, in the place of those before."""
+        with self.database.write() as connection:
+            if connection.execute(sa.select(jobs.c.id).where(*claim.holds)).first() is None:
+                return
+            connection.execute(figures.delete().where(figures.c.job == claim.job))
+            for name, content in pictures.items():
+                connection.execute(figures.insert().values(job=claim.job, name=name, content=content))
 
     def finish(self, claim: Claim, state: State, failure: Failure | None = None) -> None:
         """The end of an attempt, if it is still wanted; the owner's next job goes to the queue."""

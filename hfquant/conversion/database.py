@@ -65,6 +65,14 @@ events = sa.Table(
     sa.Column("data", sa.JSON, nullable=False),
 )
 
+figures = sa.Table(  # of the card
+    "hfquant_figures",
+    metadata,
+    sa.Column("job", sa.String(32), sa.ForeignKey("hfquant_jobs.id", ondelete="CASCADE"), primary_key=True),
+    sa.Column("name", sa.String(100), primary_key=True),
+    sa.Column("content", sa.LargeBinary, nullable=False),
+)
+
 tokens = sa.Table(
     "hfquant_tokens",
     metadata,

@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 State = Literal["queued", "running", "review", "done", "failed", "cancelled"]
-Kind = Literal["state", "step", "plan", "layer", "progress", "log"]
+Kind = Literal["state", "step", "plan", "layer", "progress", "log", "publish"]
 
 ACTIVE: tuple[State, ...] = ("queued", "running")
 FINAL: tuple[State, ...] = ("done", "failed", "cancelled")
@@ -51,12 +51,13 @@ class Progress:
 
 @dataclass(frozen=True)
 class Pushed:
-    """Where the result is.  pull_request: its number, if it is one."""
+    """Where the result is.  pull_request: its number, if it is one.  private: None while the Hub was not asked."""
 
     repo: str
     url: str
     commit: str
     pull_request: int | None = None
+    private: bool | None = None
 
 
 @dataclass(frozen=True)
@@ -102,7 +103,7 @@ class Event:
 
     data, by kind: `state` {state}; `step` {name, state, seconds}; `plan` {layers, blocks, bytes_after, peak_memory,
     disk, seconds}; `layer` {name, block, blocks, error, bytes_before, bytes_after, share, eta, grid}; `progress`
-    {text} of other steps; `log` {text}.
+    {text} of other steps; `log` {text}; `publish` {repo, user, text}.
     """
 
     number: int

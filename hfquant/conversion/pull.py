@@ -11,6 +11,7 @@ from huggingface_hub.utils.tqdm import tqdm
 
 from ..errors import HubError, SourceError
 from ..model.hub import TEXTS
+from ..model.names import objection
 from ..model.remote import Look, Token
 from .artefact import PIECE
 from .retry import patiently
@@ -21,13 +22,19 @@ Guard = Callable[[], None]  # raises when the work is not wanted any more
 
 
 def wanted(seen: Look) -> list[str]:
-    """The files that a conversion needs: weights, config, tokenizer, licence.  Never code, never pickles."""
+    """The files that a conversion needs: weights, config, tokenizer, licence.  Never code, never pickles.
+
+    Raises SourceError where one of them could become a file elsewhere, or two of them one file.
+    """
     texts = [name for name in seen.files if any(fnmatch.fnmatch(name, pattern) for pattern in TEXTS)]
     if len(texts) > MAX_TEXTS or any(seen.files[name] > MAX_TEXT for name in texts):
         raise SourceError(
             f"{seen.model} holds more beside its weights than a model needs", "take another copy of the model"
         )
-    return [*seen.weights, *(name for name in sorted(texts) if name not in seen.weights)]
+    found = [*seen.weights, *(name for name in sorted(texts) if name not in seen.weights)]
+    if said := objection(found):
+        raise SourceError(f"{seen.model} cannot be fetched: {said}", "take another copy of the model")
+    return found
 
 
 def pull(seen: Look, folder: Path, token: Token, guard: Guard, tell: Callable[[str], None]) -> int:

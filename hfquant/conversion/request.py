@@ -1,5 +1,6 @@
 """What somebody asks for: one model, one recipe, one place for the result.  Strict at the door, trusted inside."""
 
+import hashlib
 import json
 import re
 from collections.abc import Mapping
@@ -7,6 +8,7 @@ from typing import Any, Literal, Self
 
 from pydantic import Field, field_validator, model_validator
 
+from .. import __version__
 from ..errors import RecipeError, RequestError
 from ..recipe import Recipe
 from ..recipe_errors import validate
@@ -123,3 +125,16 @@ class Request(Strict):
                 f"calibration from `{source[:80]}` is not possible here", "give the text itself, or leave it out"
             )
         return recipe
+
+
+def key(wish: Request, revision: str) -> str:
+    """64 hex digits, equal for equal requests: same original, recipe, calibration, version of hfquant, and target."""
+    recipe = wish.chosen()
+    parts = {
+        "base": [wish.model, revision],
+        "recipe": [recipe.hash, recipe.gate.model_dump(mode="json")],
+        "text": None if wish.calibration_text is None else hashlib.sha256(wish.calibration_text.encode()).hexdigest(),
+        "hfquant": ".".join(__version__.split(".")[:2]),
+        "target": [wish.target, wish.pull_request],
+    }
+    return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()

@@ -4,14 +4,12 @@ Every call names the caller; nobody sees or touches a job of somebody else.  Wor
 processes.  Nothing here loads a model.
 """
 
-import hashlib
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Self
 
-from .. import __version__
-from ..errors import RequestError, TokenError
+from ..errors import JobError, RequestError, TokenError
 from ..model.hub import understood
 from ..model.remote import look
 from . import checks
@@ -22,9 +20,10 @@ from .facts import Hardware, ModelFacts, Preview
 from .job import LOCAL_STEPS, REMOTE_STEPS, Event, Failure, Job, Progress, Pushed, State, Step, Submitted
 from .planner import Planner
 from .preview import Previewer
+from .publish import publish
 from .queue import Queue
 from .record import Row
-from .request import COMMIT, Request
+from .request import COMMIT, Request, key
 from .retry import insisting
 from .sandbox import Start
 from .settings import Settings
@@ -160,6 +159,10 @@ class Service:
         text = self._board.get(job, user)["card"]
         return None if text is None else str(text)
 
+    def figures(self, job: str, user: str) -> dict[str, bytes]:
+        """The pictures of the card, PNG, by the names that they have in it."""
+        return self._board.figures(job, user)
+
     def result(self, job: str, user: str) -> Path | None:
         """The folder of a finished job's checkpoint that was not pushed, if it lies on this machine's disk."""
         row = self._board.get(job, user)
@@ -191,6 +194,21 @@ class Service:
         if token is None and row["with_token"]:
             raise TokenError("the token of this job was forgotten when it stopped", EXPIRED)
         self._board.begin_again(job, user, self._kept(token, expires), fresh=fresh, states=states)
+        return self.status(job, user)
+
+    def publish(self, job: str, user: str, token: str | None = None) -> Job:
+        """Let everybody see the private repository that a finished job pushed, by the word of its owner at the Hub.
+
+        Raises JobError for a job without such a repository, TokenError without a token, HubError where it may not be.
+        """
+        row = self._board.get(job, user)
+        pushed = row["pushed"] or {}
+        if row["state"] != "done" or not pushed.get("private") or pushed["pull_request"]:
+            raise JobError("this job has no private repository", "this is for what a finished job pushed privately")
+        if token is None and not self.settings.own_login:
+            raise TokenError("changing a repository of the Hub needs a token", "log in first")
+        publish(pushed["repo"], pushed["commit"], self._as(token))
+        self._board.published(job, user)
         return self.status(job, user)
 
     def delete(self, job: str, user: str) -> None:
@@ -229,16 +247,3 @@ class Service:
             pushed=Pushed(**row["pushed"]) if row["pushed"] else None,
             has_report=row["report"] is not None,
         )
-
-
-def key(wish: Request, revision: str) -> str:
-    """64 hex digits, equal for equal requests: same original, recipe, calibration, version of hfquant, and target."""
-    recipe = wish.chosen()
-    parts = {
-        "base": [wish.model, revision],
-        "recipe": [recipe.hash, recipe.gate.model_dump(mode="json")],
-        "text": None if wish.calibration_text is None else hashlib.sha256(wish.calibration_text.encode()).hexdigest(),
-        "hfquant": ".".join(__version__.split(".")[:2]),
-        "target": [wish.target, wish.pull_request],
-    }
-    return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()

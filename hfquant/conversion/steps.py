@@ -19,7 +19,7 @@ from ..errors import HubError, QualityError, ResourceError, TokenError
 from ..measure import card
 from ..model.hub import facts, understood
 from ..model.remote import Look, look
-from . import artefact, checks, hub
+from . import artefact, checks, figures, hub
 from .attend import attend
 from .claims import Claim, Claims
 from .executors import Executor, Task
@@ -208,7 +208,8 @@ class Steps:
 
     def _gate(self) -> dict[str, Any]:
         verdict = report.read(self.room.out).get("gate") or {}
-        if not verdict.get("passed"):
+        if not verdict.get("passed"):  # its owner may look at what was measured
+            self.note(report=artefact.as_json(artefact.read(self.room.out, force=True).report).decode())
             failures = "\n".join(f"- {failure}" for failure in verdict.get("broken") or ())
             raise QualityError(
                 f"the result is below its recipe's gate, nothing was pushed:\n{failures}",
@@ -221,6 +222,7 @@ class Steps:
         published = artefact.read(self.room.out)
         text = (self.room.out / card.FILE).read_text("utf-8")
         self.note(card=text, report=artefact.as_json(published.report).decode())
+        self.tools.claims.keep(self.claim, figures.of_artefact(published))
         return {"files": len(published.files), "bytes": published.bytes}
 
     def _push(self) -> dict[str, Any]:
@@ -250,6 +252,7 @@ class Steps:
         found = patiently(lambda: Remote.read(api, pushed["repo"], pushed["commit"]))
         if found is None:
             raise HubError(f"{pushed['repo']} does not know the commit that was pushed", "resume the job")
+        self.note(pushed=pushed | {"private": found.private})
         if not self.room.out.is_dir():  # it was made elsewhere
             return self._verify_remote(api, pushed["repo"], found)
         published = artefact.read(self.room.out)
@@ -265,6 +268,7 @@ class Steps:
             if there is None or there.size != file["size"] or (there.lfs and there.lfs.sha256 != file["sha256"]):
                 raise HubError(f"{repo} is not what was pushed: {file['path']} differs", "resume the job")
         self.note(card=texts[card.FILE], report=texts[report.FILE])
+        self.tools.claims.keep(self.claim, figures.of_repository(api, repo, found))
         return {"files": len(found.files)}
 
     def _cleanup(self) -> dict[str, Any]:

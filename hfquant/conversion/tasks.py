@@ -15,6 +15,7 @@ from ..compress.estimate import LIBRARIES, forward_seconds
 from ..compress.layout import Layout, fit, lay_out
 from ..compress.rewriting import rewritten
 from ..errors import HfquantError
+from ..measure.diagnose import diagnose
 from ..measure.tally import Tally
 from ..measure.verify import verify
 from ..model.headers import DTYPES, TensorInfo
@@ -61,6 +62,7 @@ def do_evaluate(task: Mapping[str, Any], tell: Tell, _: IO[bytes]) -> dict[str, 
     out, source = Path(task["out"]), _source(task)
     known = report.read(out)
     report.merge(out, source={**known.get("source", {}), **task["facts"]})
+    diagnose(out, look=False)  # figures from the report alone; before the card is written for the last time
     done = verify(out, against=source, enforce=False, **task["measuring"])
     return {"passed": (done.get("gate") or {}).get("passed")}
 

@@ -15,22 +15,24 @@ from .artefact import Artefact, File
 
 @dataclass(frozen=True)
 class Remote:
-    """The files of a repository at one commit."""
+    """The files of a repository at one commit.  private: whether only some may see the repository."""
 
     revision: str
     commit: str
     files: Mapping[str, RepoFile]
+    private: bool | None = None
 
     @staticmethod
     def read(api: HfApi, repo: str, revision: str) -> "Remote | None":
         """None if there is no such revision."""
         try:
-            commit = api.model_info(repo, revision=revision).sha
+            info = api.model_info(repo, revision=revision)
         except RevisionNotFoundError:
             return None
-        assert commit is not None
-        listed = api.list_repo_tree(repo, revision=commit, recursive=True)
-        return Remote(revision, commit, {file.path: file for file in listed if isinstance(file, RepoFile)})
+        assert info.sha is not None
+        listed = api.list_repo_tree(repo, revision=info.sha, recursive=True)
+        files = {file.path: file for file in listed if isinstance(file, RepoFile)}
+        return Remote(revision, info.sha, files, info.private)
 
     def has(self, file: File) -> bool:
         """Whether the file is there, as far as the listing tells: size, and sha256 or git's name for it."""
@@ -60,14 +62,15 @@ def check(published: Artefact, remote: Remote, *, api: HfApi | None = None, repo
 
 
 def _sha256(api: HfApi, repo: str, commit: str, path: str) -> str:
-    return hashlib.sha256(_read(api, repo, commit, path)).hexdigest()
+    return hashlib.sha256(read(api, repo, commit, path)).hexdigest()
 
 
 def read_text(api: HfApi, repo: str, commit: str, path: str) -> str:
     """A small text of a repository."""
-    return _read(api, repo, commit, path).decode("utf-8")
+    return read(api, repo, commit, path).decode("utf-8")
 
 
-def _read(api: HfApi, repo: str, commit: str, path: str) -> bytes:
+def read(api: HfApi, repo: str, commit: str, path: str) -> bytes:
+    """A small file of a repository."""
     with tempfile.TemporaryDirectory(prefix="hfquant-") as folder:
         return Path(api.hf_hub_download(repo, path, revision=commit, local_dir=folder)).read_bytes()

@@ -39,6 +39,7 @@ class Tally:
     ) -> None:
         sizes = {name: math.prod(layer.shape) for name, layer in layers.items()}
         self._left = {name: sizes[name] for name, layer in layers.items() if layer.block >= resumed}
+        self._block = {name: layer.block for name, layer in layers.items()}
         self.weights, self._here = sum(sizes.values()), 0
         self._resumed, self._clock, self._start = resumed, clock, clock()
         self._first: int | None = None
@@ -68,6 +69,6 @@ class Tally:
         if layer.block >= self._resumed:
             self._first = layer.block if self._first is None else self._first
             self._here += weight
-            if layer.block != self._first:  # a whole block has been seen
+            if not any(self._block[name] == self._first for name in self._left):  # a whole block has been seen
                 self.eta = self.elapsed * sum(self._left.values()) / max(1, self._here)
         return new_block

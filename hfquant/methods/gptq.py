@@ -15,32 +15,25 @@ from dataclasses import replace
 from typing import ClassVar, Self
 
 import torch
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import Field, model_validator
 from torch import Tensor
 
 from ..tensors.grid import Grid
 from ..tensors.layer import Layer, Quantized
 from ._obs import damped, inverse_factor, on_grids, sweep
 from ._refine import refine
+from ._streams import Observed
 from ._target import kept, target
 
 
-class Method(BaseModel):
+class Method(Observed):
     """Options of GPTQ."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
     damp: float = Field(0.01, ge=0, le=1, description="λ as a fraction of mean(diag H); grows by itself where needed")
     act_order: bool = Field(True, description="round the columns with the largest inputs first")
     static_groups: bool = Field(True, description="fit all grids before the sweep; needed by `act_order`")
     search: int = Field(40, ge=0, description="ranges tried per group, weighted by diag(H); 0 = the extremes")
     refine: int = Field(3, ge=0, description="rounds of scale refit and coordinate descent after the sweep, at most")
-    match_original: float = Field(
-        0.5, ge=0, le=1, description="how far to aim at the original model's outputs instead of this stream's"
-    )
-    true_sequential: bool = Field(
-        True, description="observe each layer behind the compressed ones before it in the same block"
-    )
     block: int = Field(128, ge=1, description="columns corrected together; speed only")
 
     needs_hessian: ClassVar[bool] = True
@@ -50,11 +43,6 @@ class Method(BaseModel):
         if self.act_order and not self.static_groups:
             raise ValueError("act_order needs static_groups: otherwise a group's columns are not stored together")
         return self
-
-    @property
-    def needs_original(self) -> bool:
-        """Whether the inputs of the original model must be observed beside those of the compressed one."""
-        return self.match_original > 0
 
     def __call__(self, layer: Layer, grid: Grid, scale_dtype: torch.dtype) -> Layer:
         """Quantize one layer, what is pruned of it staying zero.

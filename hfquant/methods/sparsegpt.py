@@ -19,7 +19,7 @@ from fnmatch import fnmatchcase
 from typing import Any, ClassVar, Self
 
 import torch
-from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
+from pydantic import Field, field_validator, model_validator
 from torch import Tensor
 
 from ..tensors.encoding import Encoding
@@ -31,15 +31,14 @@ from ._obs import damped, inverse_factor
 from ._prune import Rounding, prune
 from ._refine import objective
 from ._refit import least_squares
+from ._streams import Observed
 from ._target import target
 
 PARTS = 16  # of `sparsity`: how finely `max_error` is met
 
 
-class Method(BaseModel):
+class Method(Observed):
     """Options of SparseGPT."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
     sparsity: float | None = Field(
         None, gt=0, lt=1, description="share of a layer's weights that are pruned, wherever; or else `pattern`"
@@ -56,12 +55,6 @@ class Method(BaseModel):
     block: int = Field(128, ge=1, description="columns of the sweep that have the same `sparsity`")
     admm: int = Field(12, ge=0, description="steps of the search for a better mask; 0 = the sweep's")
     refit: int = Field(20, ge=0, description="steps of least squares on the mask, at most; 0 = the sweep's weights")
-    match_original: float = Field(
-        0.5, ge=0, le=1, description="how far to aim at the original model's outputs instead of this stream's"
-    )
-    true_sequential: bool = Field(
-        True, description="observe each layer behind the compressed ones before it in the same block"
-    )
 
     kind: ClassVar[str] = "prune"
     needs_hessian: ClassVar[bool] = True
@@ -113,11 +106,6 @@ class Method(BaseModel):
     def experts(self) -> bool:
         """Experts are stored together, as many weights of each."""
         return self.pattern is not None
-
-    @property
-    def needs_original(self) -> bool:
-        """Whether the inputs of the original model must be observed beside those of the compressed one."""
-        return self.match_original > 0
 
     def encodes(self, encoding: Encoding, shape: tuple[int, int]) -> Encoding:
         """How a weight [out, in] will be stored, as far as it is known before any work."""

@@ -11,6 +11,8 @@ from torch import Tensor
 from ..errors import CalibrationError
 from .texts import packaged
 
+GENERATED = 16  # sequences that the model writes together
+
 
 def token_batches(source: str, tokenizer: Any, *, samples: int, seq_len: int, seed: int) -> Tensor:
     """Calibration sequences, int64 [samples, seq_len].
@@ -33,7 +35,7 @@ def token_batches(source: str, tokenizer: Any, *, samples: int, seq_len: int, se
     return ids[: windows * seq_len].view(windows, seq_len)[chosen].clone()
 
 
-def self_generated(model: Any, *, samples: int, seq_len: int, seed: int, batch: int = 16) -> Tensor:
+def self_generated(model: Any, *, samples: int, seq_len: int, seed: int, batch: int = GENERATED) -> Tensor:
     """Sequences the model itself samples at temperature 1 from its first token, int64 [samples, seq_len].
 
     Needs no text at all (LLM-QAT, Liu et al., 2023, section 3.1), but the whole dense model in memory.

@@ -25,9 +25,9 @@ def stream_logits(
         for passage in streamer.passages():
             for i, name in enumerate(passage.stack.blocks):
                 block = streamer.skeleton.load_module(name)
-                done = passage.run(block, i, passage.stream.path.with_name(f"{passage.stack.name}.stream.{i + 1:05d}"))
+                before = passage.stream
+                passage.advance(block, i)
                 streamer.skeleton.drop_module(name)
-                passage.stream.delete()
-                passage.stream = done
+                before.delete()
         for logits in streamer.logits():
             yield from logits.split(1)

@@ -33,7 +33,7 @@ def compress_loaded(model: Any, config: HfQuantConfig) -> Wire:
         from ..budget.loaded import choose_for
 
         config.recipe = choose_for(model, config.recipe, batches).recipe
-    targets = select(model, config.recipe)
+    targets = select(model, config.recipe, model.dtype)
     wire = wire_for(targets, model, config.recipe, model.dtype)
     found: dict[str, Encoding] = {}
     parts: dict[str, Tensor] = {}

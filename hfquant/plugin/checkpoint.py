@@ -1,13 +1,13 @@
 """What has to be true of the files and of the model that came out of them."""
 
 from collections.abc import Iterable, Mapping
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from safetensors import safe_open
 from torch import nn
 
-from ..errors import CheckpointError
+from ..errors import CheckpointError, ResourceError
 from ..runtime.experts import QExperts
 from ..runtime.nn import Packed
 from ..tensors.encoding import Encoding
@@ -34,6 +34,17 @@ def stored_scale_dtype(files: Iterable[str], fmt: Format) -> torch.dtype | None:
                 if name.endswith(SCALES):
                     return DTYPES.get(tensors.get_slice(name).get_dtype())
     return None
+
+
+def check_undivided(config: Any) -> None:
+    """Raise ResourceError where every process is to get a part of each weight: transformers would cut packed ones as
+    if they were dense."""
+    plan = getattr(config, "distributed_config", None)
+    if max(getattr(plan, size, None) or 1 for size in ("tp_size", "ep_size")) > 1:
+        raise ResourceError(
+            "packed weights cannot be divided by tensor or expert parallelism",
+            "load without `tp_plan` and `distributed_config`, whole layers on each device: `device_map='auto'`",
+        )
 
 
 def check_loaded(model: nn.Module, targets: Mapping[str, "Target"]) -> None:

@@ -24,7 +24,11 @@ if TYPE_CHECKING:
 
 
 class QuantizeOnLoad(ConversionOps):  # type: ignore[misc]
-    """{dense parameter: tensor} -> {component: tensor}, with packed modules put where the dense ones were."""
+    """{dense parameter: tensor} -> {component: tensor}, with packed modules put where the dense ones were.
+
+    transformers would catch what goes wrong here, go on with the next weight, and end in an error that does not say
+    what it was: the first failure is kept for `HfQuantizerForHfQuant`, and nothing more is done.
+    """
 
     def __init__(self, quantizer: "HfQuantizerForHfQuant") -> None:
         self.quantizer = quantizer
@@ -33,6 +37,18 @@ class QuantizeOnLoad(ConversionOps):  # type: ignore[misc]
     def convert(
         self, input_dict: Mapping[str, Any], *, model: nn.Module, missing_keys: set[str], **_: Any
     ) -> dict[str, Tensor]:
+        if self.quantizer.failure is not None:
+            return {}
+        try:
+            return self._convert(input_dict, model, missing_keys)
+        except Exception as error:
+            error.add_note(f"(while `{next(iter(input_dict))}` was compressed)")
+            self.quantizer.failure = error
+            for module in model.modules():
+                module._is_hf_initialized = True  # type: ignore[assignment]  # nobody will see what is in it
+            return {}
+
+    def _convert(self, input_dict: Mapping[str, Any], model: nn.Module, missing_keys: set[str]) -> dict[str, Tensor]:
         loaded: dict[str, Tensor] = {}
         for name, value in input_dict.items():
             tensor = value[0] if isinstance(value, list) else value

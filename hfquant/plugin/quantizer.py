@@ -13,7 +13,7 @@ from ..errors import CheckpointError, HfquantError, ResourceError
 from ..runtime.swap import dequantize_, swap
 from ..tensors import formats
 from ..tensors.formats import Format, Wire
-from .checkpoint import check_loaded, encodings, mark_initialized, scale_leaves, stored_scale_dtype
+from .checkpoint import check_loaded, check_undivided, encodings, mark_initialized, scale_leaves, stored_scale_dtype
 from .config import HfQuantConfig
 from .conversions import companions, component_names
 from .onload import QuantizeOnLoad
@@ -37,6 +37,7 @@ class HfQuantizerForHfQuant(HfQuantizer):  # type: ignore[misc]
         super().__init__(copy.copy(quantization_config), **kwargs)
         self.targets: dict[str, Target] = {}
         self._scales: set[str] = set()
+        self.failure: Exception | None = None  # what went wrong while a weight was compressed, see `QuantizeOnLoad`
         if self.pre_quantized and self.quantization_config.wire is None:
             raise CheckpointError(
                 "config.json asks for hfquant but does not say how the weights are stored",
@@ -57,7 +58,7 @@ class HfQuantizerForHfQuant(HfQuantizer):  # type: ignore[misc]
         return formats.load(self.wire.format)
 
     def _components(self) -> None:
-        # transformers extends its tensor-parallel plans by these
+        # what `update_weight_conversions` goes by
         self.serialized_names = {"weight": component_names(self.wire)}
 
     # -- checks and sizes, before anything is loaded
@@ -97,6 +98,7 @@ class HfQuantizerForHfQuant(HfQuantizer):  # type: ignore[misc]
     # -- loading
 
     def _process_model_before_weight_loading(self, model: Any, **kwargs: Any) -> Any:
+        check_undivided(model.config)
         if self.pre_quantized:
             self._prepare_packed(model, kwargs.get("checkpoint_files"))
         elif not self.quantization_config.recipe.needs_calibration:
@@ -114,7 +116,7 @@ class HfQuantizerForHfQuant(HfQuantizer):  # type: ignore[misc]
         from ..compress.selection import select, wire_for
 
         recipe = self.quantization_config.recipe
-        self.targets = select(model, recipe)
+        self.targets = select(model, recipe, model.dtype)
         self.quantization_config.stored_as(wire_for(self.targets, model, recipe, model.dtype))
         self._components()
 
@@ -131,6 +133,8 @@ class HfQuantizerForHfQuant(HfQuantizer):  # type: ignore[misc]
         return QuantizeOnLoad(self)
 
     def _process_model_after_weight_loading(self, model: Any, **_: Any) -> Any:
+        if self.failure is not None:
+            raise self.failure
         if not self.pre_quantized and self.quantization_config.recipe.needs_calibration:
             from .calibrated import compress_loaded
 

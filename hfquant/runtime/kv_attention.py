@@ -14,14 +14,14 @@ from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from ..errors import RecipeError
-from ..model.caches import check_cache
+from ..model.caches import ATTENTION as USUAL
+from ..model.caches import check_cache, keeps_attention
 from ..tensors.encoding import KVCache
 from .kernels import explain
 from .kv_cache import BITS, CompressedCache, compress_layers
-from .kv_packed import attend
+from .kv_ops import attend
 from .kv_view import StatesView
 
-USUAL = "sdpa"  # the attention that everything else is left to
 NAME = "hfquant_packed_cache"
 Inputs = tuple[tuple[Any, ...], dict[str, Any]]  # of a forward pass
 CHANGES_SCORES = ("softcap", "s_aux", "position_bias")  # arguments of attention functions that `attend` does not take
@@ -35,13 +35,21 @@ def use_kv_cache(model: PreTrainedModel, cache: KVCache | int | None) -> None:
 
     Where attention is transformers' "sdpa", a single new token is compared with packed keys and weighs packed values;
     otherwise they are decoded first.  HFQUANT_EXPLAIN=1 says what happens, and why.
-    Raises RecipeError for bits that do not exist, and for a model that keeps nothing that would be smaller.
+    Raises RecipeError for bits that do not exist, for a model that keeps nothing that would be smaller, and for queries
+    that are to be rounded where keys are decoded first.
     """
     how = KVCache(cache) if isinstance(cache, int) else cache
+    if how is None and not hasattr(model, "hfquant_kv_cache"):
+        return
     if how is not None:
         if how.bits not in BITS:
             raise RecipeError(f"a cache of {how.bits} bits does not exist", "choose 8, 4 or 2")
-        check_cache(model, str(how))
+        check_cache(model, how)
+        if how.queries is not None and (used := model.config._attn_implementation) not in (USUAL, NAME):
+            raise RecipeError(
+                f"queries are rounded where attention is `{USUAL}`, and here it is `{used}`",
+                f'load the model with `attn_implementation="{USUAL}"`, or leave `queries` out',
+            )
         if not hasattr(model, "hfquant_kv_cache"):
             model.register_forward_pre_hook(_provide, with_kwargs=True)
         _read_packed(model)
@@ -55,8 +63,7 @@ def _read_packed(model: PreTrainedModel) -> None:
     used = model.config._attn_implementation
     if used == NAME:
         return
-    if used != USUAL or not model._can_set_attn_implementation():
-        reason = f"its attention is `{used}`" if used != USUAL else "its attention cannot be replaced"
+    if reason := f"its attention is `{used}`" if used != USUAL else keeps_attention(model):
         explain(f"hfquant: {type(model).__name__} decodes what its cache keeps packed: {reason}")
         return
     ALL_ATTENTION_FUNCTIONS.register(NAME, attention)
@@ -79,11 +86,11 @@ def _provide(
     own = given.self_attention_cache if isinstance(given, EncoderDecoderCache) else given
     if isinstance(own, CompressedCache) and given is not kwargs.get("past_key_values"):
         for layer in own.layers:
-            layer.lazy = lazy
+            layer.lazy, layer.queries = lazy, how.queries
     elif not own.get_seq_length() and (reason := _chosen(given, own)):
         explain(f"hfquant: this cache is used as it is: {reason}")
     elif type(own) is DynamicCache and not own.get_seq_length():
-        compress_layers(own, how.bits, how.window, how.group_size, lazy)
+        compress_layers(own, how.bits, how.window, how.group_size, lazy, how.queries)
     return args, {**kwargs, "past_key_values": given}
 
 

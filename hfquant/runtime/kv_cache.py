@@ -14,50 +14,29 @@ from torch import Tensor
 from transformers.cache_utils import Cache, DynamicCache, DynamicLayer, EncoderDecoderCache
 
 from ..errors import RecipeError
-from ..tensors.packing import pack_stream
+from .kv_encode import NAMES, pack_tokens
 from .kv_packed import PackedTokens
 from .kv_view import views
 
 BITS = (2, 4, 8)
 WINDOW, GROUP = 64, 64  # tokens: see CompressedCache
-LARGEST = torch.finfo(torch.float16).max
-
-
-def encode(x: Tensor, bits: int, dim: int) -> tuple[Tensor, Tensor, Tensor]:
-    """Asymmetric rounding over one dimension.
-
-    x [..., n, d] -> codes uint8 of the same shape, and scale and minimum, float16 with 1 in the place of `dim`.
-    The codes are chosen for the rounded minimum, so that it costs no accuracy.  A constant group is exact up to
-    float16.
-    """
-    low = x.amin(dim, keepdim=True).float().clamp(-LARGEST, LARGEST).half()
-    width = (x.amax(dim, keepdim=True).float() - low.float()).clamp(min=0) / (2**bits - 1)
-    scale = width.clamp(max=LARGEST).half()
-    scale = torch.where(scale == 0, torch.ones_like(scale), scale)
-    codes = ((x.float() - low.float()) / scale.float()).round_().clamp_(0, 2**bits - 1)
-    return codes.to(torch.uint8), scale, low
-
-
-def pack(codes: Tensor, bits: int) -> Tensor:
-    """uint8 [..., d] -> int32 [..., ⌈d·bits/32⌉]; the inverse is `kv_packed.unpack`."""
-    words = pack_stream(codes.reshape(-1, codes.shape[-1]), bits)
-    return words.view(*codes.shape[:-1], -1)
 
 
 class CompressedLayer(DynamicLayer):  # type: ignore[misc]
     """Keys and values of one layer: `keys` and `values` hold the newest tokens, the others are packed.
 
     Every packed tensor is [batch, heads, ., .] and grows along its third dimension.  lazy: what a single new token
-    looks at is handed on packed, and decoded where it is used otherwise than by `kv_attention`.
+    looks at is handed on packed, and decoded where it is used otherwise than by `kv_attention`.  queries: see
+    `PackedTokens`; for those that are handed on packed.
     """
 
     keys: Tensor
     values: Tensor
-    packed = ("key_words", "key_scale", "key_low", "value_words", "value_scale", "value_low")
+    packed = NAMES
 
-    def __init__(self, bits: int, window: int, group: int, lazy: bool = False) -> None:
+    def __init__(self, bits: int, window: int, group: int, lazy: bool = False, queries: int | None = None) -> None:
         super().__init__()
-        self.bits, self.window, self.group, self.lazy = bits, window, group, lazy
+        self.bits, self.window, self.group, self.lazy, self.queries = bits, window, group, lazy, queries
         self.past = 0  # tokens that are packed
 
     def rows(self, name: str, tokens: int) -> int:
@@ -90,16 +69,9 @@ class CompressedLayer(DynamicLayer):  # type: ignore[misc]
 
     def _compress(self, keys: Tensor, values: Tensor) -> None:
         """Pack whole groups of tokens."""
-        groups = keys.unflatten(2, (-1, self.group))
-        codes, scale, low = encode(groups, self.bits, 3)
-        self._append("key_words", pack(codes.flatten(2, 3), self.bits))
-        self._append("key_scale", scale.squeeze(3))
-        self._append("key_low", low.squeeze(3))
-        channels = self.channels
-        codes, scale, low = encode(values.unflatten(3, (-1, channels)), self.bits, 4)
-        self._append("value_words", pack(codes.flatten(3), self.bits))
-        self._append("value_scale", scale.squeeze(4))
-        self._append("value_low", low.squeeze(4))
+        new = pack_tokens(keys, values, self.bits, self.group, self.channels)
+        for name, part in zip(self.packed, new, strict=True):
+            self._append(name, part)
         self.past += keys.shape[2]
 
     @property
@@ -115,7 +87,14 @@ class CompressedLayer(DynamicLayer):  # type: ignore[misc]
     def tokens(self) -> PackedTokens:
         """The packed ones as they are now; there must be some."""
         parts = {name: getattr(self, name) for name in self.packed}
-        return PackedTokens(**parts, bits=self.bits, group=self.group, channels=self.channels, sizes=self.sizes)
+        return PackedTokens(
+            **parts,
+            bits=self.bits,
+            group=self.group,
+            channels=self.channels,
+            sizes=self.sizes,
+            queries=self.queries,
+        )
 
     def get_seq_length(self) -> int:
         return self.past + (self.keys.shape[-2] if self.is_initialized and self.keys.numel() else 0)
@@ -199,9 +178,11 @@ def compressed_tokens(tokens: float, window: int = WINDOW, group: int = GROUP) -
     return max(0.0, tokens - window) // group * group
 
 
-def compress_layers(cache: DynamicCache, bits: int, window: int, group: int, lazy: bool = False) -> None:
+def compress_layers(
+    cache: DynamicCache, bits: int, window: int, group: int, lazy: bool = False, queries: int | None = None
+) -> None:
     """Make an empty cache a compressed one: those of its layers that would keep all tokens as they are."""
-    make = partial(CompressedLayer, bits, window, group, lazy)
+    make = partial(CompressedLayer, bits, window, group, lazy, queries)
     cache.layers = [make() if type(layer) is DynamicLayer else layer for layer in cache.layers]
     if cache.layer_class_to_replicate is DynamicLayer:  # of a cache that was not told of the model, and adds layers
         cache.layer_class_to_replicate = make

@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ..llvm import refused
 from ..tensors.packing import unpack_stream
 from .kernels import Unavailable, explain, explains, triton
 
@@ -21,9 +22,10 @@ def unpack(words: Tensor, bits: int, d: int) -> Tensor:
 
 @dataclass(frozen=True, eq=False, kw_only=True)
 class PackedTokens:
-    """Keys [batch, heads, past, sizes[0]] and values [batch, heads, past, sizes[1]], as `kv_cache.encode` made them.
+    """Keys [batch, heads, past, sizes[0]] and values [batch, heads, past, sizes[1]], by `kv_encode.pack_tokens`.
 
     A channel of keys has one scale and minimum for `group` tokens, a token one for `channels` channels of its value.
+    queries: the bits to which a query is rounded before it is compared with them, 8; None: it is not.
     """
 
     key_words: Tensor
@@ -36,6 +38,7 @@ class PackedTokens:
     group: int
     channels: int
     sizes: tuple[int, int]
+    queries: int | None = None
 
     @property
     def past(self) -> int:
@@ -66,15 +69,21 @@ def attend(
 ) -> Tensor:
     """softmax(scale · q Kᵀ) V for one query of every sequence and head, K and V never decoded as a whole.
 
+    Where queries are rounded, q times the keys' scales is: to int8 with one step for a group of tokens, so that its
+    products with codes are those of integers.
+
     query [batch, query heads, size]; recent: the keys and values after the packed ones, [batch, heads, n, size], the
     query's own included; mask bool [batch, past + n], False where a token must not be looked at.  Returns
     [batch, query heads, value size] in the query's type.
     """
-    reason = _refuses_kernel(query, tokens)
+    reason, otherwise = _refuses_kernel(query, tokens), _refuses_generated(query, tokens, recent, mask)
     if explains():
-        how = f"torch, a piece at a time (not triton: {reason})" if reason else "triton"
+        rounded = f", queries in {tokens.queries}" if tokens.queries else ""
+        how = "triton" if reason is None else f"generated code (not triton: {reason})"
+        if reason and otherwise:
+            how = f"torch, a piece at a time (not triton: {reason}; not generated: {otherwise})"
         shape = f"{tokens.sizes[0]} channels, groups of {tokens.group}"
-        explain(f"hfquant: one query over keys and values of {tokens.bits} bit, {shape}: {how}")
+        explain(f"hfquant: one query over keys and values of {tokens.bits} bit{rounded}, {shape}: {how}")
     if reason is None:
         try:
             with triton.launching(query.device):
@@ -84,6 +93,12 @@ def attend(
         except Unavailable as error:
             _BROKEN.append(f"it failed: {error}")
             warnings.warn(f"hfquant: attention in triton is not used any more: {error}", RuntimeWarning, stacklevel=2)
+    if otherwise is None:
+        from .llvm import attention as generated
+
+        found = generated.attend(query, tokens, recent, scale, mask)
+        if found is not None:
+            return found
     return attend_reference(query, tokens, recent, scale, mask)
 
 
@@ -92,9 +107,21 @@ def _refuses_kernel(query: Tensor, tokens: PackedTokens) -> str | None:
         return reason
     if _BROKEN:
         return _BROKEN[0]
+    if tokens.queries is not None:
+        return "it takes queries as they are"
     from .kernels.triton import attention
 
     return attention.refuses(*tokens.sizes, tokens.bits, tokens.group, tokens.channels)
+
+
+def _refuses_generated(
+    query: Tensor, tokens: PackedTokens, recent: tuple[Tensor, Tensor], mask: Tensor | None
+) -> str | None:
+    if reason := refused(query, tokens.key_words, tokens.value_words, *recent, mask):
+        return reason
+    from .llvm import attention
+
+    return attention.refuses(tokens, query.shape[1] // recent[0].shape[1])
 
 
 def attend_reference(
@@ -106,13 +133,14 @@ def attend_reference(
     weights of the tokens, not into codes, of which there are more.
     """
     batch, heads, _, size = recent[0].shape
-    q = query.float().view(batch, heads, -1, size) * scale
+    q = query.float().view(batch, heads, -1, size)
     step = max(1, ROOM // (batch * heads * size * tokens.group)) * tokens.group
     total = _Softmax()
     for start in range(0, tokens.past, step):
         end = min(start + step, tokens.past)
-        total.add(_hide(_scores(q, tokens, start, end), mask, start), lambda p, a=start, b=end: _mix(p, tokens, a, b))
-    newest = _hide(q @ recent[0].float().mT, mask, tokens.past)
+        scores = _scores(q, tokens, start, end) * scale
+        total.add(_hide(scores, mask, start), lambda p, a=start, b=end: _mix(p, tokens, a, b))
+    newest = _hide(q @ recent[0].float().mT * scale, mask, tokens.past)
     total.add(newest, lambda p: p @ recent[1].float())
     return total.result().flatten(1, 2).to(query.dtype)
 
@@ -145,9 +173,20 @@ def _scores(q: Tensor, tokens: PackedTokens, start: int, end: int) -> Tensor:
     """[b, h, queries, size] -> [b, h, queries, end - start]"""
     groups = slice(start // tokens.group, end // tokens.group)
     scale, low = tokens.key_scale[:, :, groups].float(), tokens.key_low[:, :, groups].float()
-    scaled = q.unsqueeze(2) * scale.unsqueeze(3)  # [b, h, groups, queries, size]
-    scores = scaled @ tokens.key_codes(start, end).float().mT + (q @ low.mT).mT.unsqueeze(-1)
+    scaled, codes = q.unsqueeze(2) * scale.unsqueeze(3), tokens.key_codes(start, end).float()
+    step = None if tokens.queries is None else _round_queries(scaled, tokens.queries)
+    scores = scaled @ codes.mT  # [b, h, groups, queries, group]; of integers: exact, as all sums are below 2²⁴
+    scores = (scores if step is None else scores * step) + (q @ low.mT).mT.unsqueeze(-1)
     return scores.transpose(2, 3).flatten(3)
+
+
+def _round_queries(scaled: Tensor, bits: int) -> Tensor:
+    """Round [..., size] to its codes, in place; returns their steps [..., 1]."""
+    top = 2 ** (bits - 1) - 1
+    step = scaled.abs().amax(-1, keepdim=True) / top
+    step = torch.where(step > 0, step, torch.ones_like(step))
+    scaled.div_(step).round_().clamp_(-top, top)
+    return step
 
 
 def _mix(p: Tensor, tokens: PackedTokens, start: int, end: int) -> Tensor:

@@ -49,15 +49,23 @@ class KVCache:
     """How keys and values are kept while text is generated.
 
     bits: 8, 4 or 2.  window: how many of the newest tokens stay as they are, at least.  group_size: tokens that share a
-    scale in a channel of keys, and channels, at most, that share one in a token's values.
+    scale in a channel of keys, and channels, at most, that share one in a token's values.  queries: bits to which a
+    new token's queries are rounded before they are compared with those keys, 8, for which products are those of
+    integers; None: as they are.
     """
 
     bits: int = 8
     window: int = 64
     group_size: int = 64
+    queries: int | None = None
 
     def __str__(self) -> str:
-        return f"kv{self.bits}"
+        return f"kv{self.bits}" + (f"q{self.queries}" if self.queries else "")
+
+    @property
+    def said(self) -> dict[str, int]:
+        """As a checkpoint says it: what is not asked for is not mentioned, as before it existed."""
+        return {key: value for key, value in vars(self).items() if value is not None}
 
 
 @dataclass(frozen=True)

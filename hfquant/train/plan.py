@@ -12,7 +12,7 @@ import transformers
 from .. import __version__
 from ..compress.journal import Journal
 from ..compress.layout import Layout, lay_out
-from ..compress.plan import check_device, check_out, resumed_blocks
+from ..compress.plan import check_begun, check_device, check_out
 from ..errors import RecipeError, ResourceError, TrainingError
 from ..methods.quantgpt import Method
 from ..model.source import Source, open_source
@@ -112,7 +112,7 @@ def plan(
             "processes": os.environ.get("WORLD_SIZE", "1"),
         }  # fmt: skip
         if not fresh:
-            resumed_blocks(journal, fingerprint, out)
+            check_begun(journal, fingerprint, out)
         found = Training(
             **vars(laid), source=source, recipe=chosen, method=method, out=out, text=text, sequences=items,
             sha256=sha256, options=given, device=device, journal=journal, fingerprint=fingerprint,

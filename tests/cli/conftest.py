@@ -49,7 +49,9 @@ class Engine:
     failure: Exception | None = None  # raised by judge
     asked: list[tuple[Any, ...]] = field(default_factory=list)
 
-    def plan(self, model: str, recipe: Any, out: Path, **settings: Any) -> SimpleNamespace:
+    def plan(
+        self, model: str, recipe: Any, out: Path, announce: Callable[[SimpleNamespace], None], **settings: Any
+    ) -> SimpleNamespace:
         self.asked.append(("plan", model, recipe.name, out, settings))
         if self.refusal:
             raise self.refusal
@@ -61,16 +63,19 @@ class Engine:
             disk=420_000_000,
             seconds=118.0,
         )
-        return SimpleNamespace(
+        found = SimpleNamespace(
             recipe=recipe,
             out=out,
             estimate=estimate,
+            measuring=lambda windows: SimpleNamespace(peak_memory=10_000_000 * windows, seconds=windows / 2),
             source=SimpleNamespace(),
             blocks=3,
             layers={found.name: found for found in self.results},
             resumed=self.resumed,
             wire=SimpleNamespace(format="compressed_tensors"),
         )
+        announce(found)
+        return found
 
     def layers(self, plan: SimpleNamespace) -> Iterator[SimpleNamespace]:
         for at, found in enumerate(self.results):

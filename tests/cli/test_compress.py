@@ -24,11 +24,11 @@ def test_estimate_and_progress_go_to_stderr_results_to_stdout(run: Run, fake: En
     assert log[0] == "recipe       gptq-w4g64, stored as compressed_tensors"
     assert log[1] == "parameters   135 M, 6 layers in 3 blocks"
     assert log[2] == "output size  163 MB (61% of 269 MB)"
-    assert log[3] == "peak memory  612 MB"
+    assert log[3] == "peak memory  612 MB, 640 MB to measure the result"
     assert log[4] == "disk         420 MB"
-    assert log[5] == "time         about 1 min 58 s"
+    assert log[5] == "time         about 1 min 58 s, 32 s to measure the result"
     assert [line.split("  (")[0] for line in log[6:9]] == [
-        " 33%  block 1/3  error 0.05",
+        " 33%  block 1/3  error 0.05  left 0 s",
         " 67%  block 2/3  error 0.05  left 0 s",
         "100%  block 3/3  error 0.05  left 0 s",
     ]

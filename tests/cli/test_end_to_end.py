@@ -3,14 +3,19 @@
 import hashlib
 import json
 import shlex
+import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
+from transformers import AutoModelForCausalLM
 from typer.testing import Result
 
 from hfquant.cli import engine
+from hfquant.errors import SourceError
+from hfquant.model.calibration import digest, self_generated
 from tests import families
 
 Run = Callable[..., Result]
@@ -95,6 +100,35 @@ def test_too_little_memory(run: Run, model: Path, tmp_path: Path) -> None:
     done = run("compress", model, "-r", "rtn-w4", "-o", tmp_path / "out", "--max-memory", "1MB")
     assert done.exit_code == 2
     assert "1 MB are allowed\n\nhint: allow more with `--max-memory`" in done.stderr
+
+
+def test_the_estimate_stands_there_before_all_weights_are_read(
+    run: Run, model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def survey(*_: object) -> None:
+        raise SourceError("this is read now")
+
+    monkeypatch.setattr(sys.modules["hfquant.compress.plan"], "survey", survey)
+    done = run("compress", model, "-r", "rtn-w4", "-o", tmp_path / "out")
+    assert done.exit_code == 2
+    told = done.stderr.splitlines()
+    assert [line.split("  ")[0] for line in told[:6]] == [
+        "recipe", "parameters", "output size", "peak memory", "disk", "time"
+    ]  # fmt: skip
+    assert told[6:] == ["error: this is read now"]
+
+
+def test_a_model_writes_its_own_calibration_text(run: Run, model: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    done = run("compress", model, "-r", "gptq-w4g32", "-o", out, *SMALL, "--calibration", "self", "--seed", 7, "--json")
+    assert done.exit_code == 0, done.stderr
+    said = json.loads(done.stdout)["calibration"]
+    dense = AutoModelForCausalLM.from_pretrained(model, dtype=torch.float32)
+    wrote = self_generated(dense, samples=4, seq_len=32, seed=7)
+    assert (said["source"], said["sha256"]) == ("self", digest(wrote))
+    assert len(set(wrote.flatten().tolist())) > 10
+    assert run("compress", model, "-r", "gptq-w4g32", "-o", tmp_path / "text", *SMALL).exit_code == 0
+    assert weights(out) != weights(tmp_path / "text")
 
 
 def test_no_such_model(run: Run, tmp_path: Path) -> None:

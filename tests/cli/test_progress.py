@@ -16,20 +16,23 @@ class Clock:
         return self.now
 
 
-def test_eta_comes_with_the_second_block_and_is_by_weight() -> None:
+def test_eta_comes_with_the_end_of_the_first_block_and_is_by_weight() -> None:
     clock = Clock()
-    layers = [layer(0, "up"), layer(1, "up"), layer(2, "up", shape=(128, 64))]
+    layers = [layer(0, "up"), layer(0, "down"), layer(1, "up"), layer(2, "up", shape=(192, 64))]
     tally = Tally({found.name: found for found in layers}, clock=clock)
     assert str(tally) == "preparing"
     clock.now = 10.0
     assert tally.add(layers[0]) is False
-    assert tally.eta is None
+    assert tally.eta is None, "half a block tells little"
     clock.now = 20.0
-    assert tally.add(layers[1]) is True
-    assert tally.eta == 20.0  # as much is left as was done
-    assert str(tally) == "block 2/3  error 0.05  left 20 s"
-    clock.now = 40.0
-    tally.add(layers[2])
+    assert tally.add(layers[1]) is False
+    assert tally.eta == 40.0  # twice as much is left as was done
+    assert str(tally) == "block 1/3  error 0.05  left 40 s"
+    clock.now = 30.0
+    assert tally.add(layers[2]) is True
+    assert tally.eta == 30.0
+    clock.now = 60.0
+    tally.add(layers[3])
     assert (tally.eta, tally.weights_done) == (0.0, tally.weights)
 
 
@@ -42,7 +45,8 @@ def test_what_an_earlier_run_did_is_no_measure_of_speed() -> None:
     assert tally.eta is None
     clock.now = 30.0
     tally.add(layers[2])
-    assert tally.eta is None
+    assert tally.eta == 30.0
+    clock.now = 50.0
     tally.add(layers[3])
     assert tally.eta == 0.0
 
@@ -60,7 +64,7 @@ def test_lines_in_a_log() -> None:
         for found in layers:
             show(found)
     assert text.getvalue().splitlines() == [
-        " 33%  block 1/3  error 0.05  (2 of 6 layers, 0 s)",
+        " 33%  block 1/3  error 0.05  left 0 s  (2 of 6 layers, 0 s)",
         " 67%  block 2/3  error 0.05  left 0 s  (4 of 6 layers, 0 s)",
         "100%  block 3/3  error 0.05  left 0 s  (6 of 6 layers, 0 s)",
     ]

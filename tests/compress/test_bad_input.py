@@ -2,14 +2,19 @@
 
 import json
 import shutil
+import sys
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
+from transformers import PreTrainedModel
+from typer.testing import CliRunner
 
+from hfquant.cli import app
 from hfquant.compress import compress, plan
 from hfquant.errors import (
     CalibrationError,
@@ -20,10 +25,12 @@ from hfquant.errors import (
     ResourceError,
     SourceError,
 )
+from hfquant.model.headers import TensorInfo
 from tests.model.gguf_files import FAMILIES, bpe_vocabulary, write_gguf
 
 SMALL = {"samples": 4, "seq_len": 32}
 WEIGHTS = "model.safetensors"
+planning = sys.modules["hfquant.compress.plan"]
 
 
 @pytest.fixture
@@ -53,6 +60,17 @@ def change_weights(model: Path, change: Callable[[dict[str, torch.Tensor]], obje
     tensors = {name: t.clone() for name, t in tensors.items()}
     change(tensors)
     save_file(tensors, model / WEIGHTS, {"format": "pt"})
+
+
+def read_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whoever reads a weight from here on fails."""
+
+    def read(*_: object, **__: object) -> None:
+        raise AssertionError("a weight was read")
+
+    monkeypatch.setattr(planning, "survey", read)
+    monkeypatch.setattr(TensorInfo, "read", read)
+    monkeypatch.setattr(PreTrainedModel, "from_pretrained", read)
 
 
 def test_unknown_names(model: Path, tmp_path: Path) -> None:
@@ -127,9 +145,10 @@ def test_config_that_lies_about_depth(model: Path, tmp_path: Path) -> None:
     refused(model, tmp_path / "o", SourceError, r"lacks .* weights, `model.layers.3")
 
 
-def test_weights_that_are_not_finite_are_named(model: Path, tmp_path: Path) -> None:
-    name = "model.layers.1.mlp.up_proj.weight"
-    change_weights(model, lambda t: t[name].view(-1).__setitem__(7, float("nan")))
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), float("-inf")])
+@pytest.mark.parametrize("name", ["model.layers.1.mlp.up_proj.weight", "model.norm.weight"])
+def test_weights_that_are_not_finite_are_named(name: str, value: float, model: Path, tmp_path: Path) -> None:
+    change_weights(model, lambda t: t[name].view(-1).__setitem__(7, value))
     refused(model, tmp_path / "o", SourceError, f"`{name}` holds NaN or infinite")
 
 
@@ -180,6 +199,39 @@ def test_too_little_disk_and_memory(model: Path, tmp_path: Path, monkeypatch: py
     refused(model, tmp_path / "o", ResourceError, "of disk are needed")
 
 
+@pytest.mark.parametrize("source", ["default", "self"])
+@pytest.mark.parametrize("lacking", ["memory", "the machine's memory", "disk"])
+def test_what_cannot_fit_is_refused_before_a_weight_is_read(
+    model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, source: str, lacking: str
+) -> None:
+    read_nothing(monkeypatch)
+    kw: dict[str, Any] = {"calibration": source}
+    if lacking == "memory":
+        kw["max_memory"] = 50_000_000
+    elif lacking == "disk":
+        usage = shutil.disk_usage(tmp_path)
+        monkeypatch.setattr(shutil, "disk_usage", lambda _: usage._replace(free=1000))
+    else:
+        monkeypatch.setattr(planning, "most_memory", lambda: 60_000_000)
+    match = {"memory": "50 MB are allowed", "the machine's memory": "60 MB are allowed", "disk": "of disk are needed"}
+    refused(model, tmp_path / "o", ResourceError, match[lacking], **kw)
+
+
+def test_the_estimate_is_announced_before_a_weight_is_read(
+    model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whole = plan(model, "gptq-w4g32", tmp_path / "o", **SMALL)
+    told: list[Any] = []
+    read_nothing(monkeypatch)
+    with pytest.raises(AssertionError, match="a weight was read"):
+        plan(model, "gptq-w4g32", tmp_path / "o", **SMALL, announce=told.append)
+    (foreseen,) = told
+    about = {"seconds": None, "peak_memory": None}  # which depends on what the process holds
+    assert replace(foreseen.estimate, **about) == replace(whole.estimate, **about)
+    assert foreseen.estimate.seconds > 0
+    assert (foreseen.batch, foreseen.room, foreseen.blocks) == (whole.batch, whole.room, whole.blocks)
+
+
 def test_a_refused_run_takes_the_source_that_it_unpacked_with_it(tmp_path: Path) -> None:
     file = write_gguf(tmp_path / "m.gguf", FAMILIES["llama"], extra=bpe_vocabulary())
     refused(file, tmp_path / "o", ResourceError, "are needed, 50 MB are allowed", max_memory=50_000_000)
@@ -194,10 +246,12 @@ def test_device_that_is_not_there(model: Path, tmp_path: Path) -> None:
         refused(model, tmp_path / "o", ResourceError, "no CUDA device", device="cuda")
 
 
-def test_model_without_blocks(tmp_path: Path) -> None:
-    from torch import nn
-
-    from hfquant.model.blocks import stacks
-
-    with pytest.raises(SourceError, match="no stack of blocks"):
-        stacks(nn.Sequential(nn.Linear(2, 2)))
+def test_model_without_blocks(model: Path, tmp_path: Path) -> None:
+    change_config(model, num_hidden_layers=0)
+    change_weights(model, lambda t: [t.pop(name) for name in list(t) if ".layers." in name])
+    refused(model, tmp_path / "o", SourceError, "no stack of blocks")
+    words = ["compress", str(model), "-r", "rtn-w4g32", "-o", str(tmp_path / "o")]
+    done = CliRunner(env={"NO_COLOR": "1"}).invoke(app, words)
+    assert (done.exit_code, done.stdout) == (2, "")
+    assert "no stack of blocks" in done.stderr
+    assert "\n\nhint: " in done.stderr

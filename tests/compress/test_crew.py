@@ -65,8 +65,12 @@ def test_sums_and_outputs_are_those_of_one_alone(family: str, built: Callable[[s
     def work() -> tuple[Any, torch.Tensor, torch.Tensor]:
         after = Stream(tmp_path / "after", 9, shape, torch.float32)
         inputs = record_original(block, passage, 0, groups, before, after)
-        seen = observe(block, passage, 0, groups, inputs, experts)
-        return seen, after.read(0, 9), passage.run(block, 0, tmp_path / "out").read(0, 9)
+        seen = observe(block, passage, 0, groups, inputs, experts, further=True)
+        ahead, passage.ahead = passage.ahead, None
+        out = passage.run(block, 0, tmp_path / "out").read(0, 9)
+        assert ahead is not None
+        assert torch.equal(ahead.read(0, 9), out), "it was run to its end meanwhile"
+        return seen, after.read(0, 9), out
 
     alone, crews = work(), []
     for count in (1, 2, 3):

@@ -76,6 +76,15 @@ def test_a_rank_that_no_weight_can_have() -> None:
     assert small["model.layers.0.self_attn.q_proj.weight"].grid == Grid(3, 32, False)
 
 
+def test_experts_that_no_step_is_for_stay_as_they_are() -> None:
+    pruned = select(random_model("mixtral"), Recipe.parse("sparsegpt-50"))
+    assert {target.kind for target in pruned.values()} == {"linear"}
+    rounded = select(random_model("mixtral"), Recipe.parse("sparsegpt-50+gptq-w4g32"))
+    assert {target.kind for target in rounded.values()} == {"linear", "experts"}
+    with pytest.raises(RecipeError, match="leaves every layer of this model as it is"):
+        select(random_model("mixtral"), Recipe.parse("sparsegpt-50", ["keep=['@attention']"]))
+
+
 def test_experts_go_without_and_are_not_checked() -> None:
     targets = select(random_model("mixtral"), Recipe.parse("lorc-r40-w3g32", ["keep=['@attention']"]))
     assert {target.kind for target in targets.values()} == {"experts"}

@@ -92,10 +92,9 @@ def test_any_block_learns_and_what_ran_is_what_is_stored(
     last: dict[str, torch.Tensor] = {}
     run = Passage.run
 
-    def spy(self: Passage, module: Any, block: int, target: Path, stream: Any = None) -> Any:
-        out = run(self, module, block, target, stream)
-        if stream is None:
-            last[self.stack.name] = out.read(0, out.samples)
+    def spy(self: Passage, module: Any, block: int, target: Path) -> Any:
+        out = run(self, module, block, target)
+        last[self.stack.name] = out.read(0, out.samples)
         return out
 
     monkeypatch.setattr(Passage, "run", spy)

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from hfquant.methods.gptq import Method as Gptq
+from hfquant.methods.rtn import Method as Rtn
 from hfquant.tensors import layer as layers
 from hfquant.tensors.grid import Grid
 from hfquant.tensors.layer import Layer, Quantized
@@ -210,25 +211,42 @@ def test_all_columns_dead() -> None:
     assert torch.equal(Q.codes, grid.encode(given.W, Q.scale, Q.zero_point))
 
 
-@pytest.mark.parametrize("bad", [float("nan"), float("inf")])
-def test_unusable_hessian_falls_back_and_says_so(bad: float) -> None:
-    given, grid = layer(16, 64), Grid(4, 32, False)
-    assert given.H is not None
-    H = given.H.clone()
-    H[3, 3] = bad
-    done = gptq(replace(given, H=H), grid)
-    assert any("rounded to nearest" in note for note in done.notes)
-    assert torch.isfinite(result(done).dequantize()).all()
+def _spoilt(value: float) -> Tensor:
+    H = torch.eye(64)
+    H[3, 3] = value
+    return H
 
 
-def test_indefinite_hessian_falls_back_and_says_so() -> None:
-    done = gptq(replace(layer(16, 64), H=-torch.eye(64)), Grid(4, 32, False))
-    assert any("rounded to nearest" in note for note in done.notes)
+@pytest.mark.parametrize("symmetric", [True, False])
+@pytest.mark.parametrize(
+    "H",
+    [_spoilt(float("nan")), _spoilt(float("inf")), -torch.eye(64), None],
+    ids=["nan", "infinite", "indefinite", "missing"],
+)
+def test_an_unusable_hessian_leaves_clipped_rounding_and_says_so(H: Tensor | None, symmetric: bool) -> None:
+    given, grid = replace(layer(16, 64), H=H), Grid(3, 32, symmetric)
+    done = gptq(given, grid)
+    assert done.notes == ("no usable Hessian: rounded to nearest",)
+    ours, searched = result(done), result(Rtn()(replace(given, H=None), grid, torch.float16))
+    for field in ("codes", "scale", "zero_point"):
+        assert torch.equal(getattr(ours, field), getattr(searched, field))
+    assert not torch.equal(ours.scale, result(rounded(given, grid)).scale), "ranges are searched"
 
 
-def test_missing_hessian_falls_back_and_says_so() -> None:
-    done = gptq(replace(layer(16, 64), H=None), Grid(4, 32, False))
-    assert any("rounded to nearest" in note for note in done.notes)
+@pytest.mark.parametrize("rank", [40, 80])
+@pytest.mark.parametrize("grid", [Grid(4, 32, False), Grid(3, -1, True)], ids=str)
+def test_a_hessian_that_float32_cannot_factor(grid: Grid, rank: int) -> None:
+    """Inputs that span 40 or 80 of 96 dimensions, exactly, and next to no damping."""
+    draw = torch.Generator().manual_seed(0)
+    X = torch.randint(-8, 9, (96, rank), generator=draw).double()
+    W, H = torch.randn(24, 96, generator=draw) * 0.05, (X @ X.T).float()
+    assert torch.equal(H.double(), X @ X.T)
+    done = gptq(Layer(name="layer", W=W, H=H), grid, **TEXTBOOK | {"damp": 1e-7})
+    assert not done.notes, "the damping was enough"
+    codes, _, _ = reference_gptq.gptq(
+        W, H, bits=grid.bits, group_size=grid.group_size, symmetric=grid.symmetric, scale_dtype=torch.float16, damp=1e-7
+    )
+    assert (result(done).codes == codes).double().mean() >= 0.999
 
 
 @pytest.mark.parametrize("damp", [0.0, 0.01])

@@ -41,6 +41,20 @@ def test_a_checkpoint_brings_its_cache(dense: Callable[[str], Path], tmp_path: P
     assert not any(isinstance(layer, CompressedLayer) for layer in plain.past_key_values.layers)
 
 
+def test_a_checkpoint_brings_its_queries(dense: Callable[[str], Path], tmp_path: Path) -> None:
+    recipe = RECIPE | {"kv_cache": RECIPE["kv_cache"] | {"queries": 8}}
+    list(compress(dense("llama"), recipe, tmp_path / "out"))
+    said = quantization_config(tmp_path / "out")
+    assert said["kv_cache"] == {"bits": 4, "window": 4, "group_size": 4, "queries": 8}
+    model = load(tmp_path / "out").eval()
+    assert model.hfquant_kv_cache == KVCache(4, 4, 4, 8)
+    out = model.generate(torch.arange(4, 24)[None], max_new_tokens=8, do_sample=False, return_dict_in_generate=True)
+    assert all(layer.tokens.queries == 8 for layer in out.past_key_values.layers)
+    with pytest.raises(RecipeError, match=r"Bloom.* cannot compare queries in 8 bit"):
+        list(compress(dense("bloom"), recipe, tmp_path / "bloom"))
+    assert not (tmp_path / "bloom" / "config.json").exists()
+
+
 def test_what_does_not_fit_is_refused_before_work(dense: Callable[[str], Path], tmp_path: Path) -> None:
     with pytest.raises(FormatError, match="format `gptq` does not say that keys and values are kept in 4 bit"):
         list(compress(dense("llama"), RECIPE | {"format": "gptq", "grid": "w4g32"}, tmp_path / "out"))

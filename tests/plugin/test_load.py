@@ -1,8 +1,10 @@
 """Checkpoints that are compressed already: what they hold, what breaks them, where they may lie."""
 
 import json
+import re
 import shutil
 from collections.abc import Callable
+from fnmatch import fnmatch
 from pathlib import Path
 
 import pytest
@@ -139,16 +141,37 @@ def test_a_missing_tensor_is_an_error(lost: str, make: Make, tmp_path: Path) -> 
         AutoModelForCausalLM.from_pretrained(folder)
 
 
-@pytest.mark.parametrize(("family", "format"), [("t5", "native"), ("t5", "compressed_tensors"), ("opt", "gptq"),
-                                                ("mixtral", "compressed_tensors"), ("mixtral", "native")])  # fmt: skip
-def test_a_missing_tensor_in_any_family_is_an_error(family: str, format: str, make: Make, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("family", "format", "lost", "named"),
+    [
+        ("t5", "native", "encoder.block.1.layer.1.DenseReluDense.wo.weight_scale", None),
+        ("t5", "compressed_tensors", "decoder.block.0.layer.1.EncDecAttention.q.weight_scale", None),
+        ("opt", "gptq", "model.decoder.layers.1.fc1.scales", None),
+        # all of a projection's experts: what is made of some of them cannot be taken for whole
+        ("mixtral", "compressed_tensors", ".1.block_sparse_moe.experts.*.w2.weight_scale", ".1.mlp.experts.down_proj_"),
+        ("mixtral", "native", ".1.block_sparse_moe.experts.*.w2.weight_scale", ".1.mlp.experts.down_proj_scale"),
+    ],
+)
+def test_a_missing_tensor_in_any_family_is_an_error(
+    family: str, format: str, lost: str, named: str | None, make: Make, tmp_path: Path
+) -> None:
     def change(tensors: dict[str, torch.Tensor]) -> None:
-        for name in [n for n in tensors if ".1." in n and n.endswith(("scale", "scales"))][:4]:
+        names = [name for name in tensors if fnmatch(name, f"*{lost}")]
+        assert names
+        for name in names:
             del tensors[name]
 
     folder = edited(make(family, format, "w4g32sym"), tmp_path / "a", change)
-    with pytest.raises((CheckpointError, RuntimeError)):
+    with pytest.raises(CheckpointError, match=re.escape(named or lost)):
         load(folder)
+
+
+def test_one_missing_expert_is_an_error(make: Make, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    lost = "model.layers.1.block_sparse_moe.experts.2.w2.weight_scale"
+    folder = edited(make("mixtral", "native"), tmp_path / "a", lambda tensors: drop(tensors, lost))
+    with pytest.raises(RuntimeError, match="ignore_mismatched_sizes"):
+        load(folder)
+    assert "model.layers.1.mlp.experts.down_proj_scale | MISMATCH" in caplog.text
 
 
 def test_a_missing_dense_weight_is_an_error_too(dense: Callable[[str], Path], tmp_path: Path) -> None:
@@ -225,6 +248,15 @@ def test_dequantize_to_another_type(make: Make) -> None:
     model = hfquant.dequantize(load(make("llama")), torch.bfloat16)
     assert model.model.layers[0].mlp.up_proj.weight.dtype == torch.bfloat16
     assert type(model.model.layers[0].mlp.up_proj) is nn.Linear
+
+
+@pytest.mark.parametrize("family", ["llama", "mixtral"])
+def test_a_model_built_from_the_config_alone_is_dense(family: str, make: Make) -> None:
+    for config in (AutoConfig.from_pretrained(make(family)), load(make(family)).config):
+        model = AutoModelForCausalLM.from_config(config)
+        assert not packed(model)
+        assert all(p.is_floating_point() for p in model.parameters())
+        assert torch.isfinite(logits(model)).all()
 
 
 def test_a_state_dict_will_do_instead_of_files(make: Make) -> None:

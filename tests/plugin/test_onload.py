@@ -3,12 +3,16 @@
 import re
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from torch import nn
+from transformers import PreTrainedModel
+from transformers.distributed import DistributedConfig
 
 from hfquant.errors import FormatError, RecipeError, ResourceError
+from hfquant.methods.rtn import Method as Rtn
 from hfquant.plugin import HfQuantConfig, load
 from hfquant.tensors.grid import Grid
 from hfquant.tensors.layer import Layer
@@ -90,12 +94,10 @@ def test_the_codes_are_those_of_the_method(family: str, dense: Dense) -> None:
     recipe = {"steps": [{"method": "rtn", "search": 10}], "grid": "w3g48", "format": "native"}
     model = load_with_transformers(family, dense(family), quantization_config=HfQuantConfig(recipe))
     original = load_with_transformers(family, dense(family))
-    from hfquant.methods.rtn import Method
-
     for name in packed(model):
         source = original.get_submodule(name)
         W = source.weight if isinstance(source, nn.Linear) else source.weight.T
-        Q = Method(search=10)(Layer(name=name, W=W.detach()), Grid(3, 48, False), torch.float16).Q
+        Q = Rtn(search=10)(Layer(name=name, W=W.detach()), Grid(3, 48, False), torch.float16).Q
         mine = model.get_submodule(name).quantized()
         assert Q is not None
         assert torch.equal(mine.codes, Q.codes)
@@ -140,12 +142,70 @@ def test_a_format_that_cannot_say_it_is_an_error(dense: Dense) -> None:
         load_with_transformers("gpt2", dense("gpt2"), quantization_config=request("compressed_tensors"))
 
 
-@pytest.mark.parametrize("devices", [{"": "disk"}, {"model": "cpu", "lm_head": "disk"}])
-def test_on_load_with_disk_offload_is_refused(devices: object, dense: Dense, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    "where",
+    [
+        {"device_map": {"": "disk"}},
+        {"device_map": {"model": "cpu", "lm_head": "disk"}},
+        {"device_map": "auto", "max_memory": {"cpu": 150_000}},  # known only when transformers has worked it out
+    ],
+    ids=["all", "some", "auto"],
+)
+def test_on_load_with_disk_offload_is_refused(where: dict[str, Any], dense: Dense, tmp_path: Path) -> None:
     with pytest.raises(ResourceError, match="offloaded to disk"):
-        load_with_transformers(
-            "llama", dense("llama"), quantization_config=request(), device_map=devices, offload_folder=tmp_path
-        )
+        load_with_transformers("llama", dense("llama"), quantization_config=request(), offload_folder=tmp_path, **where)
+
+
+@pytest.mark.parametrize("family", ["llama", "mixtral"])
+def test_what_fails_in_the_middle_arrives_as_it_is(family: str, dense: Dense, monkeypatch: pytest.MonkeyPatch) -> None:
+    call, seen = Rtn.__call__, list[str]()
+
+    def failing(self: Rtn, layer: Layer, *args: Any) -> Layer:
+        seen.append(layer.name)
+        if len(seen) == 3:
+            raise FormatError("the third is too much", "leave it out")
+        return call(self, layer, *args)
+
+    monkeypatch.setattr(Rtn, "__call__", failing)
+    with pytest.raises(FormatError, match="the third is too much") as caught:
+        load_with_transformers(family, dense(family), quantization_config=request())
+    assert caught.value.hint == "leave it out"
+    (note,) = caught.value.__notes__
+    assert f"`{seen[2]}" in note
+    assert len(seen) == 3, "nothing is compressed any more"
+
+
+@pytest.mark.parametrize("recipe", ["rtn-w8g32", "gptq-w8g32"])
+@pytest.mark.parametrize("family", ["t5", "flan-t5"])
+def test_what_a_model_keeps_in_float32_is_left_alone(family: str, recipe: str, dense: Callable[..., Path]) -> None:
+    """T5's `wo` overflows in float16; in bfloat16 it does not."""
+    wo = {name for name in linears(family) if name.endswith(".wo")}
+    assert wo
+    for dtype, kept in ((torch.float16, wo), (torch.bfloat16, set())):
+        config = HfQuantConfig(recipe, calibration=[IDS.repeat(1, 6)] if recipe.startswith("gptq") else None)
+        model = load_with_transformers(family, dense(family), quantization_config=config, dtype=dtype)
+        assert packed(model) == linears(family) - kept
+        types = {model.get_submodule(name).weight.dtype for name in kept}
+        assert types == ({torch.float32} if kept else set())
+
+
+@pytest.mark.parametrize("size", ["tp_size", "ep_size"])
+@pytest.mark.parametrize("compressed", [False, True])
+def test_parallelism_within_weights_is_refused(
+    compressed: bool, size: str, dense: Dense, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder, given = dense("llama"), {"quantization_config": request("native")}
+    if compressed:
+        load_with_transformers("llama", folder, **given).save_pretrained(tmp_path)
+        folder, given = tmp_path, {}
+    asked = DistributedConfig(tp_size=2, **({} if size == "tp_size" else {"ep_size": 2}))
+    if size == "ep_size":
+        asked.tp_size = 1
+    # as transformers hands it on, without other processes
+    monkeypatch.setattr(PreTrainedModel, "prepare_distribute_model", lambda asked, device_map: (asked, None, None))
+    with pytest.raises(ResourceError, match="tensor or expert parallelism") as caught:
+        load_with_transformers("llama", folder, distributed_config=asked, **given)
+    assert "device_map" in str(caught.value.hint)
 
 
 @pytest.mark.parametrize("family", ["llama-tied", "t5", "bart", "gpt2"])

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -62,6 +63,35 @@ def test_merging_works_after_dequantize(model: PreTrainedModel, tmp_path: Path) 
     merged = peft.PeftModel.from_pretrained(plain, tmp_path).merge_and_unload()
     assert not packed(merged)
     assert torch.allclose(logits(merged), first, atol=1e-4)
+
+
+@pytest.mark.filterwarnings("ignore:.*is_gradient_checkpointing:FutureWarning")
+@pytest.mark.parametrize(("format", "grid"), [("native", "w4g32"), ("compressed_tensors", "w4g32sym")])
+@pytest.mark.parametrize("param", ["gate_up_proj", "down_proj"])
+def test_adapters_on_packed_experts_are_refused(
+    param: str, format: str, grid: str, dense: Callable[[str], Path]
+) -> None:
+    config = HfQuantConfig({"steps": [{"method": "rtn", "search": 0}], "grid": grid, "format": format})
+    model = load_with_transformers("mixtral", dense("mixtral"), quantization_config=config)
+    wanted = peft.LoraConfig(r=2, target_modules=[], target_parameters=[f"experts.{param}"], task_type="CAUSAL_LM")
+    with pytest.raises(ValueError, match=r"only 2d and 3d are supported|no `target_parameters` found"):
+        peft.get_peft_model(model, wanted)
+    beside = peft.LoraConfig(r=2, target_modules=["q_proj"], target_parameters=[f"experts.{param}"])
+    loudly: Any = pytest.warns(RuntimeWarning, match="no parameter was matched")
+    if format == "native":
+        loudly = pytest.raises(ValueError, match="only 2d and 3d are supported")
+    with loudly:
+        peft.get_peft_model(model, beside)
+
+
+def test_adapters_on_experts_work_after_dequantize(dense: Callable[[str], Path]) -> None:
+    config = HfQuantConfig({"steps": [{"method": "rtn", "search": 0}], "grid": "w4g32", "format": "native"})
+    model = load_with_transformers("mixtral", dense("mixtral"), quantization_config=config)
+    plain = hfquant.dequantize(model)
+    wanted = peft.LoraConfig(r=2, target_modules=[], target_parameters=["experts.down_proj"], task_type="CAUSAL_LM")
+    adapted = peft.get_peft_model(plain, wanted)
+    adapted(IDS, labels=IDS).loss.backward()
+    assert all(p.grad is not None for p in adapted.parameters() if p.requires_grad)
 
 
 def test_add_adapter_saves_the_adapter_alone(model: PreTrainedModel, tmp_path: Path) -> None:

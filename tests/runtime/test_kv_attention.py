@@ -8,10 +8,18 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor
-from transformers import AutoModelForCausalLM, AutoModelForSeq2SeqLM, MambaConfig, MambaForCausalLM, PreTrainedModel
-from transformers.cache_utils import DynamicCache
+from transformers import (
+    AutoModelForCausalLM,
+    AutoModelForSeq2SeqLM,
+    LlamaConfig,
+    LlamaForCausalLM,
+    MambaConfig,
+    MambaForCausalLM,
+    PreTrainedModel,
+)
+from transformers.cache_utils import DynamicCache, DynamicLayer
 
-from hfquant import use_kv_cache
+from hfquant import llvm, use_kv_cache
 from hfquant.errors import RecipeError
 from hfquant.runtime import kv_attention, kv_packed
 from hfquant.runtime.kernels import _EXPLAINED
@@ -109,6 +117,56 @@ def test_beams_and_encoder_decoders(built: Callable[[str], Path]) -> None:
     assert not isinstance(found.past_key_values.cross_attention_cache.layers[0], CompressedLayer)
 
 
+@pytest.mark.parametrize("queries", [None, 8])
+def test_generated_code_and_torch_find_the_same_tokens(
+    queries: int | None, built: Callable[[str], Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whole model, 32 channels a head: which of the two attends is known.
+
+    Their sums differ in the last places of float32, and a key that differs there may be kept as the next code.
+    """
+    pytest.importorskip("llvmlite")
+    config = LlamaConfig(
+        vocab_size=200, hidden_size=64, intermediate_size=64, num_hidden_layers=2, num_attention_heads=4,
+        num_key_value_heads=2, head_dim=32, initializer_range=0.2,
+    )  # fmt: skip
+    torch.manual_seed(0)
+    model = LlamaForCausalLM(config).eval()
+    use_kv_cache(model, KVCache(8, window=4, group_size=16, queries=queries))
+    ids, mask = prompt()
+    monkeypatch.setenv("HFQUANT_KERNELS", "auto")
+    generates, found, ran = llvm.refused() is None, [], []
+    usual = kv_packed.attend_reference
+    monkeypatch.setattr(kv_packed, "attend_reference", lambda *given: ran.append(1) or usual(*given))
+    for kernels in ("auto", "reference"):
+        monkeypatch.setenv("HFQUANT_KERNELS", kernels)
+        out = model.generate(
+            ids,
+            attention_mask=mask,
+            output_logits=True,
+            return_dict_in_generate=True,
+            **GREEDY | {"max_new_tokens": 24},
+        )
+        found.append((out.sequences, torch.stack(out.logits), len(ran)))
+    (tokens, logits, generated), (expected, reference, plain) = found
+    assert (generated, plain) == ((0, 2 * 23) if generates else (2 * 23, 4 * 23))
+    assert torch.equal(tokens, expected)
+    assert relative(logits, reference) < 1e-4
+
+
+def test_queries_are_rounded_in_every_layer(trained: Callable[[str], Path], explained: Callable[[], str]) -> None:
+    """It costs something and little; without it, nothing changes."""
+    model, ids = AutoModelForCausalLM.from_pretrained(trained("llama")).eval(), held_out(16)
+    exact = perplexity(model, ids, 32)
+    cost = {}
+    for queries in (None, 8):
+        use_kv_cache(model, KVCache(8, window=0, group_size=16, queries=queries))
+        cost[queries] = perplexity(model, ids, 32) / exact - 1
+    assert cost[8] != cost[None]
+    assert abs(cost[8]) < 0.002
+    assert "keys and values of 8 bit, queries in 8, 16 channels" in explained()
+
+
 def perplexity(model: PreTrainedModel, ids: Tensor, start: int) -> float:
     """Of the tokens behind `start`, given one by one."""
     with torch.no_grad():
@@ -136,6 +194,15 @@ def test_what_it_costs(trained: Callable[[str], Path]) -> None:
     assert model.config._attn_implementation == "sdpa"
 
 
+def test_off_before_it_was_ever_on(built: Callable[[str], Path]) -> None:
+    model = AutoModelForCausalLM.from_pretrained(built("llama")).eval()
+    ids, mask = prompt()
+    for how, kind in ((None, DynamicLayer), (SMALL, CompressedLayer), (None, DynamicLayer), (SMALL, CompressedLayer)):
+        use_kv_cache(model, how)
+        out = model.generate(ids, attention_mask=mask, return_dict_in_generate=True, **GREEDY)
+        assert {type(layer) for layer in out.past_key_values.layers} == {kind}
+
+
 def test_explain_says_what_runs_and_why(built: Callable[[str], Path], explained: Callable[[], str]) -> None:
     ids, mask = prompt()
     model = AutoModelForCausalLM.from_pretrained(built("llama")).eval()
@@ -161,6 +228,19 @@ def test_what_does_not_fit_is_refused(built: Callable[[str], Path]) -> None:
     windowed = AutoModelForCausalLM.from_pretrained(built("gemma3"))
     with pytest.raises(RecipeError, match="none of its layers keeps all tokens"):
         use_kv_cache(windowed, 8)
+    rounded = KVCache(8, queries=8)
+    bloom = AutoModelForCausalLM.from_pretrained(built("bloom"))
+    with pytest.raises(RecipeError, match=r"Bloom.* cannot compare queries in 8 bit: .*replaced\n\nhint: .*: `kv8`"):
+        use_kv_cache(bloom, rounded)
+    capped = AutoModelForCausalLM.from_pretrained(built("gemma2"))
+    with pytest.raises(RecipeError, match="its attention has `softcap`"):
+        use_kv_cache(capped, rounded)
+    eager = AutoModelForCausalLM.from_pretrained(built("llama"), attn_implementation="eager")
+    with pytest.raises(RecipeError, match="queries are rounded where attention is `sdpa`, and here it is `eager`"):
+        use_kv_cache(eager, rounded)
+    with pytest.raises(RecipeError, match="queries of 4 bits do not exist"):
+        use_kv_cache(model, KVCache(8, queries=4))
+    assert not any(hasattr(each, "hfquant_kv_cache") for each in (bloom, capped, eager, model))
     mamba = MambaForCausalLM(MambaConfig(vocab_size=16, hidden_size=8, num_hidden_layers=1, state_size=4))
     with pytest.raises(RecipeError, match="MambaForCausalLM has no use for `kv8`"):
         use_kv_cache(mamba, 8)

@@ -10,7 +10,8 @@ from transformers import AutoModelForCausalLM, AutoModelForSeq2SeqLM, PreTrained
 from transformers.cache_utils import DynamicCache
 
 from hfquant.errors import RecipeError
-from hfquant.runtime.kv_cache import CompressedCache, CompressedLayer, encode, pack
+from hfquant.runtime.kv_cache import CompressedCache, CompressedLayer
+from hfquant.runtime.kv_encode import encode, pack
 from hfquant.runtime.kv_packed import unpack
 from tests.families import held_out
 

@@ -1,6 +1,7 @@
 """The page on a real server, before a Hub of its own, with people who log in."""
 
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 import gradio.oauth
@@ -30,12 +31,15 @@ class Site:
     desk: Desk
 
 
-@pytest.fixture
-def site(desk: Desk, monkeypatch: pytest.MonkeyPatch) -> Iterator[Site]:
-    """The Space, where people log in with the Hub of the test."""
+SCOPES = "openid profile contribute-repos"
+
+
+@contextmanager
+def opened(desk: Desk, monkeypatch: pytest.MonkeyPatch, scopes: str = SCOPES) -> Iterator[Site]:
+    """The Space, where people log in with the Hub of the test, who are asked for these rights."""
     environment = {
         "SYSTEM": "spaces", "SPACE_ID": "acme/space", "OAUTH_CLIENT_ID": "client", "OAUTH_CLIENT_SECRET": "secret",
-        "OAUTH_SCOPES": "openid profile contribute-repos", "OPENID_PROVIDER_URL": desk.hub.url,
+        "OAUTH_SCOPES": scopes, "OPENID_PROVIDER_URL": desk.hub.url,
     }  # fmt: skip
     for name, value in environment.items():
         monkeypatch.setenv(name, value)
@@ -43,6 +47,13 @@ def site(desk: Desk, monkeypatch: pytest.MonkeyPatch) -> Iterator[Site]:
             monkeypatch.setattr(gradio.oauth, name, value)
     with serving(create(desk.service, Login())) as url:
         yield Site(url, desk)
+
+
+@pytest.fixture
+def site(desk: Desk, monkeypatch: pytest.MonkeyPatch) -> Iterator[Site]:
+    """The Space, with the least rights."""
+    with opened(desk, monkeypatch) as found:
+        yield found
 
 
 def bearer(user: str) -> dict[str, str]:

@@ -35,7 +35,7 @@ def test_from_asking_to_the_pushed_model_and_nobody_else_sees_it(site: Site) -> 
     assert ask(alice, "submit", conversion=wish) == {"id": job, "created": False}
 
     for who in (bob, nobody):
-        for name in ("status", "cancel", "resume", "report"):
+        for name in ("status", "cancel", "resume", "report", "publish"):
             with pytest.raises(Exception, match=r"no such job|log in"):
                 ask(who, name, job=job)
     assert ask(bob, "jobs") == []
@@ -66,7 +66,8 @@ def test_what_is_wrong_is_said_in_words(site: Site) -> None:
 def test_only_these_calls_are_offered(site: Site) -> None:
     offered = client(site, None).view_api(return_format="dict")["named_endpoints"]
     own = {name for name in offered if not name.startswith("/_")}  # the login button has one of gradio's
-    assert own == {f"/{n}" for n in ("preview", "submit", "status", "jobs", "report", "cancel", "resume")}
+    assert own == {f"/{n}" for n in ("preview", "submit", "status", "jobs", "report", "cancel", "resume",
+                                         "publish")}  # fmt: skip
 
 
 def test_the_documented_program_runs(site: Site, monkeypatch: pytest.MonkeyPatch, capsys: Any) -> None:

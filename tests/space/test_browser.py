@@ -14,6 +14,8 @@ from tests.space.pages import CHROMIUM, QUIET, SLOW, Page
 
 SAMPLES = "600"  # so many that there is time to look, to leave and to come back
 
+WIDTHS = [(1280, "light"), (390, "dark")]
+
 pytestmark = [
     pytest.mark.slow,
     pytest.mark.skipif(CHROMIUM is None, reason="needs Chromium: apt-get install chromium"),
@@ -76,7 +78,7 @@ def watch(page: Page) -> None:
     page.shows("#steps progress")
 
 
-@pytest.mark.parametrize(("width", "scheme"), [(1280, "light"), (390, "dark")], ids=["desk", "phone"])
+@pytest.mark.parametrize(("width", "scheme"), WIDTHS, ids=["desk", "phone"])
 def test_from_the_login_to_the_pushed_model(browser: Any, site: Site, width: int, scheme: str) -> None:
     page = Page(browser, site.url, width, scheme)
     page.tells("#status", "Not logged in")

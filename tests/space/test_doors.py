@@ -12,7 +12,7 @@ SEEN = {"job": None, "number": 0, "layers": {}, "log": []}
 FILES = ("/gradio_api/file=/etc/passwd", "/gradio_api/file=../../../../etc/passwd", "/gradio_api/file=README.md",
          "/file=/etc/passwd", "/gradio_api/proxy=http://127.0.0.1/", "/static/../../../etc/passwd",
          "/theme.css/../../etc/passwd")  # fmt: skip
-BUTTONS = ("cancel", "resume", "retry", "delete", "again")
+BUTTONS = ("cancel", "resume", "retry", "delete", "again", "publish")
 
 
 def events(site: Site) -> Callable[[str], list[dict[str, Any]]]:

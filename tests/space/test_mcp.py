@@ -43,14 +43,15 @@ def test_tools_see_and_touch_their_callers_jobs_only(site: Site, monkeypatch: py
     with serving(create(site.desk.service, Login())) as url:
         tools = json.loads(call(url, "alice", "tools")[1])
         own = {name for name in tools if not name.startswith("space__")}  # the login button has one of gradio's
-        assert own == {PREFIX + name for name in ("preview", "submit", "status", "jobs", "report", "cancel", "resume")}
+        assert own == {PREFIX + name for name in ("preview", "submit", "status", "jobs", "report", "cancel", "resume",
+                                             "publish")}  # fmt: skip
         wish = {"model": "alice/model", "recipe": RECIPE, "target": "alice/small"}
         assert not call(url, None, "submit", conversion=wish)[0]
         went, said = call(url, "alice", "submit", conversion=wish)
         assert went, said
         (job,) = site.desk.service.jobs("alice")
         for user in ("bob", None):
-            for name in ("status", "cancel", "resume", "report"):
+            for name in ("status", "cancel", "resume", "report", "publish"):
                 went, said = call(url, user, name, job=job.id)
                 assert not went, name
                 assert "no such job" in said or "log in" in said, said

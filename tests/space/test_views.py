@@ -57,3 +57,29 @@ def test_a_layer_that_is_told_again_is_one_layer() -> None:
     assert seen["layers"] == {"a": 0.3, "b": 0.2}
     assert seen["number"] == 3
     assert jobs.NOTHING["layers"] == {}
+
+
+def test_a_card_shows_its_own_figures_and_fetches_nothing() -> None:
+    own = {"figures/bits.png": "data:image/png;base64,AAAA"}
+    text = """---
+license: mit
+---
+# A model
+![bits of each layer](figures/bits.png)
+![not kept](figures/rows.png)
+![x](https://evil.example/a.png)
+words ![y](https://evil.example/b.png) and <img src="https://evil.example/c.png"> <IMG/src=x onerror=alert(1)>
+![figures/bits.png](figures/../../secret.png)
+<details>
+<summary>More</summary>
+a < b, and more!
+</details>
+"""
+    shown = views.card(text, own)
+    assert "![bits of each layer](data:image/png;base64,AAAA)" in shown
+    assert shown.count("![") == 1
+    assert "<img" not in shown.lower()
+    assert "rows.png" not in shown
+    assert "<details>\n<summary>More</summary>\na < b, and more!\n</details>" in shown
+    assert "![" not in views.card(text)
+    assert "license: mit" in shown

@@ -130,8 +130,7 @@ def _follow(seen: Seen, block: nn.Module, passage: Passage, index: int, groups: 
         for group in groups:
             module = _at(block, group.leader)
             hooks.callback(module.register_forward_pre_hook(hook(group), with_kwargs=True).remove)
-        target = before.path.with_name(f"{passage.stack.name}.stream.{index + 1:05d}")
-        passage.stream = passage.run(block, index, target)
+        passage.advance(block, index)
     before.delete()
     for group in groups:
         seen.inputs.append(

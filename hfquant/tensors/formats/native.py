@@ -84,7 +84,7 @@ class Native:
             "scale_dtype": str(wire.scale_dtype).removeprefix("torch."),
             "groups": [_group(encoding) | {"modules": modules} for encoding, modules in groups.items()],
             "modules_to_not_convert": list(wire.ignore),
-        } | ({"kv_cache": asdict(wire.kv_cache)} if wire.kv_cache else {})
+        } | ({"kv_cache": wire.kv_cache.said} if wire.kv_cache else {})
 
     def parse(self, config: Mapping[str, Any]) -> Wire:
         if config.get("version") not in (PLAIN, VERSION):

@@ -11,6 +11,7 @@ import pytest
 from hfquant import load
 from hfquant.conversion.job import LOCAL_STEPS
 from hfquant.conversion.worker import Worker
+from hfquant.errors import JobError
 from tests.hub.fixtures import TOKENS
 
 from .conftest import RECIPE, Desk, wait, weights
@@ -43,6 +44,13 @@ def test_from_the_hub_to_the_hub(desk: Desk, calm: Calm) -> None:
     assert card.encode() == (desk.hub.store.folder / files["README.md"]).read_bytes()
     assert report == json.loads((desk.hub.store.folder / files["report.json"]).read_text())
     assert str(desk.folder) not in card + json.dumps(report)
+    shown = desk.service.figures(job, "alice")
+    assert sorted(shown) == ["figures/bits.png", "figures/layer-error.png"]
+    for name, content in shown.items():
+        assert f"]({name})" in card
+        assert content == (desk.hub.store.folder / files[name]).read_bytes()
+    with pytest.raises(JobError):
+        desk.service.figures(job, "bob")
     # what happened, in order
     events = desk.service.events(job, "alice")
     assert [event.number for event in events] == list(range(1, len(events) + 1))
@@ -108,6 +116,10 @@ def test_what_is_not_good_enough_is_not_pushed(desk: Desk) -> None:
     assert (failed.failure.kind, "KL divergence is" in failed.failure.message) == ("QualityError", True)
     assert "alice/small" not in desk.hub.store.repos
     assert {step.name: step.state for step in failed.steps}["gate"] == "failed"
+    report = desk.service.report(job, "alice")
+    assert report is not None
+    assert report["evaluation"]["kl"] > 1e-9
+    assert str(desk.folder) not in json.dumps(report)
 
 
 def test_what_comes_from_a_gated_model_is_gated_and_private(desk: Desk) -> None:
@@ -148,7 +160,7 @@ def test_cancelled_within_a_second_and_resumed(desk: Desk, calm: Calm, step: str
     assert desk.service.cancel(job, "alice").state == "cancelled"
     lock = desk.settings.folder / "locks" / job
     wait(lambda: free(lock), 5)
-    assert time.monotonic() - began < 1.5, "a second, and this machine's other work"
+    assert (took := time.monotonic() - began) < 1.0, f"{took:.2f} s from the word to the end of its processes"
     assert desk.service.vault.take(job) is None
     assert "alice/small" not in desk.hub.store.repos
     assert desk.rooms() == [job]

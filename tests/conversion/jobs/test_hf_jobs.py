@@ -109,6 +109,9 @@ def test_one_job_though_the_worker_dies_twice(desk: Desk, machines: Machines, ca
     card = desk.service.card(job, "alice")
     assert card is not None
     assert card.encode() == (desk.hub.store.folder / desk.arrived("alice/small")["README.md"]).read_bytes()
+    figures = desk.service.figures(job, "alice")
+    assert sorted(figures) == ["figures/bits.png", "figures/layer-error.png"]
+    assert all(content.startswith(b"\x89PNG") for content in figures.values())
     assert desk.rooms() == []
 
 

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from hfquant.runtime import kernels
+from hfquant.runtime.kernels import cpu_exact
 from hfquant.runtime.nn import QLinear
 from hfquant.tensors import formats
 from hfquant.tensors.activations import fake_quantize
@@ -85,6 +86,19 @@ def test_rounded_on_the_way_in(
 def test_as_it_is(bits: int, symmetric: bool, group: int, shape: tuple[int, int], rows: int, dtype: str) -> None:
     Q = random(*shape, Grid(bits, group, symmetric))
     compare(Q, inputs(min(rows, 16), shape[1], getattr(torch, dtype)), "cpu_exact", bias=bits % 2 == 0)
+
+
+@pytest.mark.parametrize("kernel", ["cpu_int8", "cpu_exact"])
+@pytest.mark.parametrize(("bits", "shape"), [(4, (48, 192)), (5, (31, 101)), (8, (17, 576))])
+def test_every_number_of_rows(bits: int, shape: tuple[int, int], kernel: str) -> None:
+    """1 to 257, to the last bit what each row gives alone; the exact kernel as far as it goes."""
+    layer, x = layer_of(random(*shape, Grid(bits, 64, bits != 5)), bias=True), inputs(257, shape[1])
+    with kernels.mode(kernel):
+        alone = torch.cat([layer(row[None]) for row in x])
+        for rows in range(1, 258 if kernel == "cpu_int8" else cpu_exact.MOST + 1):
+            assert kernels.choose(x[:rows], layer.matrix).kernel.name == kernel
+            assert torch.equal(layer(x[:rows]), alone[:rows])
+    compare(random(*shape, Grid(bits, 64, bits != 5)), x[: cpu_exact.MOST], kernel, bias=True)
 
 
 @pytest.mark.slow

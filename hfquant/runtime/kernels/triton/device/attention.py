@@ -134,6 +134,7 @@ def packed(
     PARTS: tl.constexpr = VALUE_SIZE // CHANNELS
     WIDTH: tl.constexpr = WORDS * (16 // BITS)
     head, share = tl.program_id(0).to(tl.int64), tl.program_id(1)
+    batch = head // heads
     r = tl.arange(0, ROWS)
     d = tl.arange(0, WIDTH)
     query = load_rows(q_ptr + (head * QUERIES + r) * SIZE, r < QUERIES, SIZE, WIDTH).to(tl.float32) * scale
@@ -154,7 +155,7 @@ def packed(
         constant = tl.sum(query * key_low[None, :], 1)
         scores = tl.broadcast_to(constant[:, None], (ROWS, TOKENS))
         scores = dot((query * key_scale[None, :]).to(tl.float16), tl.trans(key), scores)
-        visible = visible_at(mask_ptr, head // heads, t, tokens, total)
+        visible = visible_at(mask_ptr, batch, t, tokens, total)
         p, m, l, shrink = weighed(tl.where(visible[None, :], scores, float("-inf")), m, l)
         found = ()
         for c in tl.static_range(PARTS):
@@ -200,6 +201,7 @@ def merge(
 ):
     """What the shares found, and the newest tokens: keys [·, recent, SIZE], values -> y [·, QUERIES, VALUE_SIZE]."""
     head = tl.program_id(0).to(tl.int64)
+    batch = head // heads
     r = tl.arange(0, ROWS)
     d = tl.arange(0, WIDTH)
     e = tl.arange(0, VALUE_WIDTH)
@@ -224,7 +226,7 @@ def merge(
         m = newest
     for first in range(0, recent, TOKENS):
         t = first + tl.arange(0, TOKENS)
-        visible = visible_at(mask_ptr, head // heads, past + t, past + recent, total)
+        visible = visible_at(mask_ptr, batch, past + t, past + recent, total)
         row = head * recent + t
         key = tl.load(
             key_ptr + row[None, :] * SIZE + d[:, None], mask=(t < recent)[None, :] & (d < SIZE)[:, None], other=0.0
