@@ -197,8 +197,9 @@ def markdown(done: dict[str, Any]) -> str:
         "",
         f"Rank correlation of predicted and measured over {len(done['budgets'])} budgets: KL"
         f" {done['rank_kl']:.3f}, perplexity {done['rank_growth']:.3f}.",
-        f"Size: {done['under']:.2%} below what was predicted at most, never above.",
     ]
+    if "under" in done:
+        lines += [f"Size: {done['under']:.2%} below what was predicted at most, never above."]
     if done["promises"]:
         kept = sum(row["kept"] for row in done["promises"])
         lines += [f"`max_loss` kept on the held-out text: {kept} of {len(done['promises'])}."]
@@ -253,7 +254,7 @@ def correlations(budgets: list[dict[str, Any]]) -> dict[str, float]:
     return {
         "rank_kl": float(spearmanr(predicted, [row["kl"] for row in budgets])[0]),
         "rank_growth": float(spearmanr(predicted, [row["growth"] for row in budgets])[0]),
-        "under": max((1 - row["bytes"] / row["expected"] for row in sized), default=0.0),
+        **({"under": max(1 - row["bytes"] / row["expected"] for row in sized)} if sized else {}),
     }
 
 
