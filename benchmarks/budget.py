@@ -34,7 +34,7 @@ from hfquant.model.stream import stream_logits
 from hfquant.plugin import load
 
 RESULTS = Path(__file__).parent / "results"
-UNIFORM = ("w2g64", "w2g32", "w3g128", "w3g64", "w3g32", "w4g128", "w4g64", "w5g64", "w6g64")
+UNIFORM = ("w2g64", "w2g32", "w3g64", "w3g32", "w4g64", "w5g64")
 AVERAGES = (2.5, 3.0, 3.5, 4.25)
 BOUNDS = (0.002, 0.3)  # of the loss
 
@@ -46,7 +46,8 @@ class Bench:
         source = open_source(options.model)
         self.windows: Tensor = cut(read_text(options.text), source.tokenizer(), options.seq_len, options.windows)
         self.source = source
-        self.weights = 0
+        self.settings = {name: value for name, value in vars(options).items() if name not in ("promises", "keep")}
+        self.keep = Path(options.keep or work / "kept.json")
 
     def measured(self, out: Path) -> dict[str, float]:
         """On the held-out text."""
@@ -93,19 +94,29 @@ class Bench:
         """Averages of bits, predicted and measured; and the seconds that the analysis took."""
         table = table_of(case)
         averages = sorted({*AVERAGES, *np.linspace(2.4, 6.5, count - len(AVERAGES)).round(2).tolist()})
-        found = []
+        found, known = [], self.known()
         for average in averages:
             decision = self.decided(case, average)
-            scores, nbytes, seconds = self.made(decision.recipe)
-            row = {"asked": average, "bits": decision.bits, "bytes": nbytes, "expected": decision.nbytes,
-                   "predicted": decision.loss, "seconds": seconds, **scores}  # fmt: skip
+            row = {"asked": average, "bits": decision.bits, "expected": decision.nbytes, "predicted": decision.loss}
+            if average in known:  # an earlier run with the same settings was interrupted
+                row |= known[average]
+            else:
+                scores, nbytes, seconds = self.made(decision.recipe)
+                row |= {"bytes": nbytes, "seconds": seconds, **scores}
             found.append(row)
             print(
-                f"average {average}: predicted {decision.loss:.4f}, KL {scores['kl']:.4f},"
-                f" perplexity +{scores['growth']:.2%}",
+                f"average {average}: predicted {row['predicted']:.4f}, KL {row['kl']:.4f},"
+                f" perplexity +{row['growth']:.2%}",
                 flush=True,
             )
+            self.keep.write_text(json.dumps({"settings": self.settings, "budgets": found}))
         return found, float(table.about["processor_seconds"])
+
+    def known(self) -> dict[float, dict[str, Any]]:
+        """What an interrupted run with these settings has measured."""
+        kept = json.loads(self.keep.read_text()) if self.keep.is_file() else {}
+        same = kept.get("settings") == self.settings
+        return {row["asked"]: row for row in kept["budgets"]} if same else {}
 
     def decided(self, case: Case, average: float) -> Decision:
         assert case.recipe.budget is not None
@@ -186,8 +197,9 @@ def markdown(done: dict[str, Any]) -> str:
         "",
         f"Rank correlation of predicted and measured over {len(done['budgets'])} budgets: KL"
         f" {done['rank_kl']:.3f}, perplexity {done['rank_growth']:.3f}.",
-        f"Size: {done['under']:.2%} below what was predicted at most, never above.",
     ]
+    if "under" in done:
+        lines += [f"Size: {done['under']:.2%} below what was predicted at most, never above."]
     if done["promises"]:
         kept = sum(row["kept"] for row in done["promises"])
         lines += [f"`max_loss` kept on the held-out text: {kept} of {len(done['promises'])}."]
@@ -207,10 +219,12 @@ def main() -> None:
     parser.add_argument("--seq-len", type=int, default=512)
     parser.add_argument("--windows", type=int, default=64)
     parser.add_argument("--budgets", type=int, default=20)
+    parser.add_argument("--keep", help="a file from which an interrupted run goes on")
     parser.add_argument("--promises", type=int, default=20)
     options = parser.parse_args()
     torch.manual_seed(0)
-    settings = {**vars(options), "model": Path(options.model).name, "text": Path(options.text).name}
+    named = {"model": Path(options.model).name, "text": Path(options.text).name}
+    settings = {name: value for name, value in vars(options).items() if name != "keep"} | named
     done: dict[str, Any] = {"settings": settings, "hardware": hardware(), "versions": versions()}
     done |= {"threads": torch.get_num_threads(), "promises": []}
     with tempfile.TemporaryDirectory() as folder:
@@ -233,13 +247,14 @@ def main() -> None:
 def correlations(budgets: list[dict[str, Any]]) -> dict[str, float]:
     """How well losses were foretold, and sizes."""
     predicted = [row["predicted"] for row in budgets]
-    over = [row for row in budgets if row["bytes"] > row["expected"]]
+    sized = [row for row in budgets if "bytes" in row]
+    over = [row for row in sized if row["bytes"] > row["expected"]]
     if over:
         raise SystemExit(f"over the budget: {over}")
     return {
         "rank_kl": float(spearmanr(predicted, [row["kl"] for row in budgets])[0]),
         "rank_growth": float(spearmanr(predicted, [row["growth"] for row in budgets])[0]),
-        "under": max(1 - row["bytes"] / row["expected"] for row in budgets),
+        **({"under": max(1 - row["bytes"] / row["expected"] for row in sized)} if sized else {}),
     }
 
 
