@@ -28,7 +28,7 @@ def names_of(
         return dict(skeleton.stored_names(parameter, dict(parts)))
     experts = skeleton.model.get_parameter(parameter).shape[0]
     per_row = {c: t for c, t in parts.items() if c != "weight_shape"}
-    stacked = {c: t.view(experts, -1, *t.shape[1:]) for c, t in per_row.items()}
+    stacked = {c: t.view(experts, len(t) // experts, *t.shape[1:]) for c, t in per_row.items()}
     if fmt.name == "native" and parameter not in skeleton.converted:
         return {parameter + component.removeprefix("weight"): t for component, t in stacked.items()}
     named = dict(skeleton.stored_names(parameter, stacked))

@@ -10,24 +10,26 @@ from torch import Tensor, nn
 
 from hfquant.compress import compress, pipeline, plan
 from hfquant.plugin import load
+from hfquant.recipe import Recipe
 from hfquant.runtime.experts import QExperts
 from hfquant.runtime.nn import QLinear
 from tests.families import linears
 
 
 @pytest.mark.parametrize(
-    ("family", "grid", "format"),
+    ("family", "recipe", "format"),
     [
-        ("llama", "w4g32sym", "compressed_tensors"),
-        ("llama", "w3g32", "gptq"),
-        ("llama", "w5g48", "native"),
-        ("gpt2", "w4g32", "gptq"),
-        ("bart", "w3g32", "native"),
-        ("mixtral", "w3g32", "native"),
+        ("llama", "gptq-w4g32sym", "compressed_tensors"),
+        ("llama", "gptq-w3g32", "gptq"),
+        ("llama", "gptq-w5g48", "native"),
+        ("gpt2", "gptq-w4g32", "gptq"),
+        ("bart", "gptq-w3g32", "native"),
+        ("mixtral", "gptq-w3g32", "native"),
+        ("mixtral", "sparsegpt-2of4", "native"),
     ],
 )
 def test_every_layer_of_a_streamed_model(
-    family: str, grid: str, format: str, built: Callable[[str], Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    family: str, recipe: str, format: str, built: Callable[[str], Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     ran: dict[str, Tensor] = {}
     advance = pipeline._Run._advance
@@ -38,8 +40,8 @@ def test_every_layer_of_a_streamed_model(
         advance(self, passage, block, i)
 
     monkeypatch.setattr(pipeline._Run, "_advance", watched)
-    recipe = {"steps": [{"method": "gptq"}], "grid": grid, "format": format}
-    todo = plan(built(family), recipe, tmp_path / "out", samples=4, seq_len=32)
+    chosen = Recipe.parse(recipe, [f"format={format}"])
+    todo = plan(built(family), chosen, tmp_path / "out", samples=4, seq_len=32)
     finished = {layer.name for layer in compress(todo)}
     assert {name.removesuffix(".weight") for name in finished} == linears(family)
     model = load(tmp_path / "out")
