@@ -50,7 +50,7 @@ def one(source: Path, recipe: str) -> dict[str, Any]:
         worst = max(layer.error or 0.0 for layer in layers)
         return {"perplexity": round(perplexity, 4), "bytes": nbytes, "worst_layer_error": round(worst, 4)}
     except HfquantError as error:
-        return {"refused": error.message}
+        return {"refused": error.message.replace(str(source), source.name)}
     finally:
         shutil.rmtree(out.parent)
 

@@ -10,6 +10,7 @@ import torch
 import transformers
 from torch import Tensor
 
+from hfquant.compress import plan
 from hfquant.errors import SourceError
 from hfquant.model.rewritten import Derived
 from hfquant.model.rotation import rotated, untied
@@ -104,6 +105,13 @@ def test_what_is_not_exact_is_refused_by_name(family: str, uneven: Callable[[str
     with pytest.raises(SourceError, match=REFUSED[family]) as caught:
         rotated(open_source(uneven(family)), seed=0)
     assert "rotate.stream=false" in str(caught.value.hint)
+
+
+@pytest.mark.parametrize("family", ["bart", "t5", "whisper"])
+def test_a_plan_refuses_with_the_same_words(family: str, uneven: Callable[[str], Path], tmp_path: Path) -> None:
+    """Before the shared embeddings of such a model are taken apart."""
+    with pytest.raises(SourceError, match=REFUSED[family]):
+        plan(uneven(family), "rotate+rtn-w4g32", tmp_path / "out")
 
 
 def test_sinusoidal_positions_are_noticed(tmp_path: Path) -> None:

@@ -21,8 +21,12 @@ if TYPE_CHECKING:
 
 
 def untied(source: Source) -> Rewritten:
-    """The same model whose head has a weight of its own, if it had not: what can be said from headers alone."""
+    """The same model whose head has a weight of its own, if it had not: what can be said from headers alone.
+
+    Raises SourceError for a kind of model that cannot be rotated.
+    """
     model = Skeleton(source, torch.float32)
+    check_kind(model, stacks(model.model))
     head = model.model.get_output_embeddings()
     tensors, changes, config = dict(source.tensors), dict(source.changes), source.config
     shared = isinstance(head, nn.Module) and head.weight is table(model.model).weight
