@@ -60,7 +60,7 @@ def select(model: nn.Module, recipe: Recipe, dtype: torch.dtype | None = None) -
         if spec is not None:
             rounded = recipe.activations_for(layer, kind, place)
             target = Target(name, layer, kind, shape, spec.grid(), None if rounded is None else rounded.build())
-            if steps_for(target, recipe):  # fused experts stay as they are where no step is for them
+            if recipe.trains or steps_for(target, recipe):  # fused experts stay as they are where no step is for them
                 _check_shape(recipe, target)
                 found[name] = target
     if not found:

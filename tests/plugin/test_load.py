@@ -1,6 +1,7 @@
 """Checkpoints that are compressed already: what they hold, what breaks them, where they may lie."""
 
 import json
+import logging
 import re
 import shutil
 from collections.abc import Callable
@@ -166,7 +167,10 @@ def test_a_missing_tensor_in_any_family_is_an_error(
         load(folder)
 
 
-def test_one_missing_expert_is_an_error(make: Make, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_one_missing_expert_is_an_error(
+    make: Make, tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(logging.getLogger("transformers"), "propagate", True)
     lost = "model.layers.1.block_sparse_moe.experts.2.w2.weight_scale"
     folder = edited(make("mixtral", "native"), tmp_path / "a", lambda tensors: drop(tensors, lost))
     with pytest.raises(RuntimeError, match="ignore_mismatched_sizes"):
