@@ -68,7 +68,7 @@ def interrupted(work: Callable[[], object], when: Callable[[], bool], said: Path
                 status = 0
         except SystemExit as left:
             status = int(left.code or 0)
-        except BaseException:
+        except BaseException:  # it must not return into pytest
             traceback.print_exc()
         finally:
             with suppress(ValueError):

@@ -18,9 +18,10 @@ from ..recipe_budget import Budget
 from .candidates import ENDS, Bytes, Candidate, candidates
 from .ends import Tables
 from .moments import Gradients, Inputs, Sums
-from .passes import Backward, Walk, backward, forward
+from .passes import Backward, backward
 from .scores import losses, rounding, spread, whole
 from .table import Option, Row, Table
+from .walk import Walk, forward
 
 SEQUENCES = 16  # that gradients are taken on
 SEARCH = 40  # ranges that embeddings and head are fitted with

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from ..compress.journal import Journal
 from ..compress.layout import Layout, lay_out
-from ..compress.plan import check_device, check_out, generated_tokens, read_tokens
+from ..compress.plan import check_device, check_out, generated_tokens, read_tokens, with_calibration
 from ..errors import CalibrationError, HfquantError, RecipeError
 from ..model.calibration import digest
 from ..model.source import Source, open_source
@@ -59,13 +59,10 @@ def open_case(
 
     Raises an HfquantError for what would stop the work later, a budget that cannot be met among it.
     """
-    chosen = Recipe.parse(recipe)
+    chosen = with_calibration(Recipe.parse(recipe), source=calibration, samples=samples, seq_len=seq_len, seed=seed)
     budget = chosen.budget
     if budget is None:
         raise RecipeError(f"recipe `{chosen.name}` has no budget", "give it one: `budget: {fit: 2.5GB}`")
-    given = {"source": calibration, "samples": samples, "seq_len": seq_len, "seed": seed}
-    given = {key: value for key, value in given.items() if value is not None}
-    chosen = chosen.model_copy(update={"calibration": chosen.calibration.model_copy(update=given)})
     out, journal = Path(out).expanduser(), Journal(Path(out).expanduser())
     check_device(device)
     check_out(out, journal, fresh)

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from .moments import Sums
-from .passes import Ends
+from .outside import Ends
 
 LOOKED_UP = 1024  # rows of the head's table that are looked at
 

@@ -5,9 +5,10 @@ from types import ModuleType
 from typing import Any
 
 from .layout import LayerPlan
-from .pipeline import LayerResult, compress
+from .pipeline import compress
 from .plan import Plan, plan
 from .resident import compress_model
+from .result import LayerResult
 
 __all__ = ["LayerPlan", "LayerResult", "Plan", "compress", "compress_model", "plan"]
 

@@ -3,7 +3,6 @@
 import shutil
 import time
 from collections.abc import Iterator, Mapping
-from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -11,17 +10,12 @@ import torch
 from torch import Tensor, nn
 
 from ..errors import CheckpointError, ResourceError
-from ..machine import hardware, peak_memory, versions
 from ..memory import give_back, map_large_pieces, settled
 from ..model.blocks import weights
-from ..model.calibration import digest
-from ..model.rewritten import Rewritten
 from ..model.source import Source
-from ..report import merge
 from ..tensors import formats
 from ..tensors.encoding import Encoding
 from ..tensors.formats import Wire
-from ..tensors.grid import Grid
 from .activations import Stream
 from .blocksteps import in_scope, prepare, readings
 from .ends import compress_end
@@ -30,6 +24,7 @@ from .layout import LayerPlan
 from .naming import carried_parts, named_parts
 from .outputs import remembering
 from .plan import Plan, clear, plan
+from .result import LayerResult, record, row
 from .rounding import Rounding
 from .selection import stored_bytes
 from .solve import Finished, Work
@@ -37,30 +32,6 @@ from .streaming import Passage, Streamer
 from .student import finish_block
 
 LARGE = 2 << 20  # bytes of a tensor that has memory of its own; for less, the system would take its share of the time
-
-
-@dataclass(frozen=True)
-class LayerResult:
-    """A finished layer: what progress, report and card are made of.
-
-    encoding: of what is stored, as text.  error: ‖(W − Ŵ)X‖ / ‖WX‖ on the calibration inputs, ‖W − Ŵ‖ / ‖W‖ where
-    there were none.  trail: the same after each step.
-    """
-
-    name: str
-    kind: str
-    shape: tuple[int, int]
-    grid: Grid
-    method: str
-    error: float | None
-    bytes_before: int
-    bytes_after: int
-    seconds: float
-    notes: tuple[str, ...]
-    block: int
-    blocks: int
-    trail: tuple[tuple[str, float], ...] = ()
-    encoding: str = ""
 
 
 def compress(model: "str | Path | Source | Plan", *args: Any, **kwargs: Any) -> Iterator[LayerResult]:
@@ -102,7 +73,8 @@ class _Run:
             yield from self._ends()
         files = finish(self.plan, self._wire())
         before = sum(entry["seconds"] for entry in entries)
-        self._report(files, before + time.perf_counter() - start, len(entries))
+        seconds = before + time.perf_counter() - start
+        record(self.plan, self.rows, self.sites, self.format.config(self._wire()), files, seconds, len(entries))
         self.journal.remove()
 
     def _data_free(self) -> Iterator[LayerResult]:
@@ -208,7 +180,7 @@ class _Run:
                 layer = self.plan.layers[f"{name}.{done.weight.name}"]
                 tensors |= named_parts(self.skeleton, self.format, layer.name, layer.kind, done.Q)
                 result = self._result(layer, done)
-                rows.append(_row(result))
+                rows.append(row(result))
                 yield result
             if passage is not None:
                 self._advance(passage, block, i)
@@ -237,7 +209,7 @@ class _Run:
             done = compress_end(self.skeleton, layer.name, layer.grid, self.plan.wire.scale_dtype)
             tensors |= named_parts(self.skeleton, self.format, layer.name, layer.kind, done.Q)
             result = self._result(layer, done)
-            rows.append(_row(result))
+            rows.append(row(result))
             yield result
         self._finish_block("ends", len(self.index), tensors, rows, time.perf_counter() - begun)
 
@@ -271,40 +243,6 @@ class _Run:
             bytes_before=layer.bytes_before, bytes_after=after, seconds=done.seconds, notes=done.notes,
             block=layer.block, blocks=self.plan.blocks, encoding=str(encoding), trail=done.trail,
         )  # fmt: skip
-
-    def _report(self, files: list[str], seconds: float, resumed: int) -> None:
-        plan, source = self.plan, self.plan.source
-        calibration = None
-        if plan.tokens is not None:
-            calibration = plan.recipe.calibration.model_dump() | {"sha256": digest(plan.tokens)}
-        rows = sorted(self.rows, key=lambda row: row["block"])
-        merge(
-            plan.out,
-            source={
-                "id": source.id, "revision": source.revision, "bytes": source.total_bytes,
-                "parameters": source.parameters, "dtype": str(source.dtype).removeprefix("torch."),
-            },
-            recipe=plan.recipe.model_dump(mode="json"),
-            calibration=calibration,
-            wire={"format": plan.wire.format, "config": self.format.config(self._wire())},
-            layers=rows,
-            compression={
-                "seconds": seconds, "peak_memory_bytes": peak_memory(), "hardware": hardware(),
-                "versions": versions(), "resumed": resumed,
-                "compute_dtype": str(self.skeleton.dtype).removeprefix("torch."),
-            } | ({"sites": self.sites} if self.sites else {})
-            | ({"rewritten": source.about} if isinstance(source, Rewritten) else {}),
-            output={
-                "bytes": sum((plan.out / f).stat().st_size for f in files if f.endswith(".safetensors")),
-                "files": files,
-            },
-        )  # fmt: skip
-
-
-def _row(result: LayerResult) -> dict[str, Any]:
-    row = asdict(result)
-    row["grid"] = asdict(result.grid)
-    return row
 
 
 def _out_of_memory(error: Exception) -> bool:

@@ -96,7 +96,7 @@ def plan(
     work, with `device` for this process' own share of it.  announce: called with the estimate as soon as it is known.
     Raises an HfquantError for whatever would stop the work later.
     """
-    chosen = _with_calibration(Recipe.parse(recipe), source=calibration, samples=samples, seq_len=seq_len, seed=seed)
+    chosen = with_calibration(Recipe.parse(recipe), source=calibration, samples=samples, seq_len=seq_len, seed=seed)
     out, journal = Path(out).expanduser(), Journal(Path(out).expanduser())
     check_device(device)
     check_out(out, journal, fresh)
@@ -135,7 +135,8 @@ def plan(
     )  # fmt: skip
 
 
-def _with_calibration(recipe: Recipe, **changes: Any) -> Recipe:
+def with_calibration(recipe: Recipe, **changes: Any) -> Recipe:
+    """The recipe with these keys of its calibration, where they are not None."""
     given = {key: value for key, value in changes.items() if value is not None}
     return recipe.model_copy(update={"calibration": recipe.calibration.model_copy(update=given)}) if given else recipe
 

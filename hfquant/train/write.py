@@ -9,7 +9,7 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from ..compress.finish import config_of, publish
-from ..compress.pipeline import LayerResult
+from ..compress.result import LayerResult
 from ..compress.selection import STORED_AS, Target, stored_bytes
 from ..tensors import formats
 from ..tensors.formats import Wire

@@ -7,7 +7,8 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from hfquant.budget import passes
+from hfquant.budget import outside, passes
+from hfquant.budget import walk as walking
 from hfquant.model.inputs import model_inputs
 from hfquant.model.skeleton import Skeleton
 from hfquant.model.source import open_source
@@ -17,7 +18,7 @@ Folders = Callable[[str], Path]
 SAMPLES, LENGTH, SEED = 3, 16, 5
 
 
-class Told(passes.Ends):
+class Told(outside.Ends):
     """What is told of the ends: the gradients at the head, and of embeddings, by their order."""
 
     def __init__(self) -> None:
@@ -43,7 +44,7 @@ def by_token(pairs: list[tuple[Tensor, Tensor]], rows: int) -> Tensor:
 def test_gradients_are_those_of_the_whole_model(family: str, uneven: Folders, tmp_path: Path) -> None:
     source = open_source(uneven(family))
     tokens = families.held_out()[:SAMPLES, :LENGTH].clone()
-    walk = passes.forward(Skeleton(source, torch.float32), tokens, tmp_path / "walk")
+    walk = walking.forward(Skeleton(source, torch.float32), tokens, tmp_path / "walk")
     told, seen = Told(), []
 
     def see(name: str, block: nn.Module, back: passes.Backward) -> None:
@@ -82,7 +83,7 @@ def test_gradients_are_those_of_the_whole_model(family: str, uneven: Folders, tm
 
 def test_drawn_tokens_are_the_models_own(uneven: Folders, tmp_path: Path) -> None:
     """At the head a gradient is p − 1 for the token drawn and p for all others: each row sums to zero."""
-    walk = passes.forward(
+    walk = walking.forward(
         Skeleton(open_source(uneven("llama")), torch.float32), families.held_out()[:2, :LENGTH], tmp_path / "walk"
     )
     told = Told()

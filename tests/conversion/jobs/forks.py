@@ -54,7 +54,7 @@ class Forked:
             code = 0
         except SystemExit as error:
             code = int(error.code or 0)
-        except BaseException:
+        except BaseException:  # it must not return into pytest
             traceback.print_exc()
         finally:
             os._exit(code)
