@@ -3,7 +3,7 @@
 import os
 import signal
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from typing import Any
 
@@ -11,6 +11,8 @@ import psutil
 import pytest
 import sqlalchemy as sa
 
+from hfquant.compress import LayerResult, Plan, compress
+from hfquant.conversion import tasks
 from hfquant.conversion.claims import Claim
 from hfquant.conversion.database import tokens
 from hfquant.conversion.job import LOCAL_STEPS
@@ -44,6 +46,19 @@ def dying(name: str, when: str) -> Callable[[Worker], None]:
         Steps.run = patched  # type: ignore[method-assign]  # in a process that ends with it
 
     return prepare
+
+
+def pause(_: Worker) -> None:
+    """The first child waits in its second block: with a small model it could be done before its worker heard of it."""
+    go_on = compress
+
+    def patched(todo: Plan) -> Iterator[LayerResult]:
+        for layer in go_on(todo):
+            yield layer
+            if layer.block == 1 and not todo.resumed:
+                time.sleep(60)
+
+    tasks.compress = patched  # type: ignore[attr-defined, assignment]  # in a process that ends with it, and in its children
 
 
 def assert_as_in_peace(desk: Desk, job: str, calm: dict[str, str], attempt: int = 1) -> None:
@@ -93,6 +108,7 @@ def test_killed_while_compressing(desk: Desk, calm: Calm, name: str, recipe: Any
     """The child dies with its worker, and the next one goes on behind the last finished block."""
 
     def prepare(worker: Worker) -> None:
+        pause(worker)
         note = worker.claims.note
 
         def patched(claim: Claim, happened: Any, **changes: Any) -> None:
@@ -119,18 +135,8 @@ def test_a_machine_that_is_gone(desk: Desk, calm: Calm, monkeypatch: pytest.Monk
     On the same disk it goes on behind the last finished block; without the disk the job begins anew there.
     """
 
-    def slow(worker: Worker) -> None:
-        note = worker.claims.note
-
-        def patched(claim: Claim, happened: Any, **changes: Any) -> None:
-            note(claim, happened, **changes)
-            if any(kind == "layer" and data["block"] == 1 for kind, data in happened):
-                time.sleep(60)
-
-        worker.claims.note = patched  # type: ignore[method-assign]
-
     job = desk.submit()
-    first = desk.work(slow, dead=1.0)
+    first = desk.work(pause, dead=1.0)
     wait(lambda: any(layer["block"] == 1 for layer in layers(desk, job)))
     machine = [*psutil.Process(first.pid).children(recursive=True), psutil.Process(first.pid)]
     assert len(machine) == 2, "the worker, and what does the work"
@@ -154,6 +160,7 @@ def test_a_child_that_is_killed_fails_its_job_and_resuming_goes_on(
     desk: Desk, calm: Calm, name: str, recipe: Any
 ) -> None:
     def prepare(worker: Worker) -> None:
+        pause(worker)
         local = worker.conversions.tools.executors["local"]
         poll = local.poll
 

@@ -138,10 +138,10 @@ def planner() -> Iterator[Planner]:
 def test_sizes_of_families(
     family: str, hub: Hub, built: Callable[[str], Path], planner: Planner, tmp_path: Path
 ) -> None:
-    from hfquant.conversion.preview import see
+    from hfquant.conversion.survey import Survey
 
     hub.store.upload("alice/model", built(family))
-    _, config, tensors = see("alice/model", "main", None)
+    _, config, tensors = Survey().see("alice/model", "main", None)
     recipe = {"steps": [{"method": "rtn"}], "grid": "w4g32"}
     laid = planner.ask((family,), "alice/model", config, tensors, recipe)
     list(compress(built(family), recipe, tmp_path / "out"))
