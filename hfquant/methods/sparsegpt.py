@@ -54,7 +54,7 @@ class Method(Observed):
     damp: float = Field(0.01, ge=0, le=1, description="λ as a fraction of mean(diag H); grows by itself where needed")
     block: int = Field(128, ge=1, description="columns of the sweep that have the same `sparsity`")
     admm: int = Field(12, ge=0, description="steps of the search for a better mask; 0 = the sweep's")
-    refit: int = Field(20, ge=0, description="steps of least squares on the mask, at most; 0 = the sweep's weights")
+    refit: int = Field(8, ge=0, description="steps of least squares on the mask, at most; 0 = the sweep's weights")
 
     kind: ClassVar[str] = "prune"
     needs_hessian: ClassVar[bool] = True
