@@ -9,6 +9,7 @@ from pydantic import BaseModel, ConfigDict, Field, field_validator, model_valida
 from .errors import RecipeError
 from .sizes import read_size
 
+FASTEST_LOSS = 0.05  # of `fastest`, where no other is allowed
 GOALS = ("fit", "average_bits", "max_loss", "fastest")
 
 
@@ -78,6 +79,11 @@ class Budget(BaseModel):
         if self.within is not None and not self.fastest:
             raise ValueError("`within` is for `fastest`; the size alone is `fit`")
         return self
+
+    @property
+    def allowed(self) -> float | None:
+        """By what share perplexity may grow at most; None where size alone is the goal."""
+        return FASTEST_LOSS if self.fastest and self.max_loss is None else self.max_loss
 
     @property
     def with_ends(self) -> bool:

@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
+from ..compress import finish
 from ..compress.layout import Layout
 from ..compress.naming import names_of
 from ..compress.selection import Target, expected
@@ -52,7 +53,7 @@ def candidates(target: Target, recipe: Recipe, budget: Budget) -> list[Candidate
 
 def pinned(target: Target, recipe: Recipe) -> bool:
     """Whether the recipe itself says what becomes of a weight."""
-    return any(not glob.startswith("@") and matches(glob, target.layer, None) for glob in recipe.overrides)
+    return any(matches(glob, target.layer, target.place) for glob in recipe.overrides)
 
 
 def distinct(groups: Sequence[int], in_features: int) -> list[int]:
@@ -82,7 +83,7 @@ class Bytes:
     def of(self, target: Target, candidate: Candidate) -> tuple[int, int]:
         """With and without the header."""
         if candidate.grid is None:
-            tensors = {name: self._kept(name) for name in self.skeleton.stored[target.parameter]}
+            tensors = {name: self._kept(name) for name in self._replaced(target.parameter)}
         else:
             tensors = self.components(target, candidate.grid)
         return self._of(tensors), sum(nbytes(shape, dtype) for shape, dtype in tensors.values())
@@ -103,13 +104,19 @@ class Bytes:
         """All that is not chosen for, and the frame of the file."""
         chosen = {stored for name in self.laid.targets for stored in self._replaced(name)}
         others = {name: self._kept(name) for name in self.skeleton.source.tensors if name not in chosen}
-        return self._of(others) + len(json.dumps(METADATA)) + 40
+        return self._of(others) + self._files() * (len(json.dumps(METADATA)) + 40)
+
+    def _files(self) -> int:
+        """At most: of two files that follow each other, one is at least half full."""
+        total = self.original()
+        return 1 if total <= finish.MAX_SHARD else 1 + 2 * total // finish.MAX_SHARD
 
     def original(self) -> int:
         """Everything as it is, in the type that the result is stored in."""
         return self._of({name: self._kept(name) for name in self.skeleton.source.tensors})
 
     def _replaced(self, parameter: str) -> Iterator[str]:
+        """What the source stores of a parameter: of tied ones, maybe twice."""
         tied: Mapping[str, str] = getattr(self.skeleton.model, "all_tied_weights_keys", {})
         for name in (parameter, *(borrower for borrower, owner in tied.items() if owner == parameter)):
             yield from self.skeleton.stored.get(name, ())

@@ -111,7 +111,7 @@ def outline(laid: Layout, recipe: Recipe) -> Table:
 
 def _check_text(source: Source, recipe: Recipe) -> None:
     """Raises CalibrationError where there is no text to measure a loss on."""
-    if recipe.budget is None or recipe.budget.max_loss is None:
+    if recipe.budget is None or recipe.budget.allowed is None:
         return
     try:
         source.tokenizer()
@@ -126,8 +126,8 @@ def table_of(case: Case, told: Told | None = None) -> Table:
     """The table with losses; what an interrupted or a dry run has found is used again."""
     assert case.recipe.budget is not None
     kept = case.folder / TABLE
-    table = Table.read(kept) if kept.is_file() else None
-    if table is None or table.about.get("fingerprint") != case.fingerprint:
+    table = Table.read(kept, case.fingerprint)
+    if table is None:
         case.folder.mkdir(parents=True, exist_ok=True)
         table = analyse(case.laid, case.recipe, case.tokens, case.folder, case.device, told)
         table = replace(table, about={**table.about, "fingerprint": case.fingerprint})

@@ -60,8 +60,11 @@ class Table:
         write_text(path, json.dumps(data, indent=1))
 
     @classmethod
-    def read(cls, path: Path) -> "Table":
-        data = json.loads(path.read_text("utf-8"))
+    def read(cls, path: Path, fingerprint: str) -> "Table | None":
+        """None where there is none, or one of another fingerprint: what is in it may be of another version."""
+        data = json.loads(path.read_text("utf-8")) if path.is_file() else None
+        if data is None or data["about"].get("fingerprint") != fingerprint:
+            return None
         rows = []
         for said in data["rows"]:
             options = [

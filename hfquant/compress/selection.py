@@ -33,6 +33,7 @@ class Target:
 
     parameter: its name in the model.  layer: the name that recipe and wire know it by, which is the module's (the
     matrices of fused experts share a grid).  shape: (out, in).  activations: how its inputs are rounded, if they are.
+    place: in its stack, None for what is in no block.
     """
 
     parameter: str
@@ -41,6 +42,7 @@ class Target:
     shape: tuple[int, int]
     grid: Grid
     activations: Activations | None = None
+    place: Place | None = None
 
 
 def select(model: nn.Module, recipe: Recipe, dtype: torch.dtype | None = None) -> dict[str, Target]:
@@ -59,7 +61,7 @@ def select(model: nn.Module, recipe: Recipe, dtype: torch.dtype | None = None) -
         spec = None if stay(name) else recipe.grid_for(layer, kind, place)
         if spec is not None:
             rounded = recipe.activations_for(layer, kind, place)
-            target = Target(name, layer, kind, shape, spec.grid(), None if rounded is None else rounded.build())
+            target = Target(name, layer, kind, shape, spec.grid(), None if rounded is None else rounded.build(), place)
             if recipe.trains or steps_for(target, recipe):  # fused experts stay as they are where no step is for them
                 _check_shape(recipe, target)
                 found[name] = target
