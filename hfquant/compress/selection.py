@@ -82,7 +82,8 @@ def steps_for(target: Target, recipe: Recipe) -> list[Method]:
     if target.kind in ("embedding", "head"):
         return [Rtn()]
     without = {"rewrite", "block", "distill"} | ({"quantize"} if target.grid.is_float else set())
-    steps = [step.build() for step in recipe.steps if methods.kind(step.method) not in without]
+    own = recipe.steps_of(target.layer, target.place)
+    steps = [step.build() for step in own if methods.kind(step.method) not in without]
     return [step for step in steps if target.kind != "experts" or getattr(step, "experts", True)]
 
 
@@ -160,7 +161,7 @@ def expected(target: Target, recipe: Recipe) -> Encoding:
     encoding = Encoding(target.grid, activations=target.activations)
     if target.kind in ("embedding", "head"):  # these are rounded, whatever the steps are
         return encoding
-    for step in recipe.steps:
+    for step in recipe.steps_of(target.layer, target.place):
         method = step.build()
         encodes: Callable[[Encoding, tuple[int, int]], Encoding] | None = getattr(method, "encodes", None)
         if encodes is not None and (target.kind != "experts" or getattr(method, "experts", True)):
