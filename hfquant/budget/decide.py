@@ -5,9 +5,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from .. import methods
 from ..errors import RecipeError
+from ..methods._streams import Observed
 from ..recipe import GridSpec, Recipe
-from ..recipe_budget import Budget
+from ..recipe_budget import Budget, Share
 from ..sizes import size
 from .candidates import ENDS
 from .choose import frontier, solve, total, units
@@ -155,12 +157,43 @@ def as_recipe(recipe: Recipe, chosen: "Sequence[tuple[Row, Option]]") -> Recipe:
     data |= {
         "name": f"{recipe.name} {said(recipe.budget)}" if recipe.budget else recipe.name,
         "budget": None,
+        "steps": _steps(recipe, chosen),
         "grid": common.model_dump(),
         "overrides": own | {glob: grid for glob, grid in data["overrides"].items() if glob not in own},
         "embeddings": None,
         "format": "native",
     }
     return Recipe.parse(data)
+
+
+def _steps(recipe: Recipe, chosen: "Sequence[tuple[Row, Option]]") -> list[dict[str, Any]]:
+    """The recipe's steps, and those that only some layers go through."""
+    shares: dict[Share, list[str]] = {}
+    ranks: dict[int, list[str]] = {}
+    for row, option in chosen:
+        if option.sparsity is not None:
+            shares.setdefault(option.sparsity, []).append(row.layer)
+        if option.rank:
+            ranks.setdefault(option.rank, []).append(row.layer)
+    kinds = [methods.kind(step.method) for step in recipe.steps]
+    at = kinds.index("quantize")
+    watched = {key: value for key, value in recipe.steps[at].options.items() if key in Observed.model_fields}
+    pruning = [
+        {
+            "method": "sparsegpt",
+            "pattern" if isinstance(share, str) else "sparsity": share,
+            **watched,
+            "only": _once(some),
+        }
+        for share, some in shares.items()
+    ]
+    correcting = [{"method": "lorc", "rank": rank, "only": _once(some)} for rank, some in sorted(ranks.items())]
+    steps = [step.model_dump(mode="json") for step in recipe.steps]
+    return [*steps[:at], *pruning, steps[at], *correcting, *steps[at + 1 :]]
+
+
+def _once(layers: Sequence[str]) -> list[str]:
+    return list(dict.fromkeys(layers))
 
 
 def _nothing(recipe: Recipe) -> RecipeError:

@@ -22,7 +22,7 @@ from ..tensors.shards import write_text
 from .analysis import Told, analyse
 from .candidates import Bytes, candidates
 from .decide import Decision, check, decide
-from .table import Option, Row, Table
+from .table import Row, Table
 
 FOLDER, TABLE = "budget", "table.json"  # in the working folder of a compression
 VERSION = 1  # of how losses are predicted
@@ -84,7 +84,7 @@ def open_case(
         device,
         torch.__version__,
     ]
-    key += [budget.bits, budget.groups, budget.with_ends]
+    key += [budget.bits, budget.groups, budget.sparsity, budget.ranks, budget.with_ends]
     fingerprint = hashlib.sha256(json.dumps(key).encode()).hexdigest()
     return Case(source, chosen, laid, tokens, out, journal.folder / FOLDER, table, device, fingerprint)
 
@@ -103,7 +103,7 @@ def outline(laid: Layout, recipe: Recipe) -> Table:
     assert recipe.budget is not None
     sizes, rows = Bytes(laid, recipe), []
     for target in laid.targets.values():
-        options = [Option(c.grid, *sizes.of(target, c), 0.0) for c in candidates(target, recipe, recipe.budget)]
+        options = [sizes.option(target, one) for one in candidates(target, recipe, recipe.budget)]
         count = laid.skeleton.model.get_parameter(target.parameter).numel()
         rows.append(Row(target.layer, target.kind, count, target.layer, tuple(options)))
     return Table(tuple(rows), sizes.rest(), sizes.original())

@@ -80,3 +80,24 @@ def test_every_shard_has_a_frame(built: Folders, tmp_path: Path, monkeypatch: py
     files = list((tmp_path / "out").glob("model-*.safetensors"))
     assert len(files) > 3
     assert sum(file.stat().st_size for file in files) <= decide(case.table, case.recipe).nbytes
+
+
+@pytest.mark.parametrize("family", ["llama", "gpt2", "mixtral"])
+def test_what_is_pruned_or_corrected_is_counted(family: str, built: Folders, tmp_path: Path) -> None:
+    """Every layer something else: patterns, shares, ranks and both, transposed weights and fused experts among them."""
+    budget = {"average_bits": 4, "sparsity": ["2of4", 0.4], "ranks": [2, 5], "groups": [32, 64]}
+    case = open_case(built(family), {"budget": budget}, tmp_path / "out", **SMALL)
+    chosen, some = [], {}
+    for i, row in enumerate(case.table.rows):
+        beyond = [option for option in row.options if option.sparsity is not None or option.rank]
+        assert bool(beyond) == (row.kind != "embedding")
+        if row.kind == "experts":
+            assert {option.name for option in beyond} == {
+                f"w{b}g64 2of4".replace("w4g64", "w4g64sym") for b in (3, 4, 5)
+            }
+        option = beyond[i % len(beyond)] if beyond else row.options[0]
+        option = some.setdefault(row.layer, option)  # fused experts have one grid
+        chosen.append((row, next(o for o in row.options if o.name == option.name)))
+    expected = case.table.rest + sum(option.nbytes for _, option in chosen)
+    nbytes = made(built(family), as_recipe(case.recipe, chosen), tmp_path / "out")
+    assert 0.98 * expected <= nbytes <= expected

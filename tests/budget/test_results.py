@@ -176,11 +176,11 @@ def test_the_fastest_while_loading_is_measured(trained: Folders, monkeypatch: py
     model = AutoModelForCausalLM.from_pretrained(trained("llama"), dtype=torch.float32)
     recipe = Recipe.parse({"name": "gptq", "budget": {"fastest": True, "bits": [4, 8]}})
     batches = [families.held_out(8)[:, :64]]
-    monkeypatch.setattr(speed, "_seconds", lambda shape, grid, dtype: 1.0 if grid is None else 1 / grid.bits)
+    monkeypatch.setattr(speed, "_seconds", lambda shape, one, dtype: 1 / one.grid.bits if one.grid else 1.0)
     decision = choose_for(model, recipe, batches)
     assert decision.seconds == pytest.approx(sum(1 / option.grid.bits for _, option in decision.chosen if option.grid))
     assert {option.grid.bits for _, option in decision.chosen if option.grid} == {8}
-    monkeypatch.setattr(speed, "_seconds", lambda shape, grid, dtype: 1.0 if grid is None else 2.0)
+    monkeypatch.setattr(speed, "_seconds", lambda shape, one, dtype: 2.0 if one.grid else 1.0)
     with pytest.raises(RecipeError, match="on this machine no layer is faster compressed"):
         choose_for(model, recipe, batches)
 
