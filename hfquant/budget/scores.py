@@ -27,8 +27,8 @@ def whole(S: Tensor) -> Tensor:
 
 @dataclass(frozen=True)
 class Spread:
-    """M [in, in] of `moments`.  order int64 [in]: in which columns are rounded; with its rows and columns so, M is upper
-    triangular.  diagonal [in]: of U, by column."""
+    """M [in, in] of `moments`, upper triangular with its rows and columns in order.  order int64 [in]: in which columns
+    are rounded.  diagonal [in]: of U, by column."""
 
     M: Tensor
     order: Tensor
