@@ -22,7 +22,7 @@ from ..tensors.shards import write_text
 from .analysis import Told, analyse
 from .candidates import Bytes, candidates
 from .decide import Decision, check, decide
-from .table import Option, Row, Table
+from .table import Row, Table
 
 FOLDER, TABLE = "budget", "table.json"  # in the working folder of a compression
 VERSION = 1  # of how losses are predicted
@@ -84,7 +84,7 @@ def open_case(
         device,
         torch.__version__,
     ]
-    key += [budget.bits, budget.groups, budget.with_ends]
+    key += [budget.bits, budget.groups, budget.sparsity, budget.ranks, budget.with_ends]
     fingerprint = hashlib.sha256(json.dumps(key).encode()).hexdigest()
     return Case(source, chosen, laid, tokens, out, journal.folder / FOLDER, table, device, fingerprint)
 
@@ -103,7 +103,7 @@ def outline(laid: Layout, recipe: Recipe) -> Table:
     assert recipe.budget is not None
     sizes, rows = Bytes(laid, recipe), []
     for target in laid.targets.values():
-        options = [Option(c.grid, *sizes.of(target, c), 0.0) for c in candidates(target, recipe, recipe.budget)]
+        options = [sizes.option(target, one) for one in candidates(target, recipe, recipe.budget)]
         count = laid.skeleton.model.get_parameter(target.parameter).numel()
         rows.append(Row(target.layer, target.kind, count, target.layer, tuple(options)))
     return Table(tuple(rows), sizes.rest(), sizes.original())
@@ -111,7 +111,7 @@ def outline(laid: Layout, recipe: Recipe) -> Table:
 
 def _check_text(source: Source, recipe: Recipe) -> None:
     """Raises CalibrationError where there is no text to measure a loss on."""
-    if recipe.budget is None or recipe.budget.max_loss is None:
+    if recipe.budget is None or recipe.budget.allowed is None:
         return
     try:
         source.tokenizer()
@@ -126,8 +126,8 @@ def table_of(case: Case, told: Told | None = None) -> Table:
     """The table with losses; what an interrupted or a dry run has found is used again."""
     assert case.recipe.budget is not None
     kept = case.folder / TABLE
-    table = Table.read(kept) if kept.is_file() else None
-    if table is None or table.about.get("fingerprint") != case.fingerprint:
+    table = Table.read(kept, case.fingerprint)
+    if table is None:
         case.folder.mkdir(parents=True, exist_ok=True)
         table = analyse(case.laid, case.recipe, case.tokens, case.folder, case.device, told)
         table = replace(table, about={**table.about, "fingerprint": case.fingerprint})

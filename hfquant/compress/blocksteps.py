@@ -22,6 +22,21 @@ def in_scope(steps: Sequence[Step], scope: str) -> list[tuple[str, Any]]:
     return [(name, step) for name, step in built if getattr(step, "scope", "linear") == scope]
 
 
+def ways(targets: Mapping[Weight, Any], recipe: Recipe) -> dict[Weight, Sequence[tuple[str, Any]]]:
+    """The steps for one weight that each of these targets goes through, where some steps are not for all."""
+    if not any(step.only for step in recipe.steps):
+        return {}
+    built: dict[tuple[int, ...], Sequence[tuple[str, Any]]] = {}
+    found = {}
+    for weight, target in targets.items():
+        own = recipe.steps_of(target.layer, target.place)
+        key = tuple(map(id, own))
+        if key not in built:
+            built[key] = in_scope(own, "linear")
+        found[weight] = built[key]
+    return found
+
+
 @torch.no_grad()
 def prepare(
     block: nn.Module,

@@ -11,7 +11,8 @@ from scipy.stats import spearmanr
 from transformers import AutoModelForCausalLM
 
 from hfquant import HfQuantConfig, compress, plan
-from hfquant.budget import Case, Decision, choose_recipe, decide, door, open_case, table_of
+from hfquant.budget import Case, Decision, choose_recipe, decide, door, open_case, speed, table_of
+from hfquant.budget.loaded import choose_for
 from hfquant.budget.promise import ATTEMPTS, reach
 from hfquant.errors import CalibrationError, QualityError, RecipeError
 from hfquant.measure.evaluate import compare
@@ -156,6 +157,32 @@ def test_a_loss_needs_a_text(built: Folders, tmp_path: Path) -> None:
             (model / file.name).write_bytes(file.read_bytes())
     with pytest.raises(CalibrationError, match=r"a loss is measured on a text, and .* has no tokenizer"):
         case_of(model, tmp_path / "out", max_loss="1%")
+
+
+def test_a_table_of_another_version_is_made_anew(trained: Folders, tmp_path: Path) -> None:
+    case = case_of(trained("llama"), tmp_path / "out", average_bits=3)
+    first = table_of(case)
+    file = case.folder / door.TABLE
+    data = json.loads(file.read_text())
+    data["rows"][0]["unheard_of"] = 1
+    data["about"]["fingerprint"] = "another"
+    file.write_text(json.dumps(data))
+    again = table_of(case)
+    assert again.rows == first.rows
+    assert json.loads(file.read_text())["about"]["fingerprint"] == case.fingerprint
+
+
+def test_the_fastest_while_loading_is_measured(trained: Folders, monkeypatch: pytest.MonkeyPatch) -> None:
+    model = AutoModelForCausalLM.from_pretrained(trained("llama"), dtype=torch.float32)
+    recipe = Recipe.parse({"name": "gptq", "budget": {"fastest": True, "bits": [4, 8]}})
+    batches = [families.held_out(8)[:, :64]]
+    monkeypatch.setattr(speed, "_seconds", lambda shape, one, dtype: 1 / one.grid.bits if one.grid else 1.0)
+    decision = choose_for(model, recipe, batches)
+    assert decision.seconds == pytest.approx(sum(1 / option.grid.bits for _, option in decision.chosen if option.grid))
+    assert {option.grid.bits for _, option in decision.chosen if option.grid} == {8}
+    monkeypatch.setattr(speed, "_seconds", lambda shape, one, dtype: 2.0 if one.grid else 1.0)
+    with pytest.raises(RecipeError, match="on this machine no layer is faster compressed"):
+        choose_for(model, recipe, batches)
 
 
 def test_while_loading(trained: Folders, tmp_path: Path) -> None:
