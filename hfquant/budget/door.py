@@ -18,14 +18,13 @@ from ..model.calibration import digest
 from ..model.source import Source, open_source
 from ..model.survey import survey
 from ..recipe import GridSpec, Recipe
-from ..tensors.shards import write_text
 from .analysis import Told, analyse
 from .candidates import Bytes, candidates
 from .decide import Decision, check, decide
 from .table import Row, Table
 
 FOLDER, TABLE = "budget", "table.json"  # in the working folder of a compression
-VERSION = 1  # of how losses are predicted
+VERSION = 2  # of how losses are predicted
 
 
 @dataclass(frozen=True)
@@ -140,26 +139,10 @@ def table_of(case: Case, told: Told | None = None) -> Table:
     return table
 
 
-def remember(case: Case, table: Table, bound: float | None) -> None:
-    """What loss is being tried: a run that takes up an interrupted one must make the same choice."""
-    if not (case.folder / TABLE).is_file():  # a result that was finished before has removed it
+def remember(case: Case, table: Table) -> None:
+    """The table as a file, where a result that was finished before has removed it."""
+    if not (case.folder / TABLE).is_file():
         table.write(case.folder / TABLE)
-    if bound is not None:
-        write_text(case.folder / "bound.json", json.dumps({"fingerprint": _asked(case), "bound": bound}))
-
-
-def resumed_bound(case: Case) -> float | None:
-    """None for what was not tried yet."""
-    file = case.folder / "bound.json"
-    if not file.is_file():
-        return None
-    known = json.loads(file.read_text("utf-8"))
-    return float(known["bound"]) if known["fingerprint"] == _asked(case) else None
-
-
-def _asked(case: Case) -> str:
-    assert case.recipe.budget is not None
-    return f"{case.fingerprint} {case.recipe.budget.model_dump_json()}"
 
 
 def choose_recipe(

@@ -92,10 +92,10 @@ def test_predicted_losses_rank_and_resemble_measured_ones(trained: Folders, tmp_
     assert all(0.3 < m / p < 3 for m, p in zip(measured, predicted, strict=True) if m is not None and p < 0.2)
 
 
-def grown(out: Path, by: float) -> None:
+def grown(out: Path, by: float, kl: float = 0.1) -> None:
     """A result whose perplexity has grown by a share."""
     out.mkdir(parents=True, exist_ok=True)
-    merge(out, evaluation={"perplexity": 10 * (1 + by), "reference_perplexity": 10.0, "kl": 0.1}, output={"bytes": 1})
+    merge(out, evaluation={"perplexity": 10 * (1 + by), "reference_perplexity": 10.0, "kl": kl}, output={"bytes": 1})
 
 
 def test_a_broken_promise_is_tightened(trained: Folders, tmp_path: Path) -> None:
@@ -121,7 +121,39 @@ def test_a_broken_promise_is_tightened(trained: Folders, tmp_path: Path) -> None
     assert "![" in (case.out / "README.md").read_text()
     assert {"recipe.yaml", "figures/budget.png"} <= set(report["output"]["files"]), "so that --fresh removes them"
     resumed = open_case(trained("llama"), {"name": "gptq", "budget": {"max_loss": 0.1}}, case.out, **SMALL)
-    assert door.resumed_bound(resumed) == pytest.approx(decisions[1].loss * 0.9 * 0.1 / 0.3), "of the last attempt"
+    again: list[Decision] = []
+    reach(resumed, table_of(resumed), compressed, told=again.append)
+    assert again[0].recipe == decisions[2].recipe, "it goes on with the last attempt"
+    assert tried[-1][1], "which replaces what is there"
+
+
+def test_a_loss_that_leaves_room_is_used(trained: Folders, tmp_path: Path) -> None:
+    """Once: a smaller result if that holds, and otherwise the first one again."""
+    for second, attempts in ((0.09, 2), (0.12, 3)):
+        case = case_of(trained("llama"), tmp_path / f"{attempts}", max_loss=0.1)
+        results, decisions = iter([(0.01, 0.02), (second, second), (0.01, 0.02)]), list[Decision]()
+
+        def compressed(recipe: Recipe, again: bool, case: Case = case, results: Any = results) -> None:
+            grown(case.out, *next(results))
+
+        report = reach(case, table_of(case), compressed, told=decisions.append)
+        assert report["budget"]["attempts"] == attempts
+        assert decisions[1].nbytes < decisions[0].nbytes
+        assert decisions[1].loss <= 3 * decisions[0].loss
+        assert [d.recipe for d in decisions[2:]] == [decisions[0].recipe] * (attempts - 2)
+        assert Recipe.parse(case.out / "recipe.yaml") == decisions[-1].recipe
+
+
+def test_room_by_chance_is_not_used(trained: Folders, tmp_path: Path) -> None:
+    """Perplexity hardly grew, but the predictions moved as far as they may."""
+    case, tried = case_of(trained("llama"), tmp_path / "out", max_loss=0.1), []
+
+    def compressed(recipe: Recipe, again: bool) -> None:
+        tried.append(recipe)
+        grown(case.out, -0.02, kl=0.08)
+
+    reach(case, table_of(case), compressed)
+    assert len(tried) == 1
 
 
 def test_a_promise_that_cannot_be_kept_ends(trained: Folders, tmp_path: Path) -> None:
