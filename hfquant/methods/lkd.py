@@ -43,7 +43,7 @@ class Method(BaseModel):
     needs_hessian: ClassVar[bool] = True
     needs_original: ClassVar[bool] = True
 
-    steps: int = Field(40, ge=1, description="of the optimizer, for each block")
+    steps: int = Field(80, ge=1, description="of the optimizer, for each block")
     tokens: int = Field(2048, ge=1, description="that a step learns from")
     rounding: float = Field(
         0.01, ge=0, lt=0.5, description="learning rate of the codes, in steps of the grid; 0: they stay as they are"
