@@ -187,7 +187,7 @@ class Calibration(Strict):
 
     source: str = Field(
         default="default",
-        description="`default`, `self` (the model's own text), a text file or a Hub dataset",
+        description="`default`, `self` (the model's own text), `random` (tokens), a text file or a Hub dataset",
     )
     samples: int = Field(default=64, ge=1, description="how many sequences")
     seq_len: int = Field(default=512, ge=8, description="tokens per sequence")
