@@ -87,7 +87,7 @@ def tiled(matrix: Matrix, activations: Activations | None, real: bool) -> "Tiled
     return found
 
 
-REAL, INTEGER = "tiles as x is", "tiles for integers"
+TILES, REAL, INTEGER = "tiles", "tiles as x is", "tiles for integers"
 
 
 def _made(matrix: Matrix, activations: Activations | None, real: bool) -> "Tiled":
@@ -96,7 +96,7 @@ def _made(matrix: Matrix, activations: Activations | None, real: bool) -> "Tiled
     level = prepared()
     how = layout.Preparation.of(matrix.encoding.grid, matrix.shape[1], activations, real)
     try:
-        held = matrix.derive("tiles", lambda: layout.Tiles(matrix.quantized().filled, level, how))
+        held = matrix.derive(TILES, lambda: layout.Tiles(matrix.quantized().filled, level, how))
         return layout.Tiled(held, how)
     except (RuntimeError, OSError) as error:
         raise Unavailable(f"its code could not be made: {str(error).splitlines()[0]}") from error
