@@ -17,7 +17,6 @@ import math
 import os
 import threading
 import weakref
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -78,7 +77,7 @@ def linear(x: Tensor, matrix: Matrix, bias: Tensor | None) -> Tensor:
 def _noted(x: Tensor, matrix: Matrix, bias: Tensor | None, bound: Any) -> kernels.Bound:
     """What the layer's next call is to run."""
     if not hasattr(bound, "joined") or x.is_inference() or not enabled():
-        return bound  # type: ignore[no-any-return]
+        return bound
     name = f"{matrix.fmt.name} {matrix.encoding} {matrix.shape[0]}x{matrix.shape[1]}"
     member = Member(weakref.ref(matrix.entry), bound, bias, name)
     group = _HERE.group() if _HERE.group is not None else None
@@ -205,9 +204,9 @@ def _missed(made: Made) -> None:
         kernels.explain(f"hfquant: {made.group.members[0].name} by itself again: layers stopped to read what it reads")
 
 
-def _split(y: Tensor, sizes: Sequence[int]) -> list[Tensor]:
+def _split(y: Tensor, sizes: list[int]) -> list[Tensor]:
     """[..., sum of sizes] -> [..., size] each, contiguous."""
-    parts = list(y.split(sizes, -1))
+    parts = list(torch.split_with_sizes(y, sizes, -1))
     return parts if y.numel() == y.shape[-1] else [part.contiguous() for part in parts]
 
 

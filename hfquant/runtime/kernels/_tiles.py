@@ -43,6 +43,11 @@ def unfit(x: Tensor, matrix: Matrix) -> str | None:
         return f"for inputs of 32 or 16 bits, not {x.dtype}"
     if not matrix.trackable:
         return "weights made under torch.inference_mode: a change of them could not be noticed"
+    return missing()
+
+
+def missing() -> str | None:
+    """Why nothing can be generated on this machine."""
     try:
         from ...llvm import machine
 
