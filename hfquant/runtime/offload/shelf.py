@@ -52,6 +52,10 @@ class _Stored:
         batch, heads, _, dim = self.shape
         return batch * heads * dim * self.dtype.itemsize
 
+    def fits(self, tensor: Tensor) -> bool:
+        """Whether tokens of this tensor are like those that are there: as many sequences, heads and channels."""
+        return (*self.shape[:2], self.shape[3]) == (*tensor.shape[:2], tensor.shape[3])
+
 
 @dataclass
 class Shelf:
@@ -120,10 +124,7 @@ class Shelf:
 
     def _write(self, stored: _Stored, layer: DynamicLayer, name: str, tensor: Tensor) -> None:
         self._settle(stored)
-        same = stored.region is not None and (*stored.shape[:2], stored.shape[3]) == (
-            *tensor.shape[:2],
-            tensor.shape[3],
-        )
+        same = stored.region is not None and stored.fits(tensor)
         grown = same and only_grows(layer, name)
         first = stored.held if grown and stored.held <= tensor.shape[2] else 0
         stored.shape, stored.dtype, stored.held = tuple(tensor.shape), tensor.dtype, tensor.shape[2]
