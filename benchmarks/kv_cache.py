@@ -58,10 +58,11 @@ def main() -> None:
     torch.set_num_threads(1)
     model = AutoModelForCausalLM.from_pretrained(given.model, dtype=torch.float32).eval()
     tokenizer = AutoTokenizer.from_pretrained(given.model)
-    windows = cut(read_text(given.text) if given.text else read_text(), tokenizer, given.window_len, given.windows)
+    text = read_text(given.text) if given.text else read_text()
+    windows = cut(text, tokenizer, given.window_len, given.windows)
     config, rows = model.config, []
     settings = {
-        "model": Path(given.model).name, "windows": len(windows), "window_len": given.window_len,
+        "model": Path(given.model).name, "text": text.name, "windows": len(windows), "window_len": given.window_len,
         "piece": PIECE, "steps": given.steps, "window": 64, "group": 64, "dtype": "float32",
     }  # fmt: skip
 
@@ -95,7 +96,7 @@ def main() -> None:
 def table(result: dict[str, Any]) -> str:
     s = result["settings"]
     lines = [
-        f"{s['model']}, {s['windows']} windows of {s['window_len']} tokens, read {s['piece']} at a time "
+        f"{s['model']}, {s['text']}, {s['windows']} windows of {s['window_len']} tokens, read {s['piece']} at a time "
         f"(all tokens scored), or the last {s['steps']} one by one; window 64, groups of 64, float32.",
         "",
         "| cache | tokens a new one attends to | scored | perplexity | cost | cache, MB |",

@@ -1,7 +1,7 @@
 """The weights of one stage at a time, read ahead of their use into a ring of buffers that never grows."""
 
 from collections.abc import Callable, Sequence
-from concurrent.futures import Future
+from concurrent.futures import Future, wait
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -67,11 +67,15 @@ class Loader:
             if stage not in self._slots:
                 self._forget()
                 self._submit(stage)
-            self._wait(self._slots[stage])
+            try:
+                self._wait(self._slots[stage])
+            except BaseException:
+                self._give_up(self._slots.pop(stage))  # half of it is there: the next use reads it anew
+                raise
             self._bind(self._slots[stage])
         self._ahead(stage)
         following = self._slots.get(self.after(stage))
-        if following is not None and all(read.done() for read in following.reads):
+        if following is not None and all(read.done() and not read.exception() for read in following.reads):
             self._copy(following)
 
     def leave(self, stage: int) -> None:
@@ -81,9 +85,7 @@ class Loader:
             for name in slot.tensors:
                 module, leaf = _owner(self.model, name)
                 module._parameters[leaf] = self._empty[name]
-            if self.upload is not None and slot.copies is not None:
-                self.upload.settle(slot.copies[1])
-            self._free.append(slot.buffer)
+            self._give_up(slot)
         self._ahead(stage)
 
     def _ahead(self, stage: int) -> None:
@@ -120,14 +122,22 @@ class Loader:
             self._wait(slot)
         finally:
             self._reader.spent = None
-            self._free.append(slot.buffer)
+            self._give_up(slot)
         seconds, processor = (sum(part) for part in zip(*spent, strict=True))
         nbytes = sum(piece.size for piece in self.streamed[stage])
         return nbytes, seconds / min(self._reader.threads, len(spent)), processor
 
     def _wait(self, slot: _Slot) -> None:
-        while slot.reads:
-            slot.reads.pop().result()
+        """Until all is read.  Raises what a read raised, every time: a slot that failed is never whole."""
+        for read in slot.reads:
+            read.result()
+
+    def _give_up(self, slot: _Slot) -> None:
+        """Take back the buffer of a slot, when nothing writes into it any more."""
+        wait(slot.reads)
+        if self.upload is not None and slot.copies is not None:
+            self.upload.settle(slot.copies[1])
+        self._free.append(slot.buffer)
 
     def _copy(self, slot: _Slot) -> dict[str, Tensor]:
         """The tensors where they are computed with."""
@@ -149,12 +159,8 @@ class Loader:
 
     def _forget(self) -> None:
         """Give up what was read ahead in vain."""
-        for slot in self._slots.values():
-            self._wait(slot)
-            if self.upload is not None and slot.copies is not None:
-                self.upload.settle(slot.copies[1])
-            self._free.append(slot.buffer)
-        self._slots.clear()
+        while self._slots:
+            self._give_up(self._slots.popitem()[1])
 
     def close(self) -> None:
         """Stop reading and take every weight out."""

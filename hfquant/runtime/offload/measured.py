@@ -1,8 +1,9 @@
 """What the cost model is told of one model on one machine."""
 
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from threading import Event, Thread
+from threading import Event
 from typing import Any
 
 import torch
@@ -90,20 +91,21 @@ def _drag(loader: Loader) -> float:
 
     work()
     alone = min(work() for _ in range(3))
-    over, read = Event(), [0, 0.0]
+    over = Event()
 
-    def go_on() -> None:
-        stage = 0
-        while not over.is_set():
-            nbytes, seconds, _ = loader.try_out(stage % len(loader.stages))
-            read[0], read[1], stage = read[0] + nbytes, read[1] + seconds, stage + 1
+    def go_on() -> tuple[int, float]:
+        nbytes, seconds, stage = 0, 0.0, 0
+        while not (over.is_set() and nbytes):
+            more, spent, _ = loader.try_out(stage % len(loader.stages))
+            nbytes, seconds, stage = nbytes + more, seconds + spent, stage + 1
+        return nbytes, seconds
 
-    thread = Thread(target=go_on)
-    thread.start()
-    times = [work() for _ in range(5)]
-    while not read[0]:
-        times.append(work())
-    over.set()
-    thread.join()
+    with ThreadPoolExecutor(1, thread_name_prefix="hfquant-beside") as pool:
+        reading = pool.submit(go_on)
+        try:
+            times = [work() for _ in range(5)]
+        finally:
+            over.set()  # whatever happens here: the thread would go on for ever
+        nbytes, seconds = reading.result()
     slower = sorted(times)[len(times) // 2] / alone - 1  # seconds more per second of computing
-    return max(0.0, slower) * read[1] / read[0]
+    return max(0.0, slower) * seconds / nbytes

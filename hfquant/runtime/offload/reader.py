@@ -91,12 +91,12 @@ class Reader:
         ]
 
     def _read(self, handle: Handle, offset: int, stored: torch.dtype, target: Tensor, name: str) -> None:
-        if self.spent is None:
+        if (spent := self.spent) is None:
             self._fetch(handle, offset, stored, target, name)
             return
         start, used = undisturbed(), time.thread_time()
         self._fetch(handle, offset, stored, target, name)
-        self.spent.append((undisturbed() - start, time.thread_time() - used))
+        spent.append((undisturbed() - start, time.thread_time() - used))
 
     def _fetch(self, handle: Handle, offset: int, stored: torch.dtype, target: Tensor, name: str) -> None:
         nbytes = target.numel() * stored.itemsize

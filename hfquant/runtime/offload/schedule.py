@@ -125,14 +125,14 @@ def run(
         while True:
             while more and len(active) < width:
                 more = _begin(lanes, active, seed)
-                yield from _ended(active)
+                yield from _ended(active, order, shelf)
             if not active:
                 return
             stage = _next(active, stage)
             loader.enter(stage)
             _through([lane for lane in active if lane.stage == stage], stage, shelf)
             loader.leave(stage)
-            yield from _ended(active)
+            yield from _ended(active, order, shelf)
             stage += 1
     finally:
         for lane in active:
@@ -162,7 +162,7 @@ def _pass(lane: Lane, stage: int, following: Lane | None, shelf: Shelf | None) -
         if following is not None:
             shelf.prefetch(following.layers(stage))
     lane.resume()
-    if shelf is not None:
+    if shelf is not None and not lane.done:
         shelf.put(layers)
 
 
@@ -172,9 +172,17 @@ def _next(active: Sequence[Lane], stage: int) -> int:
     return next((s for s in waiting if s >= stage), waiting[0])
 
 
-def _ended(active: list[Lane]) -> Iterator[int]:
+def _ended(active: list[Lane], order: Order, shelf: Shelf | None) -> Iterator[int]:
     """Which lanes have ended.  Not the lanes: whoever gets one holds its cache, which is most of what memory holds."""
     while (at := next((at for at, lane in enumerate(active) if lane.done), None)) is not None:
-        index = active.pop(at).index
+        index = _leave(active.pop(at), order, shelf)
         gc.collect()  # transformers leaves cycles behind
         yield index
+
+
+def _leave(lane: Lane, order: Order, shelf: Shelf | None) -> int:
+    """Give back what a lane has on disk, for the next ones; returns its index."""
+    if shelf is not None:
+        for stage in range(order.stages):
+            shelf.drop(lane.layers(stage))
+    return lane.index

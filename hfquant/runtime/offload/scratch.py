@@ -3,10 +3,11 @@
 import errno
 import os
 import tempfile
+from dataclasses import dataclass
 from pathlib import Path
 
 from ...errors import ResourceError, SourceError
-from .reader import Handle
+from .reader import BLOCK, Handle
 
 
 class Scratch:
@@ -22,12 +23,23 @@ class Scratch:
             self.folder.mkdir(parents=True, exist_ok=True)
             with tempfile.TemporaryFile(dir=self.folder, buffering=0) as opened:
                 handle = Handle.of(os.dup(opened.fileno()))
-            self._open.append(handle)
-            if nbytes and hasattr(os, "posix_fallocate"):
-                os.posix_fallocate(handle.fd, 0, nbytes)
         except OSError as error:
             raise self.refused(error, nbytes) from error
+        self._open.append(handle)
+        try:
+            self.extend(handle, 0, nbytes)
+        except ResourceError:
+            self.release(handle)  # what there was room for
+            raise
         return handle
+
+    def extend(self, handle: Handle, at: int, nbytes: int) -> None:
+        """Have room for so many bytes from `at` on.  Raises ResourceError if the disk has not."""
+        try:
+            if nbytes and hasattr(os, "posix_fallocate"):
+                os.posix_fallocate(handle.fd, at, nbytes)
+        except OSError as error:
+            raise self.refused(error, nbytes) from error
 
     def refused(self, error: OSError, nbytes: int) -> ResourceError:
         """What to say of a file that could not be made or written."""
@@ -47,6 +59,56 @@ class Scratch:
     def close(self) -> None:
         while self._open:
             self._open.pop().close()
+
+
+@dataclass(frozen=True, order=True)
+class Region:
+    """So many bytes of a file from an offset on, a multiple of what direct reads ask for."""
+
+    size: int
+    offset: int
+
+
+class Regions:
+    """Room in one temporary file, taken and given back.
+
+    A file for every tensor of a cache would be thousands, and a process may have about a thousand open.
+    """
+
+    def __init__(self, scratch: Scratch) -> None:
+        self.scratch, self.end = scratch, 0
+        self._file: Handle | None = None
+        self._free: list[Region] = []
+
+    @property
+    def file(self) -> Handle:
+        if self._file is None:
+            self._file = self.scratch.file(0)
+        return self._file
+
+    def take(self, nbytes: int) -> Region:
+        """The smallest that was given back and is large enough, else a new one.
+
+        Raises ResourceError if the disk has no room.
+        """
+        fits = min((region for region in self._free if region.size >= nbytes), default=None)
+        if fits is not None:
+            self._free.remove(fits)
+            return fits
+        region = Region(-(-nbytes // BLOCK) * BLOCK, self.end)
+        self.scratch.extend(self.file, region.offset, region.size)
+        self.end += region.size
+        return region
+
+    def give(self, region: Region) -> None:
+        """Let others have it."""
+        self._free.append(region)
+
+    def close(self) -> None:
+        if self._file is not None:
+            self.scratch.release(self._file)
+        self._file, self.end = None, 0
+        self._free.clear()
 
 
 class Files:

@@ -17,8 +17,8 @@ from transformers.cache_utils import DynamicLayer
 
 from ..kv_cache import CompressedLayer
 from .pieces import room
-from .reader import Handle, Reader
-from .scratch import Scratch, write_all
+from .reader import Reader
+from .scratch import Region, Regions, Scratch, write_all
 
 NAMES = ("keys", "values")
 WRITES = 2  # that may be under way
@@ -37,11 +37,10 @@ def only_grows(layer: DynamicLayer, name: str) -> bool:
 
 @dataclass
 class _Stored:
-    """One tensor on disk: `held` tokens, in a file with room for `capacity`."""
+    """One tensor on disk: `held` tokens, in a part of the file."""
 
-    file: Handle | None = None
+    region: Region | None = None
     held: int = 0
-    capacity: int = 0
     shape: tuple[int, ...] = ()  # [batch, heads, seq, dim] as the layer knows it
     dtype: torch.dtype = torch.float32
     reading: "tuple[list[Future[Any]], Tensor] | None" = None
@@ -52,6 +51,10 @@ class _Stored:
         """Bytes of one token."""
         batch, heads, _, dim = self.shape
         return batch * heads * dim * self.dtype.itemsize
+
+    def fits(self, tensor: Tensor) -> bool:
+        """Whether tokens of this tensor are like those that are there: as many sequences, heads and channels."""
+        return (*self.shape[:2], self.shape[3]) == (*tensor.shape[:2], tensor.shape[3])
 
 
 @dataclass
@@ -65,7 +68,7 @@ class Shelf:
     _stored: dict[tuple[int, str], _Stored] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        self._reader = Reader(2, "hfquant-kv")
+        self._reader, self._regions = Reader(2, "hfquant-kv"), Regions(self.scratch)
         self._writes: deque[_Stored] = deque()  # on their way: each holds what it writes in memory
 
     def prefetch(self, layers: Sequence[DynamicLayer]) -> None:
@@ -107,43 +110,44 @@ class Shelf:
                 stored = self._stored.pop((id(layer), name), None)
                 if stored is not None:
                     self._settle(stored)
-                    if stored.file is not None:
-                        self.scratch.release(stored.file)
+                    if stored.region is not None:
+                        self._regions.give(stored.region)
 
     def _read(self, stored: _Stored) -> None:
         self._settle(stored)
-        assert stored.file is not None
+        assert stored.region is not None
         batch, heads, seq, dim = stored.shape
         raw = room(seq * stored.stride)
         self.bytes_read += len(raw)
-        futures = self._reader.fill(stored.file, 0, torch.uint8, raw, "the cache")
+        futures = self._reader.fill(self._regions.file, stored.region.offset, torch.uint8, raw, "the cache")
         stored.reading = futures, raw.view(stored.dtype).view(seq, batch, heads, dim)
 
     def _write(self, stored: _Stored, layer: DynamicLayer, name: str, tensor: Tensor) -> None:
         self._settle(stored)
-        same = stored.file is not None and (*stored.shape[:2], stored.shape[3]) == (*tensor.shape[:2], tensor.shape[3])
+        same = stored.region is not None and stored.fits(tensor)
         grown = same and only_grows(layer, name)
         first = stored.held if grown and stored.held <= tensor.shape[2] else 0
         stored.shape, stored.dtype, stored.held = tuple(tensor.shape), tensor.dtype, tensor.shape[2]
-        if stored.held * stored.stride > stored.capacity:
+        if stored.region is None or stored.held * stored.stride > stored.region.size:
             rows = layer.rows(name, self.tokens) if isinstance(layer, CompressedLayer) else self.tokens
             self._make_room(stored, rows)
             first = 0
         new = tensor[:, :, first:].permute(2, 0, 1, 3).contiguous().cpu()
         raw = new.view(-1).view(torch.uint8).numpy().data
         self.bytes_written += len(raw)
-        assert stored.file is not None
-        stored.writing = self._reader.pool.submit(write_all, stored.file.fd, first * stored.stride, raw)
+        assert stored.region is not None
+        at = stored.region.offset + first * stored.stride
+        stored.writing = self._reader.pool.submit(write_all, self._regions.file.fd, at, raw)
         self._writes.append(stored)
         while len(self._writes) > WRITES:
             self._settle(self._writes.popleft())
 
     def _make_room(self, stored: _Stored, rows: int) -> None:
-        """A file for as many tokens as there can be: a disk that is too small is noticed at the first one."""
-        if stored.file is not None:
-            self.scratch.release(stored.file)
-        stored.capacity = max(rows, stored.held) * stored.stride
-        stored.file = self.scratch.file(stored.capacity)
+        """Room for as many tokens as there can be: a disk that is too small is noticed at the first one."""
+        if stored.region is not None:
+            self._regions.give(stored.region)
+            stored.region = None
+        stored.region = self._regions.take(max(rows, stored.held) * stored.stride)
 
     def _settle(self, stored: _Stored) -> None:
         """Wait for what is being written.  Raises ResourceError if it could not be."""
@@ -152,8 +156,10 @@ class Shelf:
             try:
                 writing.result()
             except OSError as error:
-                raise self.scratch.refused(error, stored.capacity) from error
+                raise self.scratch.refused(error, stored.held * stored.stride) from error
 
     def close(self) -> None:
+        """Free the file; threads that still use it are waited for."""
         self._reader.close()
         self._stored.clear()
+        self._regions.close()

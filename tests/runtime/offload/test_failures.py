@@ -3,6 +3,7 @@
 import errno
 import os
 import shutil
+import threading
 from collections.abc import Callable
 from pathlib import Path
 
@@ -11,7 +12,7 @@ import torch
 
 from hfquant import offload_generate
 from hfquant.errors import ResourceError, SourceError
-from hfquant.runtime.offload import schedule, scratch
+from hfquant.runtime.offload import measured, schedule, scratch
 from hfquant.runtime.offload.model import OffloadedModel
 from hfquant.runtime.offload.policy import EVERY_LAYER, Policy
 
@@ -31,6 +32,59 @@ def test_a_shard_that_shrinks_while_it_is_in_use(folder: Path) -> None:
         os.truncate(file, file.stat().st_size // 4)
         with pytest.raises(SourceError, match=r"ended early(.|\n)*hint"):
             list(model.stream(PROMPTS, **SETTINGS))
+
+
+def test_what_failed_to_be_read_is_read_anew(folder: Path) -> None:
+    """Weights of which a part could not be read are not taken for whole ones."""
+    file = folder / "model.safetensors"
+    whole = file.read_bytes()
+    with OffloadedModel(folder, Policy(batch=1, batches=2, depth=1)) as model:
+        wanted = dict(model.stream(PROMPTS, **SETTINGS))
+        for depth in (0, 1):
+            model.adopt(Policy(batch=1, batches=2, depth=depth))
+            os.truncate(file, file.stat().st_size // 2)
+            with pytest.raises(SourceError, match="ended early"):
+                list(model.stream(PROMPTS, **SETTINGS))
+            with file.open("r+b") as opened:  # the same file, restored
+                opened.write(whole)
+            assert dict(model.stream(PROMPTS, **SETTINGS)) == wanted
+
+
+class Unreadable:
+    """A loader that cannot read after a while."""
+
+    stages = (None,)
+
+    def __init__(self, after: int) -> None:
+        self.left = after
+
+    def try_out(self, stage: int) -> tuple[int, float, float]:
+        self.left -= 1
+        if self.left < 0:
+            raise SourceError("the file ended early")
+        return 1000, 1e-6, 1e-6
+
+
+def test_measuring_ends_when_reading_fails() -> None:
+    with pytest.raises(SourceError, match="ended early"):
+        measured._drag(Unreadable(0))
+
+
+def test_measuring_can_be_interrupted(monkeypatch: pytest.MonkeyPatch) -> None:
+    """No thread goes on reading, which the interpreter would wait for at its end."""
+    before, calls = threading.active_count(), 0
+
+    def interrupted() -> float:
+        nonlocal calls
+        calls += 1
+        if calls == 11:  # after the three runs without reading, in the second beside it
+            raise KeyboardInterrupt
+        return 0.001 * calls
+
+    monkeypatch.setattr(measured, "computing", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        measured._drag(Unreadable(10**9))
+    assert threading.active_count() == before
 
 
 def test_a_truncated_shard_is_refused_before_any_work(folder: Path) -> None:
