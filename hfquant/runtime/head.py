@@ -88,7 +88,7 @@ def use_head(model: PreTrainedModel, bits: int | None) -> str | None:
     head = model.get_output_embeddings()
     if bits is None:
         if isinstance(head, RoundedHead):
-            head.__class__ = nn.Linear
+            head.__class__ = nn.Linear  # type: ignore[assignment]
             cache.forget([head.weight])
         return None
     if bits not in BITS:
