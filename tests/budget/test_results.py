@@ -52,6 +52,22 @@ def test_size_is_kept_and_used(family: str, built: Folders, tmp_path: Path) -> N
     assert nbytes >= 0.98 * room
 
 
+def test_experts_of_a_layer_have_one_grid(built: Folders, tmp_path: Path) -> None:
+    """They are stored as one tensor with one shape: what is chosen for them is chosen for all, layers apart."""
+    case = case_of(built("mixtral"), tmp_path / "out", average_bits=4)
+    rows = [row for row in case.table.rows if row.kind == "experts"]
+    assert len(rows) == 2 * len({row.layer for row in rows}), "two matrices of each layer"
+    decision = decide(table_of(case), case.recipe)
+    grids: dict[str, set[str]] = {}
+    for row, option in decision.chosen:
+        if row.kind == "experts":
+            grids.setdefault(row.layer, set()).add(option.name)
+    assert all(len(names) == 1 for names in grids.values())
+    made(built("mixtral"), decision.recipe, tmp_path / "out")
+    stored = json.loads((tmp_path / "out" / "config.json").read_text())["quantization_config"]["groups"]
+    assert all(sum(layer in group["modules"] for group in stored) == 1 for layer in grids)
+
+
 def test_the_saved_recipe_gives_the_same_bytes(trained: Folders, tmp_path: Path) -> None:
     decision = choose_recipe(trained("llama"), {"budget": {"average_bits": 3.5}}, tmp_path / "a", **SMALL)
     assert decision.bits <= 3.5
