@@ -93,19 +93,25 @@ def test_what_was_looked_at_is_not_looked_at_again(
 def test_predicted_losses_rank_and_resemble_measured_ones(trained: Folders, tmp_path: Path) -> None:
     model = trained("llama")
     windows, source = families.held_out(24), open_source(model)
-    case = case_of(model, tmp_path / "look", average_bits=3)
+    enough = {"samples": 32, "seq_len": 128}  # or GPTQ fits what it is shown, and loses more elsewhere
+    recipe = {
+        "name": "gptq",
+        "dtype": "keep",
+        "budget": {"average_bits": 3},
+    }  # 16 bits cost as much as the finest grids
+    case = open_case(model, recipe, tmp_path / "look", **enough)
     predicted, measured = [], []
     for i, average in enumerate((2.6, 3.0, 3.5, 4.1, 4.8, 5.5)):
         assert case.recipe.budget is not None
         budget = case.recipe.budget.model_copy(update={"average_bits": average})
         decision = decide(table_of(case), case.recipe.model_copy(update={"budget": budget}))
-        made(model, decision.recipe, tmp_path / f"{i}")
+        list(compress(plan(model, decision.recipe, tmp_path / f"{i}", **enough)))
         compressed = load(tmp_path / f"{i}")
         scores = compare(stream_logits(source, windows, dtype=compressed.dtype), compressed, windows)
         predicted.append(decision.loss)
         measured.append(scores.kl)
     assert spearmanr(predicted, measured)[0] > 0.9
-    assert all(0.3 < m / p < 3 for m, p in zip(measured, predicted, strict=True) if m is not None and p < 0.2)
+    assert all(0.4 < m / p < 2.5 for m, p in zip(measured, predicted, strict=True) if m is not None and p < 0.2)
 
 
 def grown(out: Path, by: float, kl: float = 0.1) -> None:
