@@ -120,6 +120,13 @@ class Budget(BaseModel):
         return self.average_bits is None if self.ends is None else self.ends
 
 
+def with_goal(recipe: Mapping[str, Any], goal: Mapping[str, Any]) -> dict[str, Any]:
+    """A recipe's data with that goal, or pair of goals, in place of its own; what may be chosen from stays."""
+    own = recipe.get("budget") or {}
+    choices = {key: value for key, value in own.items() if key not in (*GOALS, "within")}
+    return {**recipe, "budget": choices | dict(goal)}
+
+
 def read_share(text: str) -> float:
     """0.01 for `1%` and for `0.01`.  Raises ValueError on anything else."""
     found = re.fullmatch(r"\s*(\d+(?:\.\d*)?|\.\d+)\s*(%?)\s*", text)

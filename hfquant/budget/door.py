@@ -24,7 +24,7 @@ from .decide import Decision, check, decide
 from .table import Row, Table
 
 FOLDER, TABLE = "budget", "table.json"  # in the working folder of a compression
-VERSION = 2  # of how losses are predicted
+VERSION = 3  # of how losses are predicted
 
 
 @dataclass(frozen=True)

@@ -52,6 +52,22 @@ def test_size_is_kept_and_used(family: str, built: Folders, tmp_path: Path) -> N
     assert nbytes >= 0.98 * room
 
 
+def test_experts_of_a_layer_have_one_grid(built: Folders, tmp_path: Path) -> None:
+    """They are stored as one tensor with one shape: what is chosen for them is chosen for all, layers apart."""
+    case = case_of(built("mixtral"), tmp_path / "out", average_bits=4)
+    rows = [row for row in case.table.rows if row.kind == "experts"]
+    assert len(rows) == 2 * len({row.layer for row in rows}), "two matrices of each layer"
+    decision = decide(table_of(case), case.recipe)
+    grids: dict[str, set[str]] = {}
+    for row, option in decision.chosen:
+        if row.kind == "experts":
+            grids.setdefault(row.layer, set()).add(option.name)
+    assert all(len(names) == 1 for names in grids.values())
+    made(built("mixtral"), decision.recipe, tmp_path / "out")
+    stored = json.loads((tmp_path / "out" / "config.json").read_text())["quantization_config"]["groups"]
+    assert all(sum(layer in group["modules"] for group in stored) == 1 for layer in grids)
+
+
 def test_the_saved_recipe_gives_the_same_bytes(trained: Folders, tmp_path: Path) -> None:
     decision = choose_recipe(trained("llama"), {"budget": {"average_bits": 3.5}}, tmp_path / "a", **SMALL)
     assert decision.bits <= 3.5
@@ -77,19 +93,25 @@ def test_what_was_looked_at_is_not_looked_at_again(
 def test_predicted_losses_rank_and_resemble_measured_ones(trained: Folders, tmp_path: Path) -> None:
     model = trained("llama")
     windows, source = families.held_out(24), open_source(model)
-    case = case_of(model, tmp_path / "look", average_bits=3)
+    enough = {"samples": 32, "seq_len": 128}  # or GPTQ fits what it is shown, and loses more elsewhere
+    recipe = {
+        "name": "gptq",
+        "dtype": "keep",
+        "budget": {"average_bits": 3},
+    }  # 16 bits cost as much as the finest grids
+    case = open_case(model, recipe, tmp_path / "look", **enough)
     predicted, measured = [], []
     for i, average in enumerate((2.6, 3.0, 3.5, 4.1, 4.8, 5.5)):
         assert case.recipe.budget is not None
         budget = case.recipe.budget.model_copy(update={"average_bits": average})
         decision = decide(table_of(case), case.recipe.model_copy(update={"budget": budget}))
-        made(model, decision.recipe, tmp_path / f"{i}")
+        list(compress(plan(model, decision.recipe, tmp_path / f"{i}", **enough)))
         compressed = load(tmp_path / f"{i}")
         scores = compare(stream_logits(source, windows, dtype=compressed.dtype), compressed, windows)
         predicted.append(decision.loss)
         measured.append(scores.kl)
     assert spearmanr(predicted, measured)[0] > 0.9
-    assert all(0.3 < m / p < 3 for m, p in zip(measured, predicted, strict=True) if m is not None and p < 0.2)
+    assert all(0.4 < m / p < 2.5 for m, p in zip(measured, predicted, strict=True) if m is not None and p < 0.2)
 
 
 def grown(out: Path, by: float, kl: float = 0.1) -> None:
