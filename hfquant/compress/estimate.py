@@ -11,6 +11,7 @@ from torch import Tensor
 
 from ..llvm import refused
 from ..machine import resident_memory
+from ..methods.lkd import Method as Lkd
 from ..model.calibration import GENERATED
 from ..model.inputs import positions
 from ..model.skeleton import Skeleton
@@ -194,7 +195,8 @@ def _seconds(
         solve += tokens.numel() * _squares(layers) * (3.1 if beside else 1.1)  # H is symmetric, C is not
         solve += SOLVE[generated] * sum(layer.shape[0] * layer.shape[1] ** 2 for layer in layers)
         fitting += SWEEP[generated] * weights
-    taught = sum(step.options["steps"] * step.options["tokens"] for step in recipe.steps if step.method == "lkd")
+    narrowest = min((layer.grid.bits for layer in layers), default=16)
+    taught = sum(step.count(narrowest) * step.tokens for step in built if isinstance(step, Lkd))
     learn = 3.5 * 2 * weights * taught / forward  # forward, and twice as much back
     if recipe.generates:  # in batches, and in a decoder's steps the weights' way from memory is as long as products
         learn += 2 * 2 * size_of(skeleton) * tokens.numel() / exact
