@@ -62,7 +62,7 @@ def main() -> None:
             opened_skeleton(folder, torch.float32) as skeleton,
             tempfile.TemporaryDirectory() as states,
         ):
-            size = {"samples": SAMPLES, "seq_len": WINDOW, "seed": 0}
+            size: dict[str, Any] = {"samples": SAMPLES, "seq_len": WINDOW, "seed": 0}
             tokens = token_batches(args.text, skeleton.source.tokenizer(), **size)
             tables[name] = walk(skeleton, tokens, Path(states)).tables
         if name != "original":
