@@ -5,6 +5,8 @@ bytes as all others together at 4 bits.  The parameter stays what it is, tied to
 saved, trained and moved; a rounded copy of it serves few rows on a CPU.
 """
 
+from typing import Any
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -85,11 +87,11 @@ def use_head(model: PreTrainedModel, bits: int | None) -> str | None:
     Returns why it is not possible here, None if it is: a head that is compressed already, or none; a machine without
     generated code.  HFQUANT_EXPLAIN=1 says so too.  Raises RecipeError for bits that are not offered.
     """
-    head = model.get_output_embeddings()
+    head: Any = model.get_output_embeddings()
     if bits is None:
-        if isinstance(head, RoundedHead):
-            head.__class__ = nn.Linear  # type: ignore[assignment]
+        if type(head) is RoundedHead:
             cache.forget([head.weight])
+            _become(head, nn.Linear)
         return None
     if bits not in BITS:
         raise RecipeError(f"a head of {bits} bits is not offered", f"choose {BITS[0]} to {BITS[-1]}")
@@ -97,11 +99,16 @@ def use_head(model: PreTrainedModel, bits: int | None) -> str | None:
     if reason is not None:
         kernels.explain(f"hfquant: the head stays as it is: {reason}")
         return reason
-    if isinstance(head, RoundedHead):
+    if type(head) is RoundedHead:
         cache.forget([head.weight])
-    head.__class__ = RoundedHead
+    _become(head, RoundedHead)
     head.head_bits = bits
     return None
+
+
+def _become(module: nn.Module, kind: type[nn.Module]) -> None:
+    """Change what it runs; hooks, ties and names stay."""
+    module.__class__ = kind
 
 
 def _refused(head: nn.Module | None) -> str | None:
