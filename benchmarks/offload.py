@@ -12,6 +12,7 @@ Times are those of generation alone, after loading.
 
 import argparse
 import json
+import os
 import signal
 import subprocess
 import sys
@@ -48,6 +49,7 @@ def main() -> None:
     parser.add_argument("--prompt-len", type=int, default=8)
     parser.add_argument("--gen-len", type=int, default=8)
     parser.add_argument("--model", type=Path, help="where the model is built, or is since an earlier run")
+    parser.add_argument("--threads", type=int, default=os.cpu_count(), help="that compute")
     parser.add_argument("--dtype", default="float32", help="what is computed with")
     parser.add_argument("--rivals", default="accelerate", help="airllm too, where it is installed")
     parser.add_argument("--rival-batches", type=lambda s: [int(n) for n in s.split(",")], default=[8, 32, 96])
@@ -57,6 +59,7 @@ def main() -> None:
     given = parser.parse_args()
     limit = given.limit if isinstance(given.limit, int) else read_size(given.limit)
     work = {"prompts": given.prompts, "length": given.prompt_len, "new": given.gen_len, "dtype": given.dtype}
+    work["threads"] = given.threads
     before = given.out.with_suffix(".json")
     rows = json.loads(before.read_text())["rows"] if given.only and before.is_file() else {}
     with tempfile.TemporaryDirectory() as temporary:
@@ -114,7 +117,7 @@ def table(document: dict[str, Any]) -> str:
         f"{s['limit_bytes'] / 1e6:.0f} MB of memory ({s['limited_by']}), "
         f"{s['prompts']} prompts of {s['length']} tokens, {s['new']} new ones each, "
         f"in batches of {s['batch']} where hfquant's policy is not solved.  "
-        f"{h['processor']}, one thread; without waiting for a processor that others had.",
+        f"{h['processor']}, {s['threads']} threads compute; without waiting for a processor that others had.",
         "",
         "| | tokens/s | seconds | peak MB | " + " | ".join(f"against {rival}'s best" for rival in rivals) + " |",
         "| --- | ---: | ---: | ---: |" + " ---: |" * len(rivals),

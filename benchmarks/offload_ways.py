@@ -109,7 +109,7 @@ def _in_batches(model: Any, given: dict[str, Any]) -> dict[str, Any]:
 
 if __name__ == "__main__":
     asked = json.loads(sys.argv[1])
-    torch.set_num_threads(1)
+    torch.set_num_threads(asked["threads"])
     if asked.get("group"):
         Path(asked["group"]).write_text(str(os.getpid()))
     elif asked["limit"]:
