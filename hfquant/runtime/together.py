@@ -42,14 +42,16 @@ class Member:
     name: str
 
 
-@dataclass(eq=False)
+@dataclass(eq=False, slots=True)
 class Made:
-    """What the first layer made for the others: the tensor it read, as it was then, and a result for each of them."""
+    """What the first layer made for the others: the tensor it read, as it was then, and a result for each of them
+    until it is taken."""
 
     group: "Group"
     x: Tensor
     version: int
-    results: dict[int, Tensor]
+    results: list[Tensor | None]
+    left: int
 
 
 class _Thread(threading.local):
@@ -105,6 +107,7 @@ class Group:
         self.stamps: list[tuple[int, int]] = []
         self.bias: Tensor | None = None
         self.sizes: list[int] = []
+        self.rows = math.prod(first.plan.given[0][:-1])
         self.missed = 0
 
     def add(self, member: Member) -> int | None:
@@ -143,9 +146,8 @@ class Group:
             self.plan = whole
             if kernels.explains():
                 names = " + ".join(member.name for member in self.members)
-                shape, dtype = self.members[0].plan.given
-                count, kind = math.prod(shape[:-1]), str(dtype).removeprefix("torch.")
-                kernels.explain(f"hfquant: {names}, {count} x {kind}: one call, as they read one tensor")
+                kind = str(self.members[0].plan.given[1]).removeprefix("torch.")
+                kernels.explain(f"hfquant: {names}, {self.rows} x {kind}: one call, as they read one tensor")
 
     def given(self, place: int, bias: Tensor | None) -> bool:
         """Whether a layer's bias is the one that was joined, as it was then."""
@@ -168,9 +170,11 @@ class First:
         if plan is None or torch.is_grad_enabled() or x.is_inference() or not group.given(0, bias):
             return self.alone(x, bias)
         y = plan(x, group.bias)
-        results = _split(y, group.sizes)
-        _HERE.made = Made(group, x, x._version, dict(enumerate(results[1:], 1)))
-        return results[0]
+        first, *others = torch.split_with_sizes(y, group.sizes, -1)
+        if group.rows > 1:  # what a layer returns is contiguous
+            first, *others = [part.contiguous() for part in (first, *others)]
+        _HERE.made = Made(group, x, x._version, [*others], len(others))
+        return first
 
     def alone(self, x: Tensor, bias: Tensor | None) -> Tensor:
         """This layer by itself, now and, if there is nothing to share, always."""
@@ -189,10 +193,13 @@ class Other:
         made = _HERE.made
         if made is None or made.x is not x or made.group is not self.group or made.version != x._version:
             return self.member.plan(x, bias)
-        y = made.results.pop(self.place, None)
-        if not made.results:
+        y, made.results[self.place - 1] = made.results[self.place - 1], None
+        if y is None:  # taken already
+            return self.member.plan(x, bias)
+        made.left -= 1
+        if not made.left:
             _HERE.made, self.group.missed = None, 0
-        return y if y is not None and self.group.given(self.place, bias) else self.member.plan(x, bias)
+        return y if self.group.given(self.place, bias) else self.member.plan(x, bias)
 
 
 def _missed(made: Made) -> None:
@@ -202,12 +209,6 @@ def _missed(made: Made) -> None:
     if made.group.missed == PATIENCE:
         made.group.plan = None
         kernels.explain(f"hfquant: {made.group.members[0].name} by itself again: layers stopped to read what it reads")
-
-
-def _split(y: Tensor, sizes: list[int]) -> list[Tensor]:
-    """[..., sum of sizes] -> [..., size] each, contiguous."""
-    parts = list(torch.split_with_sizes(y, sizes, -1))
-    return parts if y.numel() == y.shape[-1] else [part.contiguous() for part in parts]
 
 
 def _stamp(bias: Tensor | None) -> tuple[int, int]:
