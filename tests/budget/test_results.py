@@ -151,9 +151,9 @@ def test_a_broken_promise_is_tightened(trained: Folders, tmp_path: Path) -> None
 
 def test_a_loss_that_leaves_room_is_used(trained: Folders, tmp_path: Path) -> None:
     """Once: a smaller result if that holds, and otherwise the first one again."""
-    for second, attempts in ((0.09, 2), (0.12, 3)):
-        case = case_of(trained("llama"), tmp_path / f"{attempts}", max_loss=0.1)
-        results, decisions = iter([(0.01, 0.02), (second, second), (0.01, 0.02)]), list[Decision]()
+    for second, attempts in ((0.009, 2), (0.012, 3)):
+        case = case_of(trained("llama"), tmp_path / f"{attempts}", max_loss=0.01)
+        results, decisions = iter([(0.001, 0.002), (second, second), (0.001, 0.002)]), list[Decision]()
 
         def compressed(recipe: Recipe, again: bool, case: Case = case, results: Any = results) -> None:
             grown(case.out, *next(results))
@@ -168,7 +168,7 @@ def test_a_loss_that_leaves_room_is_used(trained: Folders, tmp_path: Path) -> No
 
 def test_room_by_chance_is_not_used(trained: Folders, tmp_path: Path) -> None:
     """Perplexity hardly grew, but the predictions moved as far as they may."""
-    case, tried = case_of(trained("llama"), tmp_path / "out", max_loss=0.1), []
+    case, tried = case_of(trained("llama"), tmp_path / "out", max_loss=0.01), []
 
     def compressed(recipe: Recipe, again: bool) -> None:
         tried.append(recipe)
