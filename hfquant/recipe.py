@@ -102,7 +102,13 @@ class Recipe(Strict):
     @property
     def patterns(self) -> tuple[str, ...]:
         """All globs and roles that it mentions."""
-        return (*self.keep, *self.overrides, *(self.activations.keep if self.activations else ()))
+        own = (
+            pattern
+            for step in self.steps
+            for option in getattr(methods.load(step.method), "by_layer", ())
+            for pattern in step.options[option]
+        )
+        return (*self.keep, *self.overrides, *(self.activations.keep if self.activations else ()), *own)
 
     def grid_for(self, module: str, kind: str = "linear", place: Place | None = None) -> GridSpec | None:
         """The grid of a module, None if it stays as it is.
