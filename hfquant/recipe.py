@@ -103,7 +103,14 @@ class Recipe(Strict):
     def patterns(self) -> tuple[str, ...]:
         """All globs and roles that it mentions."""
         only = (glob for step in self.steps for glob in step.only)
-        return (*self.keep, *self.overrides, *(self.activations.keep if self.activations else ()), *only)
+        by_layer = (
+            pattern
+            for step in self.steps
+            for option in getattr(methods.load(step.method), "by_layer", ())
+            for pattern in step.options[option]
+        )
+        own = (*(self.activations.keep if self.activations else ()), *only, *by_layer)
+        return (*self.keep, *self.overrides, *own)
 
     def steps_of(self, module: str, place: Place | None = None) -> tuple[Step, ...]:
         """The steps that are for a module: of several that do the same, the first."""
