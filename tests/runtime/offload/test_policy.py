@@ -4,11 +4,13 @@ import json
 from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
 
 from hfquant.errors import ResourceError
+from hfquant.runtime.offload import planning, scratch
 from hfquant.runtime.offload.cost import CostModel, Workload
 from hfquant.runtime.offload.fit import Curve
 from hfquant.runtime.offload.hardware import Hardware, profile
@@ -173,6 +175,32 @@ def test_too_little_memory_says_how_much_would_do() -> None:
         solve(model(), WORK, BASE)
     needed = int(caught.value.message.split("at least ")[1].split(" ")[0].replace(",", ""))
     assert solve(model(), WORK, (needed + 1) * MB).prediction.peak <= (needed + 1) * MB
+
+
+def test_a_container_gets_less_than_the_machine_has(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(planning, "most_memory", lambda: 100 * MB)
+    assert planning._available() == 100 * MB
+    monkeypatch.setattr(planning, "most_memory", lambda: None)
+    assert planning._available() > 100 * MB
+
+
+@pytest.mark.parametrize(
+    ("memory", "chosen"), [([], "/quick"), (["/quick"], "/var/tmp"), (["/quick", "/var"], "/quick")]
+)
+def test_temporary_files_are_on_a_disk(memory: list[str], chosen: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Not in a folder whose files lie in memory, if there is another."""
+    parts = [SimpleNamespace(mountpoint="/", fstype="ext4")]
+    parts += [SimpleNamespace(mountpoint=m, fstype="tmpfs") for m in memory]
+    monkeypatch.setattr(scratch.psutil, "disk_partitions", lambda all: parts)
+    monkeypatch.setattr(scratch.tempfile, "gettempdir", lambda: "/quick")
+    assert scratch.Scratch().folder == Path(chosen)
+
+
+def test_a_profile_that_cannot_be_remembered_is_used(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "file").write_text("")
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "file"))
+    monkeypatch.setattr("hfquant.runtime.offload.hardware.SAMPLE", 8 << 20)
+    assert profile(tmp_path).disk_read > 1e6
 
 
 def test_the_profile_is_remembered(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
