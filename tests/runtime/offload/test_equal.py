@@ -143,6 +143,23 @@ def test_processors_see_the_whole_text(built: Callable[[str], Path]) -> None:
     assert torch.equal(offloaded("llama", built("llama"), Policy(batch=6, batches=1), **settings), wanted)
 
 
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"begin_suppress_tokens": list(range(4, 130))},
+        {"exponential_decay_length_penalty": (2, 1.5)},
+        {"encoder_repetition_penalty": 1.5},
+    ],
+    ids=lambda s: next(iter(s)),
+)
+def test_what_counts_from_the_first_new_token(settings: dict[str, Any], built: Callable[[str], Path]) -> None:
+    """No sequence leaves its batch then: going on without it would be another first token."""
+    new = expected("llama", built("llama"), **settings)[:, -NEW:]
+    settings = settings | {"eos_token_id": [int(new[0, 2]), int(new[3, 4])], "pad_token_id": 0}
+    wanted = expected("llama", built("llama"), **settings)
+    assert torch.equal(offloaded("llama", built("llama"), Policy(batch=6, batches=1), **settings), wanted)
+
+
 def test_streaming_gives_every_prompt_its_answer(built: Callable[[str], Path]) -> None:
     ids, mask = prompts(True)
     texts = [row[keep.bool()].tolist() for row, keep in zip(ids, mask, strict=True)]

@@ -170,6 +170,15 @@ def test_a_full_disk_keeps_the_cache_in_memory() -> None:
     assert solve(model(), WORK, 900 * MB, disk=0).policy.cache_on_disk == 0
 
 
+def test_too_little_disk_is_not_said_to_be_memory() -> None:
+    """Memory for the model, not for the cache; no disk for it either."""
+    cost, long = model(), Workload(1, 64, 8192)
+    needed = cost.peak(Policy(1, 1, 0, LAYERS, 16, 0), long)
+    assert solve(cost, long, needed).policy.cache_on_disk == LAYERS
+    with pytest.raises(ResourceError, match=r"MB of disk(.|\n)*there are 0 MB(.|\n)*--disk"):
+        solve(cost, long, needed, disk=0)
+
+
 def test_too_little_memory_says_how_much_would_do() -> None:
     with pytest.raises(ResourceError, match=r"needs at least (\d+) MB") as caught:
         solve(model(), WORK, BASE)
