@@ -81,6 +81,12 @@ def _settings(settings: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, An
     given = {key: settings[key] for key in asked} | {"dtype": _dtype(settings["dtype"])}
     batch, batches = settings["batch"], settings["batches"]
     if batch is not None or batches is not None:
+        for name in ("host_memory", "latency"):
+            if given[name] is not None:
+                raise RecipeError(
+                    f"--batch and --batches set the policy, which --{name.replace('_', '-')} would be solved for",
+                    "leave one of them out",
+                )
         like = {"cache_bits": given["cache_bits"], "attention": given["attention"]}
         given["policy"] = Policy(batch=batch or 1, batches=batches or 1, **like)
     if settings["temperature"] is None:

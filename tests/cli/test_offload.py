@@ -182,6 +182,8 @@ def test_profile() -> None:
         (("--input", "x.jsonl", "--output", "y"), "needs --offload"),
         (("--offload", "--prompt", "a", "--host-memory", "1MB"), "needs at least"),
         (("--offload", "--prompt", "a", "--cache-bits", "5"), "5 bits does not exist"),
+        (("--offload", "--prompt", "a", "--batch", "2", "--host-memory", "2GB"), "leave one of them out"),
+        (("--offload", "--prompt", "a", "--batches", "2", "--latency", "2"), "leave one of them out"),
         (("--offload", "--input", "x.jsonl", "--output", "y"), "cannot be read"),
     ],
 )

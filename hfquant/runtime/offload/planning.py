@@ -55,7 +55,8 @@ def cost_model(offloaded: OffloadedModel, work: Workload, memory: int, hardware:
     offloaded.adopt(replace(like, weights=0, cache_on_disk=0, depth=0))
     try:
         resting = psutil.Process().memory_info().rss
-        measured = measure(offloaded, work.prompts, work.prompt, max(0, memory - resting - MARGIN))
+        with torch.random.fork_rng(devices=[]):  # what is made up to be measured does not change what is sampled
+            measured = measure(offloaded, work.prompts, work.prompt, max(0, memory - resting - MARGIN))
         offloaded.let_go()
         give_back()
         base = psutil.Process().memory_info().rss + READERS * BUFFER
@@ -82,7 +83,8 @@ def plan_offload(
     memory = budget.memory if budget.memory is not None else int(0.9 * _available())
     folder = budget.disk or default_folder()
     folder.mkdir(parents=True, exist_ok=True)
-    hardware = profile(folder)
+    with torch.random.fork_rng(devices=[]):
+        hardware = profile(folder)
     cost = cost_model(offloaded, work, memory, hardware, like)
     room = psutil.disk_usage(str(folder)).free
     disk = min(room, budget.disk_bytes) if budget.disk_bytes is not None else room

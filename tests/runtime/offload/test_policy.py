@@ -1,6 +1,7 @@
 """The cost model and the search, on made-up measurements whose best answer is known."""
 
 import json
+from collections.abc import Callable
 from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
@@ -15,6 +16,7 @@ from hfquant.runtime.offload.cost import CostModel, Workload
 from hfquant.runtime.offload.fit import Curve
 from hfquant.runtime.offload.hardware import Hardware, profile
 from hfquant.runtime.offload.measured import Feed, Measured
+from hfquant.runtime.offload.model import OffloadedModel
 from hfquant.runtime.offload.pieces import Piece, aligned
 from hfquant.runtime.offload.placement import Placement
 from hfquant.runtime.offload.policy import Policy
@@ -184,6 +186,23 @@ def test_too_little_memory_says_how_much_would_do() -> None:
         solve(model(), WORK, BASE)
     needed = int(caught.value.message.split("at least ")[1].split(" ")[0].replace(",", ""))
     assert solve(model(), WORK, (needed + 1) * MB).prediction.peak <= (needed + 1) * MB
+
+
+@pytest.mark.parametrize("numbers", [{"batch": 0}, {"batches": 0}, {"depth": -1}, {"threads": 0}, {"cache_bits": 5}])
+def test_policies_that_make_no_sense_are_refused(numbers: dict[str, int]) -> None:
+    with pytest.raises(ResourceError, match=next(iter(numbers)).removeprefix("cache_")):
+        Policy(**numbers)
+
+
+def test_planning_does_not_change_what_is_sampled(
+    built: Callable[[str], Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    monkeypatch.setattr("hfquant.runtime.offload.hardware.SAMPLE", 8 << 20)
+    with OffloadedModel(built("llama")) as opened:
+        before = torch.get_rng_state()
+        planning.plan_offload(opened, Workload(2, 8, 4))
+    assert torch.equal(torch.get_rng_state(), before)
 
 
 def test_a_container_gets_less_than_the_machine_has(monkeypatch: pytest.MonkeyPatch) -> None:
