@@ -3,7 +3,8 @@
     python benchmarks/learned.py MODEL --calibration CAL.txt --text TEST.txt --work FOLDER --out RESULT \
         --recipe gptq-w4g64 --recipe gptq-w4g64+lkd --recipe gptq-w4g64+lkd:lkd.steps=80
 
-A recipe's changes stand behind it, as after `--set`.  Checkpoints and rows are kept in FOLDER: a run that was
+A recipe's changes stand behind it, as after `--set`; `calibration.source=random` (or `self`, or another text) takes the
+place of CAL.txt.  Checkpoints and rows are kept in FOLDER: a run that was
 interrupted goes on where it was, and its row says how many blocks were finished before (`resumed`); its seconds are
 those of all parts, its processor seconds those of the last.  Every recipe is run in a process of its own.  Perplexity:
 float32, exp of the mean over all tokens.
@@ -15,6 +16,7 @@ import os
 import subprocess
 import sys
 import time
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -44,12 +46,19 @@ def options() -> argparse.Namespace:
     return parser.parse_args()
 
 
+def kept(name: str) -> str:
+    """What the checkpoint of a recipe is called."""
+    return "--".join(part.replace("/", "_") for part in name.split(":"))
+
+
 def one(name: str, args: argparse.Namespace) -> dict[str, Any]:
     """One recipe: compressed, loaded, measured."""
     recipe, *changes = name.split(":")
-    out = args.work / name.replace(":", "--")
+    out = args.work / kept(name)
     begun = time.process_time()
-    given = {"calibration": args.calibration, "samples": args.samples, "seq_len": args.seq_len}
+    given: dict[str, Any] = {"samples": args.samples, "seq_len": args.seq_len}
+    if not any(change.startswith("calibration.source=") for change in changes):
+        given["calibration"] = args.calibration
     for _ in compress(args.model, Recipe.parse(recipe, changes), out, **given):
         pass
     used = time.process_time() - begun
@@ -69,33 +78,39 @@ def one(name: str, args: argparse.Namespace) -> dict[str, Any]:
     }
 
 
+def _short(change: str) -> str:
+    key, _, value = change.partition("=")
+    return f"{key}={Path(value).name}"
+
+
 def main() -> None:
     args = options()
     if "HFQUANT_LEARNED" in os.environ:
         name = os.environ["HFQUANT_LEARNED"]
         row = one(name, args)
-        (args.work / f"{name.replace(':', '--')}.json").write_text(json.dumps(row))
+        row["recipe"] = ":".join(part if "=" not in part else _short(part) for part in name.split(":"))
+        (args.work / f"{kept(name)}.json").write_text(json.dumps(row))
         return
+    windows = cut(read_text(args.text), AutoTokenizer.from_pretrained(args.model), args.seq_len, args.windows)
+    load = partial(AutoModelForCausalLM.from_pretrained, args.model, dtype=torch.float32)
+    settings = {
+        "model": Path(args.model).name,
+        "calibration": f"{Path(args.calibration).name}, {args.samples} x {args.seq_len} tokens",
+        "text": f"{Path(args.text).name}, first {args.windows} windows of {args.seq_len}, float32",
+        "original": perplexity(load(), windows).perplexity,
+        "threads": torch.get_num_threads(),
+        "hardware": hardware(),
+        "versions": versions(),
+    }
     rows = []
     for name in args.recipe:
-        row = args.work / f"{name.replace(':', '--')}.json"
+        row = args.work / f"{kept(name)}.json"
         if not row.is_file():
             environment = os.environ | {"HFQUANT_LEARNED": name}
             subprocess.run([sys.executable, *sys.argv], check=True, env=environment)
         rows.append(json.loads(row.read_text()))
         print(rows[-1], flush=True)
-    windows = cut(read_text(args.text), AutoTokenizer.from_pretrained(args.model), args.seq_len, args.windows)
-    original = AutoModelForCausalLM.from_pretrained(args.model, dtype=torch.float32)
-    settings = {
-        "model": Path(args.model).name,
-        "calibration": f"{Path(args.calibration).name}, {args.samples} x {args.seq_len} tokens",
-        "text": f"{Path(args.text).name}, first {args.windows} windows of {args.seq_len}, float32",
-        "original": perplexity(original, windows).perplexity,
-        "threads": torch.get_num_threads(),
-        "hardware": hardware(),
-        "versions": versions(),
-    }
-    write(args.out, {"settings": settings, "rows": rows})
+        write(args.out, {"settings": settings, "rows": rows})
 
 
 if __name__ == "__main__":

@@ -2,14 +2,18 @@
 
     python benchmarks/offload.py [--gigabytes 2.4] [--limit 1000MB] [--out benchmarks/results/offload]
 
-Builds a Llama-type model with random bfloat16 weights and answers the same prompts in a process per way, each under
-RLIMIT_DATA, so that the system, not this script, enforces the limit.  A helper evicts the model's files from the page
-cache ten times a second: the memory that is not allowed does not help through the back door.  accelerate is run with
-several batch sizes, and its best counts.  Times are those of generation alone, after loading.
+Builds a Llama-type model with random bfloat16 weights and answers the same prompts in a process per way, each in a
+control group (where none can be made, under RLIMIT_DATA), so that the system, not this script, enforces the limit.  A
+helper evicts the model's files from the page cache ten times a second: the memory that is not allowed does not help
+through the back door.  A rival, and hfquant row by row, answers one batch: the next ones would follow, each as long.
+Of a rival's sizes of batches the best counts.
+Times are those of generation alone, after loading.
 """
 
 import argparse
 import json
+import os
+import signal
 import subprocess
 import sys
 import tempfile
@@ -18,16 +22,19 @@ from pathlib import Path
 from typing import Any
 
 from reporting import write
-from synthetic import Shape, build, evicting
+from synthetic import Shape, bounded, build, evicting
 
 from hfquant.cli.units import read_size
 from hfquant.machine import hardware, versions
+from hfquant.runtime.offload.policy import EVERY_LAYER
 
 
 def child(given: dict[str, Any]) -> dict[str, Any]:
     """One way in a process of its own."""
     command = [sys.executable, str(Path(__file__).with_name("offload_ways.py")), json.dumps(given)]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
+    if done.returncode == -signal.SIGKILL:
+        return {"failed": "killed for taking more memory"}
     if done.returncode:
         return {"failed": done.stderr.strip().splitlines()[-1][:200]}
     said: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
@@ -42,13 +49,17 @@ def main() -> None:
     parser.add_argument("--prompt-len", type=int, default=8)
     parser.add_argument("--gen-len", type=int, default=8)
     parser.add_argument("--model", type=Path, help="where the model is built, or is since an earlier run")
+    parser.add_argument("--threads", type=int, default=os.cpu_count(), help="that compute")
     parser.add_argument("--dtype", default="float32", help="what is computed with")
     parser.add_argument("--rivals", default="accelerate", help="airllm too, where it is installed")
+    parser.add_argument("--rival-batches", type=lambda s: [int(n) for n in s.split(",")], default=[8, 32, 96])
+    parser.add_argument("--batch", type=int, default=16, help="of the policies that are not solved")
     parser.add_argument("--only", default="", help="run only the ways with this in their names; keep other results")
     parser.add_argument("--out", type=Path, default=Path("benchmarks/results/offload"))
     given = parser.parse_args()
     limit = given.limit if isinstance(given.limit, int) else read_size(given.limit)
     work = {"prompts": given.prompts, "length": given.prompt_len, "new": given.gen_len, "dtype": given.dtype}
+    work["threads"] = given.threads
     before = given.out.with_suffix(".json")
     rows = json.loads(before.read_text())["rows"] if given.only and before.is_file() else {}
     with tempfile.TemporaryDirectory() as temporary:
@@ -56,11 +67,13 @@ def main() -> None:
         if not folder.is_dir():
             build(folder, round(given.gigabytes * 1e9 / Shape().block))
         weights = sum(file.stat().st_size for file in folder.glob("*.safetensors"))
-        with evicting(folder):
-            for name, way in ways(given.prompts, given.rivals.split(",")):
+        with evicting(folder), bounded(limit) as group:
+            enforced = {"limit": limit, "group": str(group[1])} if group else {"limit": limit}
+            for name, way in ways(given):
                 if given.only in name:
-                    rows |= measured(name, {"folder": str(folder), "limit": limit, **work, **way})
-    settings = {"weights_bytes": weights, "limit_bytes": limit, **work}
+                    rows |= measured(name, {"folder": str(folder), **enforced, **work, **way})
+    by = group[0] if group else "RLIMIT_DATA"
+    settings = {"weights_bytes": weights, "limit_bytes": limit, "limited_by": by, "batch": given.batch, **work}
     document = {"settings": settings, "hardware": hardware(), "versions": versions(), "rows": rows}
     write(given.out, document, table(document))
 
@@ -71,23 +84,26 @@ def measured(name: str, given: dict[str, Any]) -> dict[str, dict[str, Any]]:
     print(name, rows[name], flush=True)
     if "failed" in rows[name]:
         name += ", no limit"
-        rows[name] = child({**given, "limit": 0})
+        rows[name] = child({**given, "limit": 0, "group": None})
         print(name, rows[name], flush=True)
     return rows
 
 
-def ways(prompts: int, rivals: list[str]) -> Iterator[tuple[str, dict[str, Any]]]:
+def ways(given: argparse.Namespace) -> Iterator[tuple[str, dict[str, Any]]]:
     """Names, and what `offload_ways.py` is told; no policy: the solved one."""
     yield "hfquant, solved policy", {"way": "ours", "policy": None}
-    for name, batches, depth in (
-        ("hfquant, zig-zag, all weights on disk", 3, 2),
-        ("hfquant, the same without overlap", 3, 0),
-        ("hfquant, row by row", 1, 2),
+    disk = {"cache_on_disk": EVERY_LAYER}
+    whole, some = -(-given.prompts // given.batch), {"prompts": given.batch}
+    for name, few, policy in (
+        ("hfquant, zig-zag", {}, {"batches": whole, "depth": 1, **disk}),
+        ("hfquant, zig-zag without overlap", {}, {"batches": whole, "depth": 0, **disk}),
+        ("hfquant, row by row", some, {"batches": 1, "depth": 1}),
+        ("hfquant, row by row without overlap", some, {"batches": 1, "depth": 0}),
     ):
-        yield name, {"way": "ours", "policy": {"batch": 32, "batches": batches, "depth": depth}}
-    for rival in filter(None, rivals):
-        for batch in (size for size in (32, 96) if size <= prompts):
-            yield f"{rival}, batch {batch}", {"way": rival, "batch": batch}
+        yield name, {"way": "ours", "policy": {"batch": given.batch, **policy}, **few}
+    for rival in filter(None, given.rivals.split(",")):
+        for batch in (size for size in given.rival_batches if size <= given.prompts):
+            yield f"{rival}, batch {batch}", {"way": rival, "batch": batch, "prompts": batch}
 
 
 def table(document: dict[str, Any]) -> str:
@@ -98,8 +114,10 @@ def table(document: dict[str, Any]) -> str:
     best = {rival: max((v for n, v in speed.items() if n.startswith(rival)), default=0.0) for rival in rivals}
     lines = [
         f"Weights {s['weights_bytes'] / 1e9:.2f} GB in bfloat16, computed in {s['dtype']}; "
-        f"{s['limit_bytes'] / 1e6:.0f} MB of memory enforced, {s['prompts']} prompts of {s['length']} tokens, "
-        f"{s['new']} new ones each.  {h['processor']}, one thread; without waiting for a processor that others had.",
+        f"{s['limit_bytes'] / 1e6:.0f} MB of memory ({s['limited_by']}), "
+        f"{s['prompts']} prompts of {s['length']} tokens, {s['new']} new ones each, "
+        f"in batches of {s['batch']} where hfquant's policy is not solved.  "
+        f"{h['processor']}, {s['threads']} threads compute; without waiting for a processor that others had.",
         "",
         "| | tokens/s | seconds | peak MB | " + " | ".join(f"against {rival}'s best" for rival in rivals) + " |",
         "| --- | ---: | ---: | ---: |" + " ---: |" * len(rivals),

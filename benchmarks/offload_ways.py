@@ -7,6 +7,7 @@ other programs had: on a machine that is shared it is what can be compared.
 """
 
 import json
+import os
 import resource
 import sys
 import tempfile
@@ -66,24 +67,26 @@ def ours(given: dict[str, Any]) -> dict[str, Any]:
 
 
 def accelerate(given: dict[str, Any]) -> dict[str, Any]:
-    from accelerate import init_empty_weights, load_checkpoint_and_dispatch
+    """As transformers uses it: a device map with all blocks on disk, read from the checkpoint's own files."""
     from transformers import AutoConfig, AutoModelForCausalLM
 
-    dtype = getattr(torch, given["dtype"])
-    config = AutoConfig.from_pretrained(given["folder"])
-    with init_empty_weights(include_buffers=False):
-        model = AutoModelForCausalLM.from_config(config, dtype=dtype)
-    model.tie_weights()
+    blocks = AutoConfig.from_pretrained(given["folder"]).num_hidden_layers
     places: dict[str, Any] = dict.fromkeys(("model.embed_tokens", "model.norm", "lm_head", "model.rotary_emb"), "cpu")
-    places |= {f"model.layers.{i}": "disk" for i in range(config.num_hidden_layers)}
+    places |= {f"model.layers.{i}": "disk" for i in range(blocks)}
     with tempfile.TemporaryDirectory(dir=given["folder"]) as parts:
-        model = load_checkpoint_and_dispatch(model, given["folder"], places, offload_folder=parts, dtype=dtype)
+        model = AutoModelForCausalLM.from_pretrained(
+            given["folder"], device_map=places, offload_folder=parts, dtype=getattr(torch, given["dtype"])
+        )
         return _in_batches(model, given)
 
 
 def airllm(given: dict[str, Any]) -> dict[str, Any]:
     from airllm import AutoModel  # pip install --no-deps airllm==4.0.0
+    from tokenizers import Tokenizer, models
+    from transformers import PreTrainedTokenizerFast
 
+    made = Tokenizer(models.WordLevel({"<s>": 0}, unk_token="<s>"))  # it does not load a model without one
+    PreTrainedTokenizerFast(tokenizer_object=made, bos_token="<s>").save_pretrained(given["folder"])
     with tempfile.TemporaryDirectory(dir=given["folder"]) as parts:
         model = AutoModel.from_pretrained(
             given["folder"], device="cpu", dtype=getattr(torch, given["dtype"]), layer_shards_saving_path=parts
@@ -106,8 +109,10 @@ def _in_batches(model: Any, given: dict[str, Any]) -> dict[str, Any]:
 
 if __name__ == "__main__":
     asked = json.loads(sys.argv[1])
-    torch.set_num_threads(1)
-    if asked["limit"]:
+    torch.set_num_threads(asked["threads"])
+    if asked.get("group"):
+        Path(asked["group"]).write_text(str(os.getpid()))
+    elif asked["limit"]:
         resource.setrlimit(resource.RLIMIT_DATA, (asked["limit"],) * 2)
     found = {"ours": ours, "accelerate": accelerate, "airllm": airllm}[asked["way"]](asked)
     print(json.dumps(found | {"peak": peak_memory()}))

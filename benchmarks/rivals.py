@@ -1,11 +1,11 @@
-"""GPTQModel beside hfquant: the same model, calibration tokens and test windows, one after the other in one run.
+"""A rival beside hfquant: the same model, calibration tokens and test windows, one after the other in one run.
 
     python benchmarks/rivals.py MODEL --rival-python ENV/bin/python --calibration CAL.txt --text TEST.txt --out RESULT \
-        [--also gptq.true_sequential=false,gptq.match_original=0 ...]
+        [--rival autoround:iters=50,lr=5e-3] [--recipe gptq-w4g64+lkd,lkd.steps=20 ...]
 
---also: hfquant once more, with these options.
+--recipe: of hfquant, with its options; gptq of the same grid where none is given.
 
-ENV: an environment of its own with `gptqmodel` (7.6.0 pins another numpy).  Both get the same threads
+ENV: an environment of its own with `gptqmodel` (7.6.0 pins another numpy) or `auto-round`.  Both get the same threads
 (OMP_NUM_THREADS).  Timed: quantization and saving, without the import of libraries.  The peak is the process's.
 On a machine that does other work too, compare processor seconds: of all threads, of this process alone.
 """
@@ -40,7 +40,7 @@ for _ in compress(model, recipe, out, calibration=tokens, samples=64, seq_len=51
 print(json.dumps({{"seconds": time.perf_counter() - start, "cpu": time.process_time() - used, "peak": {PEAK}}}))
 """
 # its default recipe: group-aware order, no activation order
-RIVAL = f"""
+GPTQMODEL = f"""
 import json, sys, time
 import numpy as np, torch
 from gptqmodel import GPTQModel, QuantizeConfig
@@ -53,11 +53,29 @@ loaded.quantize(data, batch_size=1)
 loaded.save(out)
 print(json.dumps({{"seconds": time.perf_counter() - start, "cpu": time.process_time() - used, "peak": {PEAK}}}))
 """
+AUTOROUND = f"""
+import json, sys, time
+import numpy as np, torch
+from auto_round import AutoRound
+model, tokens, out, options, bits, group = sys.argv[1:]
+rows = torch.from_numpy(np.load(tokens)[: 64 * 512].reshape(64, 512))
+data = torch.utils.data.DataLoader([dict(input_ids=r, attention_mask=torch.ones_like(r)) for r in rows], batch_size=8)
+start, used = time.perf_counter(), time.process_time()
+made = AutoRound(model, scheme="W4A16", bits=int(bits), group_size=int(group), nsamples=64, seqlen=512, dataset=data,
+                 device_map="cpu", **json.loads(options))
+made.quantize_and_save(out, format="auto_round,fake")
+print(json.dumps({{"seconds": time.perf_counter() - start, "cpu": time.process_time() - used, "peak": {PEAK}}}))
+"""
 SCORE_OURS = "import hfquant, sys, torch; model = hfquant.load(sys.argv[1], dtype=torch.float32)"
 # its kernels take no float32
-SCORE_RIVAL = (
+SCORE_GPTQMODEL = (
     "import sys, torch; from gptqmodel import GPTQModel, BACKEND\n"
     "model = GPTQModel.load(sys.argv[1], backend=BACKEND.TORCH, device='cpu', dtype=torch.bfloat16).model"
+)
+# dequantized, as it writes on request: its own layers compute in float16
+SCORE_AUTOROUND = (
+    "import sys, torch; from pathlib import Path; from transformers import AutoModelForCausalLM\n"
+    "model = AutoModelForCausalLM.from_pretrained(next(Path(sys.argv[1]).rglob('fake')), dtype=torch.float32)"
 )
 PERPLEXITY = """
 import json, numpy as np
@@ -78,6 +96,17 @@ def child(python: str, code: str, *arguments: str) -> object:
     return json.loads(done.stdout.strip().splitlines()[-1])
 
 
+def rival(args: argparse.Namespace) -> tuple[str, str, str, str, str]:
+    """Its name, its Python, what makes and what measures a model, and what it is told."""
+    name, _, changes = args.rival.partition(":")
+    if name == "gptqmodel":
+        return "GPTQModel 7.6.0", args.rival_python, GPTQMODEL, SCORE_GPTQMODEL, f"gptq-w{args.bits}g{args.group}"
+    options = {
+        key: json.loads(value) for key, _, value in (change.partition("=") for change in changes.split(",") if change)
+    }
+    return "AutoRound 0.16.1", args.rival_python, AUTOROUND, SCORE_AUTOROUND, json.dumps(options)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("model")
@@ -86,7 +115,8 @@ def main() -> None:
     parser.add_argument("--text", required=True)
     parser.add_argument("--bits", type=int, default=4)
     parser.add_argument("--group", type=int, default=64)
-    parser.add_argument("--also", action="append", default=[], metavar="OPTIONS")
+    parser.add_argument("--rival", default="gptqmodel", help="or autoround[:iters=N,lr=R]")
+    parser.add_argument("--recipe", action="append", default=[])
     parser.add_argument("--out", type=Path, required=True)
     args = parser.parse_args()
     tokenizer = AutoTokenizer.from_pretrained(args.model)
@@ -95,16 +125,16 @@ def main() -> None:
         tokens, windows = f"{work}/tokens.npy", f"{work}/windows.npy"
         np.save(tokens, token_batches(args.calibration, tokenizer, samples=64, seq_len=512, seed=0).numpy().reshape(-1))
         np.save(windows, cut(read_text(args.text), tokenizer, 512, 64).numpy())
-        recipe = f"gptq-w{args.bits}g{args.group}"
-        ours = [recipe, *(f"{recipe},{also}" for also in args.also)]
-        tools = [("hfquant", sys.executable, OURS, SCORE_OURS, each) for each in ours]
-        tools.append(("GPTQModel", args.rival_python, RIVAL, SCORE_RIVAL, recipe))
+        recipes = args.recipe or [f"gptq-w{args.bits}g{args.group}"]
+        tools = [("hfquant", sys.executable, OURS, SCORE_OURS, each) for each in recipes]
+        tools.append(rival(args))
         for i, (name, python, code, score, recipe) in enumerate(tools):
             out = f"{work}/{i}"
             model = str(Path(args.model).absolute())
             found = child(python, code, model, tokens, out, recipe, str(args.bits), str(args.group))
             assert isinstance(found, dict)
-            size = sum(f.stat().st_size for f in Path(out).glob("*.safetensors"))
+            files = [f for f in Path(out).rglob("*.safetensors") if "fake" not in f.parts]
+            size = sum(f.stat().st_size for f in files)
             perplexity = child(python, score + PERPLEXITY, out, windows)
             rows.append(
                 {"tool": name, "recipe": recipe, "seconds": round(found["seconds"], 1),
@@ -114,7 +144,7 @@ def main() -> None:
             print(rows[-1], flush=True)
     settings = {"model": Path(args.model).name, "calibration": Path(args.calibration).name + ", 64 x 512 tokens",
                 "text": Path(args.text).name + ", first 64 windows of 512, float32", "threads": torch.get_num_threads(),
-                "hardware": hardware(), "versions": versions() | {"gptqmodel": "7.6.0"}}  # fmt: skip
+                "hardware": hardware(), "versions": versions()}  # fmt: skip
     write(args.out, {"settings": settings, "rows": rows})
 
 

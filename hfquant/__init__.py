@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from .plugin import HfQuantConfig as HfQuantConfig
     from .plugin import dequantize as dequantize
     from .plugin import load as load
+    from .runtime.head import use_head as use_head
     from .runtime.kv_attention import use_kv_cache as use_kv_cache
     from .runtime.kv_cache import CompressedCache as CompressedCache
     from .runtime.offload.door import offload_generate as offload_generate
@@ -31,6 +32,7 @@ _HOME = {
     "load": "plugin",
     "offload_generate": "runtime.offload.door",
     "plan": "compress",
+    "use_head": "runtime.head",
     "use_kv_cache": "runtime.kv_attention",
 }
 
@@ -44,6 +46,7 @@ __all__ = [
     "load",
     "offload_generate",
     "plan",
+    "use_head",
     "use_kv_cache",
 ]
 

@@ -102,7 +102,28 @@ class Recipe(Strict):
     @property
     def patterns(self) -> tuple[str, ...]:
         """All globs and roles that it mentions."""
-        return (*self.keep, *self.overrides, *(self.activations.keep if self.activations else ()))
+        only = (glob for step in self.steps for glob in step.only)
+        by_layer = (
+            pattern
+            for step in self.steps
+            for option in getattr(methods.load(step.method), "by_layer", ())
+            for pattern in step.options[option]
+        )
+        own = (*(self.activations.keep if self.activations else ()), *only, *by_layer)
+        return (*self.keep, *self.overrides, *own)
+
+    def steps_of(self, module: str, place: Place | None = None) -> tuple[Step, ...]:
+        """The steps that are for a module: of several that do the same, the first."""
+        found: list[Step] = []
+        taken: set[str] = set()
+        for step in self.steps:
+            if step.only:
+                kind = methods.kind(step.method)
+                if kind in taken or not any(recipe_places.matches(glob, module, place) for glob in step.only):
+                    continue
+                taken.add(kind)
+            found.append(step)
+        return tuple(found)
 
     def grid_for(self, module: str, kind: str = "linear", place: Place | None = None) -> GridSpec | None:
         """The grid of a module, None if it stays as it is.

@@ -9,6 +9,8 @@ from pydantic import BaseModel, ConfigDict, Field, field_validator, model_valida
 from .errors import RecipeError
 from .sizes import read_size
 
+Share = float | str  # of weights that are pruned: a share, or a pattern
+FASTEST_LOSS = 0.05  # of `fastest`, where no other is allowed
 GOALS = ("fit", "average_bits", "max_loss", "fastest")
 
 
@@ -30,6 +32,13 @@ class Budget(BaseModel):
     groups: tuple[int, ...] = Field(
         default=(32, 64, 128), min_length=1, description="the group sizes to choose from; -1: the whole row"
     )
+    sparsity: tuple[Share, ...] = Field(
+        default=(),
+        description="what may be pruned, the rest rounded: a pattern such as `2of4`, or a share such as 0.5",
+    )
+    ranks: tuple[int, ...] = Field(
+        default=(), description="of low-rank corrections beside coarse grids, e.g. `[4, 16]`"
+    )
     ends: bool | None = Field(
         default=None,
         description="whether embeddings and output head are chosen for too; null: yes, but not for `average_bits`",
@@ -49,7 +58,7 @@ class Budget(BaseModel):
                 data[key] = read_size(data[key])
         if isinstance(data.get("max_loss"), str):
             data["max_loss"] = read_share(data["max_loss"])
-        for key in ("bits", "groups"):
+        for key in ("bits", "groups", "sparsity", "ranks"):
             if isinstance(data.get(key), list):
                 data[key] = tuple(data[key])
         return data
@@ -68,6 +77,27 @@ class Budget(BaseModel):
             raise ValueError("a group has at least one column; -1 means the whole row")
         return tuple(sorted(set(value)))
 
+    @field_validator("sparsity")
+    @classmethod
+    def _shares(cls, value: tuple[Share, ...]) -> tuple[Share, ...]:
+        from .methods._mask import read_pattern
+
+        found: list[Share] = []
+        for share in value:
+            if isinstance(share, str):
+                share = "{}of{}".format(*read_pattern(share))
+            elif not 0 < share < 1:
+                raise ValueError(f"a share that is pruned lies between 0 and 1, not {share:g}")
+            found.append(share)
+        return tuple(dict.fromkeys(found))
+
+    @field_validator("ranks")
+    @classmethod
+    def _positive(cls, value: tuple[int, ...]) -> tuple[int, ...]:
+        if any(rank < 1 for rank in value):
+            raise ValueError("a rank is at least 1; that there is no correction can be chosen anyway")
+        return tuple(sorted(set(value)))
+
     @model_validator(mode="after")
     def _agrees(self) -> Self:
         named = [goal for goal in GOALS if getattr(self, goal)]
@@ -80,9 +110,21 @@ class Budget(BaseModel):
         return self
 
     @property
+    def allowed(self) -> float | None:
+        """By what share perplexity may grow at most; None where size alone is the goal."""
+        return FASTEST_LOSS if self.fastest and self.max_loss is None else self.max_loss
+
+    @property
     def with_ends(self) -> bool:
         """Whether token embeddings and head are chosen for."""
         return self.average_bits is None if self.ends is None else self.ends
+
+
+def with_goal(recipe: Mapping[str, Any], goal: Mapping[str, Any]) -> dict[str, Any]:
+    """A recipe's data with that goal, or pair of goals, in place of its own; what may be chosen from stays."""
+    own = recipe.get("budget") or {}
+    choices = {key: value for key, value in own.items() if key not in (*GOALS, "within")}
+    return {**recipe, "budget": choices | dict(goal)}
 
 
 def read_share(text: str) -> float:
@@ -98,8 +140,8 @@ def check_steps(methods: Mapping[str, str], form: str) -> None:
     for name, kind in methods.items():
         if kind not in ("block", "quantize", "distill"):
             raise RecipeError(
-                f"a budget chooses bits and groups; step `{name}` changes more than that",
-                "leave that step out, or choose the bits by hand",
+                f"a budget chooses what becomes of every layer; step `{name}` says the same for all",
+                "leave that step out and list what may be chosen: `budget.sparsity`, `budget.ranks`",
             )
     if form not in ("auto", "native"):
         raise RecipeError(

@@ -30,6 +30,7 @@ def check(steps: Sequence[Step], grid: GridSpec, overrides: Mapping[str, GridSpe
     """Raises RecipeError for steps in an order that destroys what earlier ones did, or that lack something."""
     kinds = [methods.kind(step.method) for step in steps]
     _alone(steps)
+    _for_some(steps, kinds)
     _ordered(steps, kinds)
     _not_twice(steps, kinds)
     _one_pass(steps, kinds)
@@ -66,6 +67,16 @@ def _alone(steps: Sequence[Step]) -> None:
         )
 
 
+def _for_some(steps: Sequence[Step], kinds: Sequence[str]) -> None:
+    for step, kind in zip(steps, kinds, strict=True):
+        if step.only and (kind not in ("prune", "compensate") or step.options.get("joint")):
+            raise RecipeError(
+                f"step `{step.method}` cannot be for some layers only (`only`): it {DOES[kind]}"
+                + (" and rounds" if step.options.get("joint") else ""),
+                "`only` goes with steps that prune or compensate; grids are exempted by `keep` and `overrides`",
+            )
+
+
 def _one_pass(steps: Sequence[Step], kinds: Sequence[str]) -> None:
     """`one_pass` leaves out the compressed blocks' outputs: no other step may need them."""
     quick = [step.method for step in steps if step.options.get("one_pass")]
@@ -93,16 +104,17 @@ def _ordered(steps: Sequence[Step], kinds: Sequence[str]) -> None:
 
 
 def _not_twice(steps: Sequence[Step], kinds: Sequence[str]) -> None:
-    for does, found in (
-        ("prune", [step.method for step, kind in zip(steps, kinds, strict=True) if kind == "prune"]),
-        ("round", [step.method for step in steps if rounds(step)]),
-        ("compensate", [step.method for step, kind in zip(steps, kinds, strict=True) if kind == "compensate"]),
+    for does, same in (
+        ("prune", [step for step, kind in zip(steps, kinds, strict=True) if kind == "prune"]),
+        ("round", [step for step in steps if rounds(step)]),
+        ("compensate", [step for step, kind in zip(steps, kinds, strict=True) if kind == "compensate"]),
     ):
-        if len(found) > 1:
+        found = [step.method for step in same]
+        if len(found) > 1 and not all(step.only for step in same):
             raise RecipeError(
                 f"steps {' and '.join(f'`{method}`' for method in found)} {does} the same weights",
                 "leave one out, or give a step that prunes `joint: false`" if does == "round" else "leave one out",
             )
-    names = [step.method for step in steps]
+    names = [step.method for step in steps if not step.only]
     if twice := [name for name in names if names.count(name) > 1]:
         raise RecipeError(f"step `{twice[0]}` is there twice", "leave one out")

@@ -143,26 +143,29 @@ class CacheSpec(Strict):
 class Step(Strict):
     """One method and its options, written flat: `{method: gptq, act_order: false}`.
 
-    `options` always holds every option of the method, defaults included: a report that shows it is complete.
+    `options` always holds every option of the method, defaults included: a report that shows it is complete.  `only`:
+    globs or roles of the layers that it is for, where it is not for all.
     """
 
     method: str
     options: dict[str, Any] = Field(default_factory=dict)
+    only: tuple[str, ...] = ()
 
     @model_validator(mode="before")
     @classmethod
     def _flat(cls, data: Any) -> Any:
         if not isinstance(data, Mapping):
             return data
-        method, options = data.get("method"), {key: value for key, value in data.items() if key != "method"}
+        method = data.get("method")
+        options = {key: value for key, value in data.items() if key not in ("method", "only")}
         if not isinstance(method, str):
             raise RecipeError(f"a step lacks `method`: {dict(data)}", "write `- method: gptq`, then its options")
         chosen = validate(methods.load(method), options, f"step `{method}`")
-        return {"method": method, "options": chosen.model_dump(mode="json")}
+        return {"method": method, "options": chosen.model_dump(mode="json"), "only": _globs(data.get("only"), method)}
 
     @model_serializer
     def _dump(self) -> dict[str, Any]:
-        return {"method": self.method, **self.options}
+        return {"method": self.method, **self.options} | ({"only": list(self.only)} if self.only else {})
 
     def build(self) -> methods.Method:
         """The method with these options, ready to be called on layers."""
@@ -170,12 +173,21 @@ class Step(Strict):
         return built
 
 
+def _globs(said: Any, method: str) -> tuple[str, ...]:
+    """Raises RecipeError for an `only` that names nothing."""
+    if said is None:
+        return ()
+    if not isinstance(said, list | tuple) or not said or not all(isinstance(glob, str) for glob in said):
+        raise RecipeError(f"`only` of step `{method}` is not a list of names", "write `only: ['*.down_proj']`")
+    return tuple(said)
+
+
 class Calibration(Strict):
     """The text that shows the layers typical inputs; used only by methods that look at them."""
 
     source: str = Field(
         default="default",
-        description="`default`, `self` (the model's own text), a text file or a Hub dataset",
+        description="`default`, `self` (the model's own text), `random` (tokens), a text file or a Hub dataset",
     )
     samples: int = Field(default=64, ge=1, description="how many sequences")
     seq_len: int = Field(default=512, ge=8, description="tokens per sequence")

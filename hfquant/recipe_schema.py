@@ -14,6 +14,8 @@ def json_schema() -> dict[str, Any]:
         method = methods.load(name).model_json_schema()
         schema["$defs"] |= method.pop("$defs", {})
         fields = {"method": {"const": name}, **method["properties"]}
+        if methods.kind(name) in ("prune", "compensate"):
+            fields["only"] = {"type": "array", "items": {"type": "string"}, "minItems": 1}
         steps.append(
             {
                 **method,

@@ -1,5 +1,8 @@
 """Recipes by what one wants, for those who do not know their names yet."""
 
+import re
+from typing import Any
+
 from hfquant.recipe import Recipe
 from hfquant.recipe_source import presets, read_file
 
@@ -10,6 +13,16 @@ GOALS = {
     "quickest to make": "rtn-w4g64",
 }
 BY_NAME = "by name"
+AMOUNTS = {"a size": "fit 2.5 GB", "a maximum loss": "lose 1%"}  # goals that are named by how much, and an example
+
+
+def asked(text: str) -> str | dict[str, Any]:
+    """What is in the field of the recipe: a recipe's name, or a budget: `fit 2.5 GB`, `lose 1%`."""
+    found = re.fullmatch(r"\s*(fit|lose)\s+(.+?)\s*", text)
+    if found is None:
+        return text
+    goal = "fit" if found[1] == "fit" else "max_loss"
+    return {"name": "gptq", "budget": {goal: found[2]}}
 
 
 def names() -> list[tuple[str, str]]:
@@ -18,6 +31,8 @@ def names() -> list[tuple[str, str]]:
 
 
 def describe(name: str) -> str:
-    """What a preset is for; nothing for other names."""
+    """What a preset is for, or how a goal is named; nothing for other names."""
+    if not isinstance(asked(name), str):
+        return "The bits of every layer are chosen. Type how much: `fit 300 MB`, or `lose 2%` of perplexity at most."
     found = presets().get(name)
     return "" if found is None else str(read_file(found).get("description", ""))

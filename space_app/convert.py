@@ -1,6 +1,7 @@
 """The first tab: a model, a recipe, a place for the result, and what it will cost."""
 
 import json
+import re
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -64,11 +65,11 @@ def build(service: Service, login: Login) -> Form:
                                      samples_per_page=SUGGESTED, visible=False)  # fmt: skip
             facts = gr.Markdown(elem_id="facts", elem_classes="tiles")
             gr.Markdown("### 2. Recipe")
-            goal = gr.Radio([*catalogue.GOALS, catalogue.BY_NAME], value="balanced", label="What matters most",
-                            elem_id="goal")  # fmt: skip
+            goal = gr.Radio([*catalogue.GOALS, *catalogue.AMOUNTS, catalogue.BY_NAME], value="balanced",
+                            label="What matters most", elem_id="goal")  # fmt: skip
             first = catalogue.GOALS["balanced"]
             recipe = gr.Dropdown(catalogue.names(), value=first, label="Recipe", elem_id="recipe",
-                                 info="or any combination, such as gptq-w5g32 or sparsegpt-2of4+gptq-w4g128",
+                                 info="or any combination, such as gptq-w5g32; or a goal: fit 2.5 GB, lose 1%",
                                  allow_custom_value=True)  # fmt: skip
             described = gr.Markdown(catalogue.describe(first), elem_id="described")
             with gr.Accordion("Options of the recipe", open=False, elem_id="options"):
@@ -104,7 +105,7 @@ def _options_form(recipe: gr.Dropdown, values: gr.JSON) -> None:
     @gr.render(inputs=recipe, show_progress="hidden", concurrency_limit=1)  # type: ignore[untyped-decorator]
     def form(name: str) -> None:
         try:
-            groups = options.fields(Recipe.parse(name))
+            groups = options.fields(Recipe.parse(catalogue.asked(name)))
         except HfquantError as error:
             gr.Markdown(views.failure(error))
             return
@@ -149,10 +150,11 @@ def request(
     model = model.strip()
     rented = EXECUTORS[executor] != "local"
     target = f"{owner}/{name.strip() or default_name(model, recipe)}" if owner else None
+    chosen = catalogue.asked(recipe)
     return {
         "model": model,
-        "recipe": recipe,
-        "changes": options.changes(Recipe.parse(recipe), values),
+        "recipe": chosen,
+        "changes": options.changes(Recipe.parse(chosen), values),
         "target": target,
         "private": VISIBILITY[visibility],
         "pull_request": pull_request and target is not None,
@@ -165,8 +167,10 @@ def request(
 
 
 def default_name(model: str, recipe: str) -> str:
-    """`SmolLM2-135M-gptq-w4g64`"""
-    return f"{model.rpartition('/')[2]}-{recipe}".replace("+", "-")[:96]
+    """`SmolLM2-135M-gptq-w4g64`, `SmolLM2-135M-fit-2.5GB`"""
+    words = re.sub(r"(?<=\d)\s+(?=\w)", "", recipe.strip())  # 2.5 GB is one word
+    words = re.sub(r"[^\w.-]+", "-", re.sub(r"\s*%", "-percent", words))
+    return f"{model.rpartition('/')[2]}-{words}"[:96]
 
 
 def owners(login: Login, http: gr.Request) -> Any:
@@ -257,7 +261,13 @@ def connect(
     form.model.input(search, form.model, form.suggestions, trigger_mode="always_last", queue=False, **quiet)
     form.suggestions.click(lambda sample: (sample[0], gr.update(visible=False)), form.suggestions,
                            [form.model, form.suggestions], queue=False, **quiet)  # fmt: skip
-    form.goal.change(lambda goal: catalogue.GOALS.get(goal, gr.skip()), form.goal, form.recipe, queue=False, **quiet)
+    form.goal.change(
+        lambda goal: (catalogue.GOALS | catalogue.AMOUNTS).get(goal, gr.skip()),
+        form.goal,
+        form.recipe,
+        queue=False,
+        **quiet,
+    )
     form.recipe.change(None, None, form.values, js="() => ({})", api_visibility="private")
     form.recipe.change(catalogue.describe, form.recipe, form.described, queue=False, **quiet)
     form.executor.change(rented, form.executor, [form.hardware, form.max_usd], **quiet)

@@ -48,7 +48,7 @@ def fields(recipe: Recipe) -> dict[str, list[Field]]:
         group = list(_group(f"steps.{i}", schema["properties"], step.options))
         if group:
             found[step.method if step.method not in found else f"{step.method} ({i + 1})"] = group
-    if recipe.grid.bits != 16:
+    if recipe.grid.bits != 16 and recipe.budget is None:
         found["numbers"] = list(_group("grid", GridSpec.model_json_schema()["properties"], recipe.grid.model_dump()))
     if recipe.needs_calibration:
         shown = {k: v for k, v in Calibration.model_json_schema()["properties"].items() if k != "source"}

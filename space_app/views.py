@@ -52,9 +52,11 @@ def preview(found: Preview) -> str:
     if found.bytes_after is not None and found.bytes_before:
         share = found.bytes_after / found.bytes_before
         bits = f", {found.bits_per_weight:.2f} bits per weight" if found.bits_per_weight is not None else ""
+        budget = (found.recipe or {}).get("budget") or {}
+        about = "" if not budget else "at most " if budget.get("fit") or budget.get("within") else "at least "
         rows = {
-            "size": f"{size(found.bytes_before)} → **{size(found.bytes_after)}**",
-            "of the original": f"**{share:.0%}**{bits}",
+            "size": f"{size(found.bytes_before)} → {about}**{size(found.bytes_after)}**",
+            "of the original": f"{about}**{share:.0%}**{bits}",
             "memory needed": _known(found.memory, size),
             "disk needed": _known(found.disk, size),
             "time": between(*found.seconds) if found.seconds is not None else "not known before it has begun",

@@ -19,8 +19,9 @@ from .candidates import ENDS, Bytes, Candidate, candidates
 from .ends import Tables
 from .moments import Gradients, Inputs, Sums
 from .passes import Backward, backward
-from .scores import losses, rounding, spread, whole
-from .table import Option, Row, Table
+from .scores import Spread, losses, rounding, spread, whole
+from .table import Row, Table
+from .trials import Trials
 from .walk import Walk, forward
 
 SEQUENCES = 16  # that gradients are taken on
@@ -77,29 +78,31 @@ class _Scoring:
             with inputs.watching():
                 back.look()
             H = {leader: whole(S) for leader, S in inputs.H.items()}
-            M = {leader: spread(one, self.step) for leader, one in H.items()}
-            gradients = Gradients(block, portion, {w: M[leader] for w, leader in inputs.leaders.items()}, self.places)
+            on = {leader: spread(one, self.step) for leader, one in H.items()}
+            M = {w: None if (one := on[leader]) is None else one.M for w, leader in inputs.leaders.items()}
+            gradients = Gradients(block, portion, M, self.places)
             with gradients.watching():
                 back.run(gradients.begin, last=i == len(portions) - 1)
             for weight, sums in gradients.sums.items():
                 leader = inputs.leaders[weight]
-                W = weight.get(block).flatten(0, -2)[sums.rows].float().cpu()
-                self._score(found[weight], W, sums, H[leader].diagonal(), f"{name}.{leader}")
-            del gradients, inputs, M, H
+                W = weight.get(block).flatten(0, -2)
+                self._score(found[weight], W, sums, H[leader], on[leader], f"{name}.{leader}")
+            del gradients, inputs, M, H, on
         self.done += 1
         if self.told is not None:
             self.told(self.done, self.blocks)
 
-    def _score(self, target: Target, W: Tensor, sums: Sums, diagonal: Tensor, inputs: str) -> None:
-        """W: the rows that `sums` looks at.  diagonal [in]: of H."""
+    def _score(self, target: Target, W: Tensor, sums: Sums, H: Tensor, on: Spread | None, inputs: str) -> None:
+        """W: all rows."""
         options = candidates(target, self.recipe, self.budget)
-        importance = diagonal + 1e-8 * diagonal.mean() if self.step.needs_hessian else None
-        search = int(getattr(self.step, "search", 0))
-        self._row(target, inputs, options, losses(W, sums, importance, options, search, self.bytes.scale_dtype))
+        most = max(option.rank for option in options)
+        seen = (W if most else W[sums.rows]).float().cpu()
+        tried = Trials(seen, sums, H, on, self.step, self.bytes.scale_dtype, most > 0, most)
+        self._row(target, inputs, options, [0.0 if option.grid is None else tried.loss(option) for option in options])
 
     def _row(self, target: Target, inputs: str, options: Sequence[Candidate], found: Sequence[float]) -> None:
         count = self.laid.skeleton.model.get_parameter(target.parameter).numel()
-        made = [Option(o.grid, *self.bytes.of(target, o), loss) for o, loss in zip(options, found, strict=True)]
+        made = [self.bytes.option(target, o, loss) for o, loss in zip(options, found, strict=True)]
         tied = target.parameter in self.tied
         self.rows[target.parameter] = Row(target.layer, target.kind, count, inputs, tuple(made), target.shape, tied)
 

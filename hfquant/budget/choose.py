@@ -39,8 +39,8 @@ def units(rows: Sequence[Row], together: bool) -> list[Unit]:
     """One per weight, or per input; options that another beats in everything are left out."""
     groups: dict[str, list[Row]] = {}
     for row in rows:
-        # the tensors of one fused-experts module have one name in recipes
-        key = row.layer if row.kind == "experts" else row.inputs if together else row.layer
+        # the tensors of one fused-experts module have one name in recipes; what has no choice ties no others down
+        key = row.inputs if together and row.kind != "experts" and len(row.options) > 1 else row.layer
         groups.setdefault(key, []).append(row)
     return [_unit(tuple(group)) for group in groups.values()]
 

@@ -5,15 +5,15 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from .. import methods
 from ..errors import RecipeError
+from ..methods._streams import Observed
 from ..recipe import GridSpec, Recipe
-from ..recipe_budget import Budget
+from ..recipe_budget import Budget, Share
 from ..sizes import size
 from .candidates import ENDS
 from .choose import frontier, solve, total, units
 from .table import Option, Row, Table
-
-FASTEST_LOSS = 0.05  # of `fastest`, where no other is allowed
 
 
 @dataclass(frozen=True)
@@ -104,8 +104,8 @@ def decide(table: Table, recipe: Recipe, bound: float | None = None) -> Decision
     if budget.average_bits is not None:
         counted, rest = averaged(table, budget)
         limits["data"] = budget.average_bits * counted / 8 + rest
-    if budget.max_loss is not None or budget.fastest:
-        limits["loss"] = math.log1p(budget.max_loss or FASTEST_LOSS) if bound is None else bound
+    if budget.allowed is not None:
+        limits["loss"] = math.log1p(budget.allowed) if bound is None else bound
     least = "seconds" if budget.fastest else "nbytes" if budget.max_loss else "loss"
     picked = solve(some, least, limits)
     pairs = (zip(unit.rows, unit.options[i], strict=True) for unit, i in zip(some, picked, strict=True))
@@ -126,16 +126,16 @@ def decide(table: Table, recipe: Recipe, bound: float | None = None) -> Decision
 
 
 def _uniform(table: Table) -> "list[tuple[str, int, float]]":
-    """One grid for all weights in blocks, the rest as it is."""
-    ends = [row for row in table.rows if row.kind in ENDS]
+    """One grid for all weights in blocks that have a choice, the rest as it is."""
     inside = [row for row in table.rows if row.kind not in ENDS and len(row.options) > 1]
-    rest = table.rest + sum(row.options[-1].nbytes for row in ends)
+    others = [row.options[-1] for row in table.rows if row.kind in ENDS or len(row.options) == 1]
+    rest, lost = table.rest + sum(option.nbytes for option in others), sum(option.loss for option in others)
     found = []
     for name in dict.fromkeys(option.name for row in inside for option in row.options if option.grid is not None):
         options = [next((o for o in row.options if o.name == name), None) for row in inside]
         if all(options):
             real = [option for option in options if option is not None]
-            found.append((name, rest + sum(o.nbytes for o in real), sum(o.loss for o in real)))
+            found.append((name, rest + sum(o.nbytes for o in real), lost + sum(o.loss for o in real)))
     return found
 
 
@@ -146,9 +146,7 @@ def as_recipe(recipe: Recipe, chosen: "Sequence[tuple[Row, Option]]") -> Recipe:
         if option.grid is not None and row.kind not in ENDS:
             counts[option.grid] = counts.get(option.grid, 0) + row.weights
     if not counts:
-        raise RecipeError(
-            "within this loss no layer can be compressed", "allow more loss, or add wider grids to `budget.bits`"
-        )
+        raise _nothing(recipe)
     common = max(counts, key=lambda grid: (counts[grid], grid.bits))
     data: dict[str, Any] = recipe.model_dump(mode="json")
     own = {
@@ -159,12 +157,53 @@ def as_recipe(recipe: Recipe, chosen: "Sequence[tuple[Row, Option]]") -> Recipe:
     data |= {
         "name": f"{recipe.name} {said(recipe.budget)}" if recipe.budget else recipe.name,
         "budget": None,
+        "steps": _steps(recipe, chosen),
         "grid": common.model_dump(),
         "overrides": own | {glob: grid for glob, grid in data["overrides"].items() if glob not in own},
         "embeddings": None,
         "format": "native",
     }
     return Recipe.parse(data)
+
+
+def _steps(recipe: Recipe, chosen: "Sequence[tuple[Row, Option]]") -> list[dict[str, Any]]:
+    """The recipe's steps, and those that only some layers go through."""
+    shares: dict[Share, list[str]] = {}
+    ranks: dict[int, list[str]] = {}
+    for row, option in chosen:
+        if option.sparsity is not None:
+            shares.setdefault(option.sparsity, []).append(row.layer)
+        if option.rank:
+            ranks.setdefault(option.rank, []).append(row.layer)
+    kinds = [methods.kind(step.method) for step in recipe.steps]
+    at = kinds.index("quantize")
+    watched = {key: value for key, value in recipe.steps[at].options.items() if key in Observed.model_fields}
+    pruning = [
+        {
+            "method": "sparsegpt",
+            "pattern" if isinstance(share, str) else "sparsity": share,
+            **watched,
+            "only": _once(some),
+        }
+        for share, some in shares.items()
+    ]
+    correcting = [{"method": "lorc", "rank": rank, "only": _once(some)} for rank, some in sorted(ranks.items())]
+    steps = [step.model_dump(mode="json") for step in recipe.steps]
+    return [*steps[:at], *pruning, steps[at], *correcting, *steps[at + 1 :]]
+
+
+def _once(layers: Sequence[str]) -> list[str]:
+    return list(dict.fromkeys(layers))
+
+
+def _nothing(recipe: Recipe) -> RecipeError:
+    if recipe.budget is not None and recipe.budget.fastest and recipe.budget.within is None:
+        return RecipeError(
+            "on this machine no layer is faster compressed than as it is", "give a size: `--within`, or `--fit`"
+        )
+    return RecipeError(
+        "within this loss no layer can be compressed", "allow more loss, or add wider grids to `budget.bits`"
+    )
 
 
 def said(budget: Budget) -> str:

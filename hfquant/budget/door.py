@@ -18,14 +18,13 @@ from ..model.calibration import digest
 from ..model.source import Source, open_source
 from ..model.survey import survey
 from ..recipe import GridSpec, Recipe
-from ..tensors.shards import write_text
 from .analysis import Told, analyse
 from .candidates import Bytes, candidates
 from .decide import Decision, check, decide
-from .table import Option, Row, Table
+from .table import Row, Table
 
 FOLDER, TABLE = "budget", "table.json"  # in the working folder of a compression
-VERSION = 1  # of how losses are predicted
+VERSION = 3  # of how losses are predicted
 
 
 @dataclass(frozen=True)
@@ -84,7 +83,7 @@ def open_case(
         device,
         torch.__version__,
     ]
-    key += [budget.bits, budget.groups, budget.with_ends]
+    key += [budget.bits, budget.groups, budget.sparsity, budget.ranks, budget.with_ends]
     fingerprint = hashlib.sha256(json.dumps(key).encode()).hexdigest()
     return Case(source, chosen, laid, tokens, out, journal.folder / FOLDER, table, device, fingerprint)
 
@@ -103,7 +102,7 @@ def outline(laid: Layout, recipe: Recipe) -> Table:
     assert recipe.budget is not None
     sizes, rows = Bytes(laid, recipe), []
     for target in laid.targets.values():
-        options = [Option(c.grid, *sizes.of(target, c), 0.0) for c in candidates(target, recipe, recipe.budget)]
+        options = [sizes.option(target, one) for one in candidates(target, recipe, recipe.budget)]
         count = laid.skeleton.model.get_parameter(target.parameter).numel()
         rows.append(Row(target.layer, target.kind, count, target.layer, tuple(options)))
     return Table(tuple(rows), sizes.rest(), sizes.original())
@@ -111,7 +110,7 @@ def outline(laid: Layout, recipe: Recipe) -> Table:
 
 def _check_text(source: Source, recipe: Recipe) -> None:
     """Raises CalibrationError where there is no text to measure a loss on."""
-    if recipe.budget is None or recipe.budget.max_loss is None:
+    if recipe.budget is None or recipe.budget.allowed is None:
         return
     try:
         source.tokenizer()
@@ -126,8 +125,8 @@ def table_of(case: Case, told: Told | None = None) -> Table:
     """The table with losses; what an interrupted or a dry run has found is used again."""
     assert case.recipe.budget is not None
     kept = case.folder / TABLE
-    table = Table.read(kept) if kept.is_file() else None
-    if table is None or table.about.get("fingerprint") != case.fingerprint:
+    table = Table.read(kept, case.fingerprint)
+    if table is None:
         case.folder.mkdir(parents=True, exist_ok=True)
         table = analyse(case.laid, case.recipe, case.tokens, case.folder, case.device, told)
         table = replace(table, about={**table.about, "fingerprint": case.fingerprint})
@@ -140,26 +139,10 @@ def table_of(case: Case, told: Told | None = None) -> Table:
     return table
 
 
-def remember(case: Case, table: Table, bound: float | None) -> None:
-    """What loss is being tried: a run that takes up an interrupted one must make the same choice."""
-    if not (case.folder / TABLE).is_file():  # a result that was finished before has removed it
+def remember(case: Case, table: Table) -> None:
+    """The table as a file, where a result that was finished before has removed it."""
+    if not (case.folder / TABLE).is_file():
         table.write(case.folder / TABLE)
-    if bound is not None:
-        write_text(case.folder / "bound.json", json.dumps({"fingerprint": _asked(case), "bound": bound}))
-
-
-def resumed_bound(case: Case) -> float | None:
-    """None for what was not tried yet."""
-    file = case.folder / "bound.json"
-    if not file.is_file():
-        return None
-    known = json.loads(file.read_text("utf-8"))
-    return float(known["bound"]) if known["fingerprint"] == _asked(case) else None
-
-
-def _asked(case: Case) -> str:
-    assert case.recipe.budget is not None
-    return f"{case.fingerprint} {case.recipe.budget.model_dump_json()}"
 
 
 def choose_recipe(

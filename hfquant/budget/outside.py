@@ -55,9 +55,18 @@ def _drawn(logits: Tensor, draw: torch.Generator) -> Tensor:
     rows = logits.flatten(0, -2).split(ROWS)
     for row, out in zip(rows, gradient.flatten(0, -2).split(ROWS), strict=True):
         p = row.float().softmax(-1)
-        drawn = torch.multinomial(p.cpu(), 1, generator=draw).to(p.device)
+        drawn = sampled(p, draw)
         out.copy_(p.scatter_add_(-1, drawn, p.new_full((), -1.0).expand(drawn.shape)))
     return gradient
+
+
+def sampled(p: Tensor, draw: torch.Generator) -> Tensor:
+    """One index for every row of probabilities p [rows, n], int64 [rows, 1], by the inverse of their sums: for a
+    vocabulary of 49 thousand a ninth of the time of `torch.multinomial`."""
+    below = p.cumsum(-1)
+    u = torch.rand(len(p), 1, generator=draw).to(p.device) * below[:, -1:]
+    found = torch.searchsorted(below, u, right=True)  # right: what has no probability is not drawn
+    return found.clamp(max=p.shape[-1] - 1)
 
 
 @contextmanager

@@ -1,45 +1,120 @@
-"""Choose, compress, measure; where more is lost than was allowed, choose again with less."""
+"""Choose, compress, measure; where more is lost than was allowed, choose again with less, where much less, with more.
 
+Losses are predicted on calibration text, and measured on another.  What a first result loses tells how far the two are
+apart for this model: the next bound is the last one times what is allowed over what was lost.  A bound is raised once
+at most, and only where that saves bytes; if the larger bound does not hold, the one that held is made again.
+"""
+
+import json
+import math
 from collections.abc import Callable
+from dataclasses import asdict, dataclass
 from typing import Any
 
+from ..compress.journal import Journal
 from ..errors import QualityError
 from ..recipe import Recipe
-from .decide import Decision, decide
-from .door import Case, remember, resumed_bound
+from ..tensors.shards import write_text
+from .decide import Decision, decide, growth
+from .door import Case, remember
 from .explain import into_report
 from .table import Table
 
 ATTEMPTS = 4
 TIGHTER = 0.9  # of the bound that the last attempt suggests
+SLACK = 0.7  # of what is allowed: who loses less may lose more
+MOST = 3.0  # times as large a bound, at most, after one measurement
+WORTH = 0.01  # of the bytes, for which a model is compressed once more
 
 Compressed = Callable[[Recipe, bool], Any]  # (recipe, whether it takes the place of an earlier result)
+
+
+@dataclass(frozen=True)
+class Attempt:
+    """number: from 1.  bound: KL at most, as predicted; None: what is allowed.  held: a bound whose result lost no more
+    than was allowed, if one is known."""
+
+    number: int = 1
+    bound: float | None = None
+    held: float | None = None
 
 
 def reach(
     case: Case, table: Table, compressed: Compressed, *, told: Callable[[Decision], None] | None = None,
     say: Callable[[str], None] | None = None,
 ) -> dict[str, Any]:  # fmt: skip
-    """The report of a result that keeps the recipe's budget, `max_loss` by what was measured.
+    """The report of a result that keeps the recipe's budget, its loss by what was measured.
 
     table: from `table_of`.  compressed: makes and measures `case.out`.  told: of every decision, before it is carried
     out.  say: of what is done again, and why.
     Raises QualityError if after `ATTEMPTS` it still loses more; the last result is kept.
     """
     assert case.recipe.budget is not None
-    allowed, bound = case.recipe.budget.max_loss, resumed_bound(case)
-    for attempt in range(1, ATTEMPTS + 1):
-        decision = decide(table, case.recipe, bound)
+    allowed, attempt = case.recipe.budget.allowed, _resumed(case)
+    begun = Journal(case.out).plan() is not None  # what an interrupted run has begun is gone on with
+    while True:
+        decision = decide(table, case.recipe, attempt.bound)
         if told is not None:
             told(decision)
-        remember(case, table, bound)
-        compressed(decision.recipe, attempt > 1)
-        report = into_report(decision, case.out, attempt)
-        lost = report["budget"]["measured"]["perplexity_growth"]
-        if allowed is None or lost is None or lost <= allowed:
+        _remember(case, table, attempt)
+        compressed(decision.recipe, attempt.number > 1 and not begun)
+        begun = False
+        report = into_report(decision, case.out, attempt.number)
+        measured = report["budget"]["measured"]
+        lost = measured["perplexity_growth"]
+        if allowed is None or lost is None:
             return report
-        said = f"perplexity grew by {lost:.2%}, more than the {allowed:.2%} that are allowed"
-        bound = decision.loss * TIGHTER * allowed / lost
-        if attempt < ATTEMPTS and say is not None:
-            say(f"{said}: once more with less, {attempt + 1} of at most {ATTEMPTS} times")
-    raise QualityError(f"{said}, {ATTEMPTS} times", "allow more with `--max-loss`; the last result is kept as it is")
+        if lost <= allowed:
+            looser = _looser(case, table, decision, attempt, max(lost, growth(measured["kl"] or 0.0)))
+            if looser is None:
+                return report
+            said, attempt = f"perplexity grew by {lost:.2%}, {allowed:.2%} are allowed: once more with more", looser
+        else:
+            said = f"perplexity grew by {lost:.2%}, more than the {allowed:.2%} that are allowed"
+            if attempt.number == ATTEMPTS:
+                raise QualityError(
+                    f"{said}, {ATTEMPTS} times", "allow more with `--max-loss`; the last result is kept as it is"
+                )
+            attempt, said = _tighter(decision, attempt, lost, allowed), f"{said}: once more with less"
+        if say is not None:
+            say(f"{said}, {attempt.number} of at most {ATTEMPTS} times")
+
+
+def _tighter(decision: Decision, attempt: Attempt, lost: float, allowed: float) -> Attempt:
+    if attempt.held is not None:
+        return Attempt(attempt.number + 1, attempt.held, attempt.held)
+    share = allowed / lost if math.isfinite(lost) else 0.5
+    return Attempt(attempt.number + 1, decision.loss * TIGHTER * share)
+
+
+def _looser(case: Case, table: Table, decision: Decision, attempt: Attempt, lost: float) -> Attempt | None:
+    """The attempt with a larger bound, if the first one left room and it is worth it.
+
+    lost: what perplexity grew by, or would with the divergence that was measured, whichever is more: on a text that is
+    not the model's own the former may be small by chance.
+    """
+    assert case.recipe.budget is not None
+    allowed = case.recipe.budget.max_loss
+    if allowed is None or attempt.number > 1 or lost > SLACK * allowed:
+        return None
+    bound = decision.loss * min(MOST, TIGHTER * allowed / max(lost, 1e-9))
+    if decide(table, case.recipe, bound).nbytes > (1 - WORTH) * decision.nbytes:
+        return None
+    return Attempt(attempt.number + 1, bound, math.log1p(allowed))  # what the first one was bound by
+
+
+def _remember(case: Case, table: Table, attempt: Attempt) -> None:
+    """What is being tried: a run that takes up an interrupted one must make the same choice."""
+    remember(case, table)
+    write_text(case.folder / "attempt.json", json.dumps({"asked": _asked(case), **asdict(attempt)}))
+
+
+def _resumed(case: Case) -> Attempt:
+    file = case.folder / "attempt.json"
+    known = json.loads(file.read_text("utf-8")) if file.is_file() else {}
+    return Attempt(**known) if known.pop("asked", None) == _asked(case) else Attempt()
+
+
+def _asked(case: Case) -> str:
+    assert case.recipe.budget is not None
+    return f"{case.fingerprint} {case.recipe.budget.model_dump_json()}"

@@ -1,6 +1,7 @@
 """The KL divergence that rounding one weight to each of several grids is predicted to cost."""
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -8,6 +9,7 @@ from torch import Tensor
 from ..methods import Method, kind
 from ..methods._obs import inverse_factor
 from ..recipe import Recipe
+from ..tensors.grid import Grid
 from .candidates import Candidate
 from .moments import Sums
 
@@ -23,8 +25,27 @@ def whole(S: Tensor) -> Tensor:
     return lower + lower.tril(-1).T
 
 
-def spread(H: Tensor, step: Method) -> Tensor | None:
-    """M of `moments`: how a step that rounds carries residuals on.  H [in, in].  None where it does not."""
+@dataclass(frozen=True)
+class Spread:
+    """M [in, in] of `moments`, upper triangular with its rows and columns in order.  order int64 [in]: in which columns
+    are rounded.  diagonal [in]: of U, by column."""
+
+    M: Tensor
+    order: Tensor
+    diagonal: Tensor
+
+    def residuals(self, error: Tensor) -> Tensor:
+        """r [rows, in] of ΔW = r M."""
+        M = self.M[self.order[:, None], self.order]
+        found = torch.empty_like(error)
+        found[:, self.order] = torch.linalg.solve_triangular(
+            M, error[:, self.order], upper=True, left=False, unitriangular=True
+        )
+        return found
+
+
+def spread(H: Tensor, step: Method) -> Spread | None:
+    """How a step that rounds carries residuals on.  H [in, in].  None where it does not."""
     if not step.needs_hessian:
         return None
     ordered = getattr(step, "act_order", False)
@@ -33,9 +54,22 @@ def spread(H: Tensor, step: Method) -> Tensor | None:
     if factor is None:
         return None
     U = factor[0]
-    M = torch.empty_like(U)
+    M, diagonal = torch.empty_like(U), torch.empty(len(U))
     M[order[:, None], order] = U / U.diagonal()[:, None]
-    return M
+    diagonal[order] = U.diagonal()
+    return Spread(M, order, diagonal)
+
+
+def rounded(W: Tensor, diagonal: Tensor, grid: Grid, step: Method, dtype: torch.dtype) -> Tensor:
+    """What is rounded away of W [rows, in], on grids fitted as that step does.  diagonal [in]: of H."""
+    importance = diagonal + 1e-8 * diagonal.mean() if step.needs_hessian else None
+    return residuals(W, importance, grid, int(getattr(step, "search", 0)), dtype)
+
+
+def residuals(W: Tensor, importance: Tensor | None, grid: Grid, search: int, dtype: torch.dtype) -> Tensor:
+    """What rounding to nearest takes away.  importance [in], search, dtype: of `Grid.fit`."""
+    scale, zero = grid.fit(W, importance, search=search, dtype=dtype)
+    return W - grid.decode(grid.encode(W, scale, zero), scale, zero)
 
 
 def losses(
@@ -50,7 +84,5 @@ def losses(
         if option.grid is None:
             found.append(0.0)
             continue
-        grid = option.grid.grid()
-        scale, zero = grid.fit(W, importance, search=search, dtype=dtype)
-        found.append(sums.loss(W - grid.decode(grid.encode(W, scale, zero), scale, zero)))
+        found.append(sums.loss(residuals(W, importance, option.grid.grid(), search, dtype)))
     return found

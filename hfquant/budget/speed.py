@@ -13,13 +13,11 @@ import torch
 from torch import Tensor, nn
 
 from ..measure.bench import bandwidth
-from ..recipe import GridSpec
 from ..runtime import kernels
 from ..runtime.nn import QLinear
 from ..tensors import formats
-from ..tensors.grid import Grid
-from ..tensors.layer import Quantized
-from .candidates import FORMAT
+from ..tensors.layer import LowRank, Quantized
+from .candidates import FORMAT, Candidate
 from .table import Option, Row, Table
 
 ROWS = 1024  # of a weight that are timed
@@ -28,12 +26,12 @@ ROUNDS = 7  # the quickest counts: other work makes rounds slower, never faster
 
 def timed(table: Table, config: Any, dtype: torch.dtype) -> Table:
     """The table with the seconds that every option takes to make a token.  config: the model's."""
-    read, known = bandwidth(), dict[tuple[tuple[int, int], GridSpec | None], float]()
+    read, known = bandwidth(), dict[tuple[tuple[int, int], str], float]()
 
     def of(row: Row, option: Option) -> float:
-        key = row.shape, option.grid
+        key = row.shape, option.name
         if key not in known:
-            known[key] = _seconds(row.shape, option.grid, dtype)
+            known[key] = _seconds(row.shape, option, dtype)
         copies = row.weights // (row.shape[0] * row.shape[1])
         each = max(known[key], option.data / copies / read)
         active = getattr(config, "num_experts_per_tok", None) or copies
@@ -50,14 +48,14 @@ def timed(table: Table, config: Any, dtype: torch.dtype) -> Table:
     return replace(table, rows=tuple(rows))
 
 
-def _seconds(shape: tuple[int, int], grid: GridSpec | None, dtype: torch.dtype) -> float:
+def _seconds(shape: tuple[int, int], option: Option, dtype: torch.dtype) -> float:
     """Of one token through a weight of that shape, in a cache."""
     rows, x = min(ROWS, shape[0]), torch.randn(1, shape[1], generator=torch.Generator().manual_seed(0)).to(dtype)
     run: Callable[[Tensor], Tensor]
-    if grid is None:
+    if option.grid is None:
         run = nn.Linear(shape[1], rows, bias=False, dtype=dtype)
     else:
-        run = QLinear.from_quantized(_random(rows, shape[1], grid.grid()), None, formats.load(FORMAT), dtype)
+        run = QLinear.from_quantized(_random(rows, shape[1], option), None, formats.load(FORMAT), dtype)
     best = float("inf")
     with torch.inference_mode(), kernels.mode("auto"):
         run(x)
@@ -68,13 +66,25 @@ def _seconds(shape: tuple[int, int], grid: GridSpec | None, dtype: torch.dtype) 
     return best * shape[0] / rows
 
 
-def _random(rows: int, columns: int, grid: Grid) -> Quantized:
+def _random(rows: int, columns: int, option: Option) -> Quantized:
     """Its values do not matter for speed."""
-    draw = torch.Generator().manual_seed(0)
+    assert option.grid is not None
+    draw, grid = torch.Generator().manual_seed(0), option.grid.grid()
     groups = rows, grid.groups(columns)
+    beside: dict[str, Any] = {}
+    if option.sparsity is not None:
+        places = Candidate(option.grid, option.sparsity).places
+        beside = {
+            "mask": places.choose(torch.rand(columns, rows, generator=draw)).T.contiguous(),
+            "pattern": places.pattern,
+        }
+    if option.rank:
+        u, v = (torch.ones(size, dtype=torch.int8) for size in ((rows, option.rank), (option.rank, columns)))
+        beside["low_rank"] = LowRank(u=u, v=v, scale=torch.full((option.rank,), 1e-6))
     return Quantized(
         codes=torch.randint(0, grid.top + 1, (rows, columns), generator=draw, dtype=torch.uint8),
         scale=(torch.rand(groups, generator=draw) * 0.01 + 0.001).to(torch.float16),
         zero_point=torch.full(groups, grid.middle, dtype=torch.uint8),
         grid=grid,
+        **beside,
     )

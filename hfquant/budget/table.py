@@ -7,24 +7,30 @@ from pathlib import Path
 from typing import Any
 
 from ..recipe import GridSpec
+from ..recipe_budget import Share
 from ..tensors.shards import write_text
 
 
 @dataclass(frozen=True)
 class Option:
-    """One candidate of one weight.  grid: None keeps the weight.  nbytes: of its tensors in the files, with their
-    entries in the header; data: without.  loss: predicted KL, nats per token.  seconds: to multiply one token by it,
-    where that was measured."""
+    """One candidate of one weight.  grid: None keeps the weight.  sparsity, rank: what is pruned, and of a correction.
+    nbytes: of its tensors in the files, with their entries in the header; data: without.  loss: predicted KL, nats per
+    token.  seconds: to multiply one token by it, where that was measured."""
 
     grid: GridSpec | None
     nbytes: int
     data: int
     loss: float
     seconds: float | None = None
+    sparsity: Share | None = None
+    rank: int = 0
 
     @property
     def name(self) -> str:
-        return "kept" if self.grid is None else str(self.grid.grid())
+        if self.grid is None:
+            return "kept"
+        sparse = self.sparsity if isinstance(self.sparsity, str | None) else f"-{self.sparsity:.0%}"
+        return " ".join(filter(None, (str(self.grid.grid()), sparse, f"r{self.rank}" if self.rank else None)))
 
 
 @dataclass(frozen=True)
@@ -60,8 +66,11 @@ class Table:
         write_text(path, json.dumps(data, indent=1))
 
     @classmethod
-    def read(cls, path: Path) -> "Table":
-        data = json.loads(path.read_text("utf-8"))
+    def read(cls, path: Path, fingerprint: str) -> "Table | None":
+        """None where there is none, or one of another fingerprint: what is in it may be of another version."""
+        data = json.loads(path.read_text("utf-8")) if path.is_file() else None
+        if data is None or data["about"].get("fingerprint") != fingerprint:
+            return None
         rows = []
         for said in data["rows"]:
             options = [

@@ -46,8 +46,8 @@ def compress(
     calibration: Annotated[
         str | None,
         typer.Option(
-            metavar="FILE|DATASET|self",
-            help="Calibration text: a text file, a Hub dataset, or `self` for the model's own.",
+            metavar="FILE|DATASET|self|random",
+            help="Calibration text: a file, a Hub dataset, `self` for the model's own, or `random` tokens.",
             show_default="packaged text",
         ),
     ] = None,

@@ -5,8 +5,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from .. import recipe_budget
 from ..errors import RecipeError
-from ..recipe_budget import read_share
 from . import engine_budget
 from .arguments import size as read_size
 from .output import log, print_facts, print_json, print_table
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 def _share(text: str) -> float:
     try:
-        return read_share(text)
+        return recipe_budget.read_share(text)
     except ValueError as error:
         raise typer.BadParameter(str(error)) from None
 
@@ -64,7 +64,7 @@ def with_goal(recipe: str | None, changes: list[str] | None, **goal: Any) -> "Re
     if recipe is None:
         return Recipe.parse({"name": "gptq", "budget": given}, changes or [])
     chosen = Recipe.parse(recipe, changes or [])
-    return Recipe.parse(chosen.model_dump(mode="json") | {"budget": given}) if given else chosen
+    return Recipe.parse(recipe_budget.with_goal(chosen.model_dump(mode="json"), given)) if given else chosen
 
 
 def show(case: "Case", as_json: bool) -> None:

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from ..model.blocks import Weight
 from ..recipe import Recipe, Step
 from .rounding import Reading
+from .selection import Target, placed
 from .solve import Work
 from .streaming import Passage
 from .view import BlockView, Prepared
@@ -20,6 +21,27 @@ def in_scope(steps: Sequence[Step], scope: str) -> list[tuple[str, Any]]:
     whose weights are all compressed ("finished")."""
     built = [(step.method, step.build()) for step in steps]
     return [(name, step) for name, step in built if getattr(step, "scope", "linear") == scope]
+
+
+def ways(targets: Mapping[Weight, Target], recipe: Recipe) -> dict[Weight, Sequence[tuple[str, Any]]]:
+    """The steps for one weight that each of these targets goes through, where some steps are not for all."""
+    if not any(step.only for step in recipe.steps):
+        return {}
+    built: dict[tuple[int, ...], Sequence[tuple[str, Any]]] = {}
+    found = {}
+    for weight, target in targets.items():
+        own = recipe.steps_of(target.layer, target.place)
+        key = tuple(map(id, own))
+        if key not in built:
+            built[key] = placed_steps(in_scope(own, "linear"), targets)
+        found[weight] = built[key]
+    return found
+
+
+def placed_steps(steps: Sequence[tuple[str, Any]], targets: Mapping[Weight, Target]) -> list[tuple[str, Any]]:
+    """The steps for single weights as they are for those of one block, which they know by their names within it."""
+    names = {weight.name: target for weight, target in targets.items()}
+    return [(name, placed(step, names)) for name, step in steps]
 
 
 @torch.no_grad()

@@ -4,13 +4,14 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
 from ..llvm import refused
 from ..machine import resident_memory
+from ..methods.lkd import Method as Lkd
 from ..model.calibration import GENERATED
 from ..model.inputs import positions
 from ..model.skeleton import Skeleton
@@ -184,7 +185,7 @@ def _seconds(
     fitting = FIT[generated] * weights / 0.4e9
     if tokens is None:
         return fitting
-    built = [step.build() for step in recipe.steps]
+    built: list[Any] = [step.build() for step in recipe.steps]
     beside = any(getattr(step, "needs_original", False) for step in built)
     # the original where it is looked at too, what is observed, and what the next block will see, unless that was
     # observed; beside the products there are attention and what is bound by memory
@@ -194,7 +195,9 @@ def _seconds(
         solve += tokens.numel() * _squares(layers) * (3.1 if beside else 1.1)  # H is symmetric, C is not
         solve += SOLVE[generated] * sum(layer.shape[0] * layer.shape[1] ** 2 for layer in layers)
         fitting += SWEEP[generated] * weights
-    taught = sum(step.options["steps"] * step.options["tokens"] for step in recipe.steps if step.method == "lkd")
+    narrowest = min((layer.grid.bits for layer in layers), default=16)
+    lessons: list[Lkd] = [step for step in built if isinstance(step, Lkd)]
+    taught = sum(lesson.count(narrowest) * lesson.tokens for lesson in lessons)
     learn = 3.5 * 2 * weights * taught / forward  # forward, and twice as much back
     if recipe.generates:  # in batches, and in a decoder's steps the weights' way from memory is as long as products
         learn += 2 * 2 * size_of(skeleton) * tokens.numel() / exact

@@ -17,7 +17,7 @@ from ..tensors import formats
 from ..tensors.encoding import Encoding
 from ..tensors.formats import Wire
 from .activations import Stream
-from .blocksteps import in_scope, prepare, readings
+from .blocksteps import in_scope, placed_steps, prepare, readings, ways
 from .ends import compress_end
 from .finish import finish
 from .layout import LayerPlan
@@ -163,9 +163,10 @@ class _Run:
         targets = {w: self.plan.targets.get(f"{name}.{w.name}") for w in weights(block)}
         found = {w: target for w, target in targets.items() if target is not None}
         work = Work(
-            {w: target.grid for w, target in found.items()}, self.steps, self.plan.wire.scale_dtype,
-            readings=readings(found, self.plan.recipe), free=self.format.name == "native", room=self.plan.room,
-            final_steps=self.final_steps, crew=self.plan.crew,
+            {w: target.grid for w, target in found.items()}, placed_steps(self.steps, found),
+            self.plan.wire.scale_dtype, readings=readings(found, self.plan.recipe),
+            free=self.format.name == "native", room=self.plan.room, final_steps=self.final_steps, crew=self.plan.crew,
+            ways=ways(found, self.plan.recipe),
         )  # fmt: skip
         masters, work, prepared = prepare(block, self.block_steps, work, passage, i, self.plan.dtype, self.plan.device)
         for p in block.parameters():

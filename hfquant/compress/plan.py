@@ -13,7 +13,7 @@ from torch import Tensor
 from .. import __version__
 from ..errors import CalibrationError, CheckpointError, ResourceError
 from ..machine import most_memory
-from ..model.calibration import digest, self_generated, token_batches
+from ..model.calibration import digest, random_tokens, self_generated, token_batches
 from ..model.inputs import longest, vocabulary
 from ..model.source import Source, open_source
 from ..model.survey import survey
@@ -205,6 +205,8 @@ def read_tokens(source: Source, recipe: Recipe) -> Tensor | None:
     if not recipe.needs_calibration or recipe.generates:
         return None
     c = recipe.calibration
+    if c.source == "random":
+        return random_tokens(vocabulary(source.config), samples=c.samples, seq_len=c.seq_len, seed=c.seed)
     tokenizer = None if c.source.endswith(".npy") else source.tokenizer()
     tokens = token_batches(c.source, tokenizer, samples=c.samples, seq_len=c.seq_len, seed=c.seed)
     if int(tokens.max()) >= vocabulary(source.config) or int(tokens.min()) < 0:

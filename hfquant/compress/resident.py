@@ -15,7 +15,7 @@ from ..model.skeleton import Skeleton
 from ..recipe import Recipe
 from ..tensors.layer import Layer, Quantized
 from .activations import Stream
-from .blocksteps import in_scope, prepare, readings
+from .blocksteps import in_scope, placed_steps, prepare, readings, ways
 from .outputs import remembering
 from .rounding import Rounding
 from .selection import Target
@@ -78,8 +78,9 @@ def compress_model(
                 found = {w: targets[f"{name}.{w.name}"] for w in weights(block) if f"{name}.{w.name}" in targets}
                 grids = {w: target.grid for w, target in found.items()}
                 work = Work(
-                    grids, steps, scale_dtype, readings=readings(found, recipe), free=free, final_steps=final_steps
-                )
+                    grids, placed_steps(steps, found), scale_dtype, readings=readings(found, recipe), free=free,
+                    final_steps=final_steps, ways=ways(found, recipe),
+                )  # fmt: skip
                 types = {p: p.dtype for p in block.parameters()}
                 for p in types:
                     p.data = p.data.float()

@@ -33,6 +33,7 @@ class Target:
 
     parameter: its name in the model.  layer: the name that recipe and wire know it by, which is the module's (the
     matrices of fused experts share a grid).  shape: (out, in).  activations: how its inputs are rounded, if they are.
+    place: in its stack, None for what is in no block.
     """
 
     parameter: str
@@ -41,6 +42,7 @@ class Target:
     shape: tuple[int, int]
     grid: Grid
     activations: Activations | None = None
+    place: Place | None = None
 
 
 def select(model: nn.Module, recipe: Recipe, dtype: torch.dtype | None = None) -> dict[str, Target]:
@@ -59,7 +61,8 @@ def select(model: nn.Module, recipe: Recipe, dtype: torch.dtype | None = None) -
         spec = None if stay(name) else recipe.grid_for(layer, kind, place)
         if spec is not None:
             rounded = recipe.activations_for(layer, kind, place)
-            target = Target(name, layer, kind, shape, spec.grid(), None if rounded is None else rounded.build())
+            inputs = None if rounded is None else rounded.build()
+            target = Target(name, layer, kind, shape, spec.grid(), inputs, place)
             if recipe.trains or steps_for(target, recipe):  # fused experts stay as they are where no step is for them
                 _check_shape(recipe, target)
                 found[name] = target
@@ -80,8 +83,26 @@ def steps_for(target: Target, recipe: Recipe) -> list[Method]:
     if target.kind in ("embedding", "head"):
         return [Rtn()]
     without = {"rewrite", "block", "distill"} | ({"quantize"} if target.grid.is_float else set())
-    steps = [step.build() for step in recipe.steps if methods.kind(step.method) not in without]
+    own = recipe.steps_of(target.layer, target.place)
+    steps = [placed(step.build(), _alone(target)) for step in own if methods.kind(step.method) not in without]
     return [step for step in steps if target.kind != "experts" or getattr(step, "experts", True)]
+
+
+def placed(method: Any, targets: Mapping[str, Target]) -> Any:
+    """The method as it is for these weights, by the names that it is called with: options that are given for patterns
+    of layers then say what those mean of them, the first pattern that means a layer deciding."""
+    found: dict[str, dict[str, Any]] = {option: {} for option in getattr(method, "by_layer", ())}
+    for option, values in found.items():
+        for name, target in targets.items():
+            for pattern, value in getattr(method, option).items():
+                if matches(pattern, target.layer, target.place):
+                    values.setdefault(name.removesuffix(".weight"), value)
+    return method.model_copy(update=found) if found else method
+
+
+def _alone(target: Target) -> dict[str, Target]:
+    """One weight, by its name and, for what is asked of shapes alone, by none."""
+    return {target.layer: target, "": target}
 
 
 def _kept_in_float32(model: Any, dtype: torch.dtype | None) -> Callable[[str], bool]:
@@ -158,8 +179,8 @@ def expected(target: Target, recipe: Recipe) -> Encoding:
     encoding = Encoding(target.grid, activations=target.activations)
     if target.kind in ("embedding", "head"):  # these are rounded, whatever the steps are
         return encoding
-    for step in recipe.steps:
-        method = step.build()
+    for step in recipe.steps_of(target.layer, target.place):
+        method = placed(step.build(), _alone(target))
         encodes: Callable[[Encoding, tuple[int, int]], Encoding] | None = getattr(method, "encodes", None)
         if encodes is not None and (target.kind != "experts" or getattr(method, "experts", True)):
             encoding = encodes(encoding, target.shape)

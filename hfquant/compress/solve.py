@@ -44,7 +44,8 @@ class Work:
 
     readings: how the inputs of these weights are rounded when they run.  scales: what those are divided by first, as
     steps for the whole block decided; notes: what these had to say.  free: whether the checkpoint's format can say all
-    of this, not only symmetric grids.  room: bytes of statistics that are held together.  crew: who does it.
+    of this, not only symmetric grids.  room: bytes of statistics that are held together.  crew: who does it.  ways: the
+    steps of weights that do not go through all of them; weights with the same ones share the object.
     """
 
     grids: Mapping[Weight, Grid]
@@ -57,6 +58,10 @@ class Work:
     room: int = ROOM
     final_steps: Sequence[tuple[str, Any]] = ()
     crew: Crew = ALONE
+    ways: Mapping[Weight, Steps] = field(default_factory=dict)
+
+    def steps_of(self, weight: Weight) -> Steps:
+        return self.ways.get(weight, self.steps)
 
     @property
     def needs_hessian(self) -> bool:
@@ -101,48 +106,49 @@ def finish(
         experts.add((W, None) for W in masters[members[0]])
         yield experts.finished()
         return
-    by_grid: dict[Grid, list[Weight]] = {}
+    alike: dict[tuple[Grid, int], list[Weight]] = {}
     for member in members:
-        by_grid.setdefault(work.grids[member], []).append(member)
+        alike.setdefault((work.grids[member], id(work.steps_of(member))), []).append(member)
     H, C = seen.taken() if seen is not None else (None, None)
     H, C = (_divided(t, work.scales.get(members[0])) for t in (H, C))
     together = _tall if work.crew.parts == 1 else _in_parts
     trim()  # what the activations left
-    for grid, same in by_grid.items():
-        yield from together(same, masters, work, grid, H, C, notes)
+    for same in alike.values():
+        yield from together(same, masters, work, H, C, notes)
     trim()
 
 
 def _tall(
-    same: Sequence[Weight], masters: Mapping[Weight, Tensor], work: Work, grid: Grid,
+    same: Sequence[Weight], masters: Mapping[Weight, Tensor], work: Work,
     H: Tensor | None, C: Tensor | None, notes: tuple[str, ...],
 ) -> Iterator[Finished]:  # fmt: skip
     """Rows do not influence each other: weights that share H and grid go through the steps as one tall matrix, up to
     the first step for which they do."""
-    start = time.perf_counter()
+    start, grid, steps = time.perf_counter(), work.grids[same[0]], work.steps_of(same[0])
     tall = Layer(name=same[0].name, W=torch.cat([masters[w].float() for w in same]), H=H, C=C, notes=notes)
-    apart = _apart(work.steps)
-    states = _steps([tall], work.steps[:apart], grid, work.scale_dtype)
+    apart = _apart(steps)
+    states = _steps([tall], steps[:apart], grid, work.scale_dtype)
     seconds, at = time.perf_counter() - start, 0
     for weight in same:
         rows, begun = slice(at, at := at + masters[weight].shape[0]), time.perf_counter()
         own = [replace(state.rows(rows), name=weight.name) for state in states]
-        own = own if apart is None else _steps(own, work.steps[apart:], grid, work.scale_dtype)
-        layer = _with_trail(own, work.steps)
+        own = own if apart is None else _steps(own, steps[apart:], grid, work.scale_dtype)
+        layer = _with_trail(own, steps)
         share = seconds * layer.W.shape[0] / tall.W.shape[0] + time.perf_counter() - begun
         Q, error = layer.stored(work.scale_dtype), layer.trail[-1][1]
-        yield Finished(weight, Q, work.steps[-1][0], error, share, layer.notes, layer.trail)
+        yield Finished(weight, Q, steps[-1][0], error, share, layer.notes, layer.trail)
 
 
 def _in_parts(
-    same: Sequence[Weight], masters: Mapping[Weight, Tensor], work: Work, grid: Grid,
+    same: Sequence[Weight], masters: Mapping[Weight, Tensor], work: Work,
     H: Tensor | None, C: Tensor | None, notes: tuple[str, ...],
 ) -> Iterator[Finished]:  # fmt: skip
     """The same in pieces, by a crew.  Where rows do influence each other, a piece is a whole weight."""
-    whole = _apart(work.steps) is not None
+    grid, steps = work.grids[same[0]], work.steps_of(same[0])
+    whole = _apart(steps) is not None
     rows = sum(masters[w].shape[0] for w in same)
     counts = [1 if whole else max(1, round(work.crew.parts * masters[w].shape[0] / rows)) for w in same]
-    shared = work.crew.keep((work.steps, grid, work.scale_dtype))
+    shared = work.crew.keep((steps, grid, work.scale_dtype))
     H, C = work.crew.keep(H), work.crew.keep(C)
     pieces = ((W, H, C, w.name, notes) for w, n in zip(same, counts, strict=True) for W in masters[w].chunk(n))
     solved = work.crew.each(_solve, shared, pieces)
@@ -150,10 +156,10 @@ def _in_parts(
         own = [next(solved) for _ in masters[weight].chunk(n)]
         Q = own[0].Q if len(own) == 1 else Quantized.concatenate([piece.Q for piece in own])
         energy = sum(piece.energy for piece in own) or 1.0
-        errors = [math.sqrt(sum(p.errors[i] ** 2 * p.energy for p in own) / energy) for i in range(len(work.steps))]
-        trail = tuple((name, error) for (name, _), error in zip(work.steps, errors, strict=True))
+        errors = [math.sqrt(sum(p.errors[i] ** 2 * p.energy for p in own) / energy) for i in range(len(steps))]
+        trail = tuple((name, error) for (name, _), error in zip(steps, errors, strict=True))
         said = tuple(dict.fromkeys(note for piece in own for note in piece.notes))
-        yield Finished(weight, Q, work.steps[-1][0], errors[-1], sum(piece.seconds for piece in own), said, trail)
+        yield Finished(weight, Q, steps[-1][0], errors[-1], sum(piece.seconds for piece in own), said, trail)
 
 
 def _solve(
@@ -174,8 +180,9 @@ class Experts:
 
     def __init__(self, weight: Weight, work: Work, notes: tuple[str, ...]) -> None:
         self.weight, self.work, self.notes = weight, work, notes
-        self.steps = [(name, step) for name, step in work.steps if getattr(step, "experts", True)]
-        if without := [name for name, step in work.steps if not getattr(step, "experts", True)]:
+        own = work.steps_of(weight)
+        self.steps = [(name, step) for name, step in own if getattr(step, "experts", True)]
+        if without := [name for name, step in own if not getattr(step, "experts", True)]:
             self.notes = (*notes, f"fused experts go without {' and '.join(without)}")
         self.solved: list[Solved] = []
         self.tokens: list[int] = []

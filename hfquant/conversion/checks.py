@@ -3,6 +3,7 @@
 import re
 from collections import Counter
 from collections.abc import Iterator, Mapping
+from fnmatch import fnmatch
 from typing import Any
 
 from ..errors import HfquantError, LimitError, RequestError, SourceError
@@ -18,6 +19,7 @@ from .request import Request
 from .settings import Limits
 
 CODE = "use a model of an architecture that transformers has, or convert its checkpoint to one"
+TOKENS = ("tokenizer*", "vocab*", "*.model", "*.spm", "*.bpe", "*.tiktoken")  # one of which any tokenizer has
 BLOCK = re.compile(r"\.(\d+)\.")
 
 
@@ -40,6 +42,9 @@ def problems(
         wanted(seen)
     except SourceError as error:
         yield Problem("damaged", error.message, error.hint)
+    if not any(fnmatch(name, pattern) for name in seen.files for pattern in TOKENS):
+        said = f"{seen.model} has no tokenizer, without which nothing about its quality can be measured"
+        yield Problem("tokenizer", said, "put its tokenizer.json and tokenizer_config.json there")
     if config.get("quantization_config") or config.get("compression_config"):
         yield Problem(
             "quantized", f"{seen.model} is already quantized", "start from the original: rounding twice costs twice"

@@ -10,7 +10,7 @@ class Problem:
     """Something that stands in the way.  blocks: whether the job would be refused; otherwise it is a warning.
 
     kind: `missing`, `gated`, `pickle`, `code`, `quantized`, `damaged`, `size`, `architecture`, `license`, `recipe`,
-    `target`, `token`, `disk`, `memory`, `time`, `money` or `limit`.
+    `tokenizer`, `target`, `token`, `disk`, `memory`, `time`, `money` or `limit`.
     """
 
     kind: str

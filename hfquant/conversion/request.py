@@ -17,7 +17,7 @@ from ..recipe_parts import Strict
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,95}", re.ASCII)
 COMMIT = re.compile(r"[0-9a-f]{40}", re.ASCII)
 REVISION = re.compile(r"[A-Za-z0-9][\w./-]{0,199}", re.ASCII)
-SOURCES = ("default", "self")
+SOURCES = ("default", "self", "random")
 MAX_TEXT = 1_000_000  # characters of calibration text
 MAX_REMOTE_TEXT = 50_000  # of those, where they travel in a Job's environment
 MAX_RECIPE = 100_000  # characters of its JSON

@@ -10,7 +10,11 @@ from typing import IO, Any
 import torch
 
 from .. import report
-from ..compress import compress, plan
+from ..budget import open_case, table_of
+from ..budget.decide import check
+from ..budget.door import outline, outlined
+from ..budget.promise import reach
+from ..compress import Plan, compress, plan
 from ..compress.estimate import LIBRARIES, forward_seconds
 from ..compress.layout import Layout, fit, lay_out
 from ..compress.rewriting import rewritten
@@ -23,6 +27,7 @@ from ..model.source import Source, open_config, open_source
 from ..recipe import Recipe
 from .child import Tell, explained
 
+BUDGETED = 2  # times as long: the model is looked at first, and measured twice
 EVALUATED = 2 * 64 * 512  # tokens that the two models see in an evaluation, usually
 
 
@@ -33,12 +38,29 @@ def _source(task: Mapping[str, Any]) -> Source:
 
 
 def do_compress(task: Mapping[str, Any], tell: Tell, _: IO[bytes]) -> dict[str, Any]:
-    """task: source, out, model, revision, facts, recipe, memory, text (a file, or None)."""
-    out = Path(task["out"])
-    if report.read(out).get("output") and not (out / ".hfquant").exists():
-        return {"resumed": True}  # it was finished, and nobody lived to hear it
+    """task: source, out, model, revision, facts, recipe, memory, text (a file, or None); measuring, for a budget."""
+    out, recipe = Path(task["out"]), Recipe.parse(task["recipe"])
+    known = report.read(out)
+    finished = "output" in known and not (out / ".hfquant").exists()  # and nobody lived to hear it
+    if finished and (recipe.budget is None or "budget" in known):
+        return {"resumed": True}
+    source = _source(task)
     text = {} if task["text"] is None else {"calibration": task["text"]}
-    todo = plan(_source(task), Recipe.parse(task["recipe"]), out, max_memory=task["memory"], **text)
+
+    def done(chosen: Recipe, fresh: bool) -> None:
+        _layers(plan(source, chosen, out, max_memory=task["memory"], fresh=fresh or finished, **text), tell)
+        if recipe.budget is not None:
+            verify(out, against=source, enforce=False, **task["measuring"])
+
+    if recipe.budget is None:
+        done(recipe, False)
+    else:
+        case = open_case(source, recipe, out, fresh=finished, **text)
+        reach(case, table_of(case), done)
+    return {"resumed": False}
+
+
+def _layers(todo: Plan, tell: Tell) -> None:
     expected = todo.estimate
     tell({
         "event": "plan", "layers": len(todo.layers), "blocks": todo.blocks, "resumed": todo.resumed,
@@ -54,7 +76,6 @@ def do_compress(task: Mapping[str, Any], tell: Tell, _: IO[bytes]) -> dict[str, 
             "notes": list(layer.notes), "share": tally.weights_done / max(1, tally.weights), "eta": tally.eta,
             "layers_done": tally.done, "layers": tally.layers, "blocks_done": tally.blocks_done,
         })  # fmt: skip
-    return {"resumed": False}
 
 
 def do_evaluate(task: Mapping[str, Any], tell: Tell, _: IO[bytes]) -> dict[str, Any]:
@@ -95,23 +116,39 @@ def _layout(question: Mapping[str, Any]) -> dict[str, Any]:
             name: TensorInfo(path, 0, DTYPES[kind], tuple(shape)) for name, (kind, shape) in question["tensors"].items()
         }
         source = Source(question["name"], None, path, config, tensors, ())
-        laid = lay_out(rewritten(source, recipe, outline=True), recipe)
+        every = recipe if recipe.budget is None else outlined(recipe)
+        laid = lay_out(rewritten(source, every, outline=True), every)
+        least = _least(laid, recipe)
     shape = recipe.calibration.samples, recipe.calibration.seq_len
     tokens = torch.empty(shape, dtype=torch.int64, device="meta") if recipe.needs_calibration else None
-    _, _, expected = fit(laid, recipe, tokens, question["memory"])
+    _, _, expected = fit(laid, every, tokens, question["memory"])
+    seconds = (expected.seconds or 0.0) + forward_seconds(source.parameters, EVALUATED, laid.skeleton.dtype)
     weights = sum(layer.bytes_after for layer in laid.layers.values())
     count = sum(_parameters(laid, name) for name in laid.layers)
     return {
         "format": laid.wire.format,
         "layers": len(laid.layers),
-        "bits_per_weight": 8 * weights / count,
+        "bits_per_weight": 8 * weights / count if least is None else None,
         "bytes_before": expected.bytes_before,
-        "bytes_after": expected.bytes_after,
+        "bytes_after": expected.bytes_after if least is None else least,
         "memory": max(expected.peak_memory, LIBRARIES + 2 * expected.bytes_after),
         "disk": expected.disk,
-        "seconds": (expected.seconds or 0.0) + forward_seconds(source.parameters, EVALUATED, laid.skeleton.dtype),
+        "seconds": seconds * (1 if least is None else BUDGETED),
         "grids": sorted({str(layer.grid) for layer in laid.layers.values()}),
     }
+
+
+def _least(laid: Layout, recipe: Recipe) -> int | None:
+    """Bytes of what a budget leads to, as far as that is known: what it names, else the least that there could be.
+
+    Raises RecipeError for a budget that cannot be met.
+    """
+    if recipe.budget is None:
+        return None
+    table = outline(laid, recipe)
+    check(table, recipe.budget)
+    room = recipe.budget.fit or recipe.budget.within
+    return room or table.rest + sum(min(option.nbytes for option in row.options) for row in table.rows)
 
 
 def _parameters(laid: Layout, name: str) -> int:

@@ -21,6 +21,8 @@ What else a method may say about itself, all optional:
 * `experts = False`: what it makes cannot be stored of fused experts; they go without it.
 * `encodes(encoding, shape)`, which returns the encoding with what it adds to how a weight [out, in] is stored.
 * `check(shape)`, which raises ValueError for a weight [out, in] that it cannot handle, before any work starts.
+* `by_layer`, the names of options that map patterns of layers (globs and roles, as `keep` of a recipe has them) to
+  values; where the method is called, they map the names of the layers at hand, without `.weight`.
 """
 
 import importlib

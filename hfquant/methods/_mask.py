@@ -21,6 +21,10 @@ class Places:
     sparsity: float = 0.0
     pattern: tuple[int, int] | None = None
 
+    @property
+    def prunes(self) -> bool:
+        return self.pattern is not None or self.sparsity > 0
+
     def stride(self, block: int) -> int:
         """How many columns are decided on together, in blocks of about `block`."""
         return self.pattern[1] if self.pattern else block

@@ -13,6 +13,7 @@ sweep, later masks seeing earlier roundings, as the paper does.  Otherwise the k
 they are final, which loses less.
 """
 
+import re
 from collections.abc import Callable
 from dataclasses import replace
 from fnmatch import fnmatchcase
@@ -35,6 +36,7 @@ from ._streams import Observed
 from ._target import target
 
 PARTS = 16  # of `sparsity`: how finely `max_error` is met
+EXPERT = re.compile(r"\[\d+\]$")  # which one of fused experts a weight is
 
 
 class Method(Observed):
@@ -46,7 +48,9 @@ class Method(Observed):
     pattern: str | None = Field(None, description="`2of4`: two of every four weights in a row are kept")
     joint: bool = Field(False, description="round the kept weights too, to the recipe's grid")
     ratios: dict[str, float] = Field(
-        default_factory=dict, description="glob of layer names -> its own `sparsity`; the first that matches decides"
+        default_factory=dict,
+        description="glob of layer names, or role such as `@blocks:0:4` -> its own `sparsity`, 0 = not pruned, with"
+        " `pattern` 0 alone; the first that matches decides",
     )
     max_error: float | None = Field(
         None, gt=0, description="of the layer's output, relative: a layer that would lose more is pruned less"
@@ -54,9 +58,10 @@ class Method(Observed):
     damp: float = Field(0.01, ge=0, le=1, description="λ as a fraction of mean(diag H); grows by itself where needed")
     block: int = Field(128, ge=1, description="columns of the sweep that have the same `sparsity`")
     admm: int = Field(12, ge=0, description="steps of the search for a better mask; 0 = the sweep's")
-    refit: int = Field(20, ge=0, description="steps of least squares on the mask, at most; 0 = the sweep's weights")
+    refit: int = Field(8, ge=0, description="steps of least squares on the mask, at most; 0 = the sweep's weights")
 
     kind: ClassVar[str] = "prune"
+    by_layer: ClassVar[tuple[str, ...]] = ("ratios",)
     needs_hessian: ClassVar[bool] = True
 
     @field_validator("pattern", mode="before")
@@ -70,10 +75,12 @@ class Method(Observed):
     def _one_of_two(self) -> Self:
         if (self.sparsity is None) == (self.pattern is None):
             raise ValueError("give either `sparsity`, e.g. 0.5, or `pattern`, e.g. 2of4")
-        if self.pattern and (self.ratios or self.max_error is not None):
-            raise ValueError("`ratios` and `max_error` go with `sparsity`: a pattern is the same in every layer")
-        if wrong := [ratio for ratio in self.ratios.values() if not 0 < ratio < 1]:
-            raise ValueError(f"`ratios` lie between 0 and 1, not {wrong[0]:g}; `keep` leaves a layer dense")
+        if self.pattern and (any(self.ratios.values()) or self.max_error is not None):
+            raise ValueError(
+                "`ratios` and `max_error` go with `sparsity`: a pattern is the same in every layer, or left out (0)"
+            )
+        if wrong := [ratio for ratio in self.ratios.values() if not 0 <= ratio < 1]:
+            raise ValueError(f"`ratios` lie between 0 and 1, not {wrong[0]:g}; 0 leaves a layer unpruned")
         return self
 
     @classmethod
@@ -91,16 +98,22 @@ class Method(Observed):
 
     def places(self, module: str) -> Places:
         """What is kept of the layer of that name."""
-        if self.pattern:
-            return Places(pattern=read_pattern(self.pattern))
-        name = module.removesuffix(".weight")
+        name = EXPERT.sub("", module).removesuffix(".weight")
         ratio = next((ratio for glob, ratio in self.ratios.items() if fnmatchcase(name, glob)), self.sparsity)
+        if ratio is None and self.pattern:
+            return Places(pattern=read_pattern(self.pattern))
         return Places(sparsity=ratio or 0.0)
 
     @property
     def rowwise(self) -> bool:
-        """Rows share a budget unless there is a pattern."""
-        return self.pattern is not None
+        """Rows share a budget unless there is a pattern, which a layer among those with the same inputs may lack."""
+        return self.pattern is not None and not self.ratios
+
+    def check(self, shape: tuple[int, int]) -> None:
+        """Raises ValueError if the rows of a weight [out, in] end inside the pattern."""
+        pattern = self.places("").pattern
+        if pattern and shape[1] % pattern[1]:
+            raise ValueError(f"{shape[1]} columns are not whole patterns of {pattern[1]}")
 
     @property
     def experts(self) -> bool:
@@ -109,7 +122,8 @@ class Method(Observed):
 
     def encodes(self, encoding: Encoding, shape: tuple[int, int]) -> Encoding:
         """How a weight [out, in] will be stored, as far as it is known before any work."""
-        return replace(encoding, sparsity=self.places("").stored(shape))
+        places = self.places("")
+        return replace(encoding, sparsity=places.stored(shape)) if places.prunes else encoding
 
     def __call__(self, layer: Layer, grid: Grid, scale_dtype: torch.dtype) -> Layer:
         """Set V and mask, with `joint` Q too.
@@ -117,6 +131,8 @@ class Method(Observed):
         Falls back to pruning the smallest weights (and rounding to nearest), and notes it, if H is unusable.
         """
         rounds = self.joint and not grid.is_float
+        if not self.places(layer.name).prunes:
+            return self._rounded(layer, grid, scale_dtype) if rounds else layer
         H = layer.H
         factor = None if H is None else inverse_factor(H, self.damp)
         if H is None or factor is None:

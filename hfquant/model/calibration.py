@@ -55,6 +55,14 @@ def self_generated(model: Any, *, samples: int, seq_len: int, seed: int, batch: 
     return torch.cat(found)[:samples]
 
 
+def random_tokens(vocabulary: int, *, samples: int, seq_len: int, seed: int) -> Tensor:
+    """Sequences of tokens that have nothing to do with each other, all as likely, int64 [samples, seq_len].
+
+    What ZeroQuant's distillation was shown to work on too (Yao et al., 2022, table 7).
+    """
+    return torch.randint(vocabulary, (samples, seq_len), generator=torch.Generator().manual_seed(seed))
+
+
 def digest(tokens: Tensor) -> str:
     """sha256 of the sequences: what the report calls the calibration data."""
     return hashlib.sha256(tokens.numpy().tobytes()).hexdigest()

@@ -62,13 +62,16 @@ def _split(Q: Quantized, experts: int) -> list[Quantized]:
 
 def calibration_batches(model: nn.Module, config: HfQuantConfig) -> list[Tensor]:
     """Token batches [n, seq] int64: the user's, or cut from the user's texts, or from the recipe's source."""
-    from ..model.calibration import self_generated, token_batches
+    from ..model.calibration import random_tokens, self_generated, token_batches
+    from ..model.inputs import vocabulary
 
     if config.batches is None:
         asked = config.recipe.calibration
         size = {"samples": asked.samples, "seq_len": asked.seq_len, "seed": asked.seed}
         if asked.source == "self":
             return [self_generated(model, **size)]
+        if asked.source == "random":
+            return [random_tokens(vocabulary(model.config), **size)]
         return [token_batches(asked.source, _tokenizer(model, config), **size)]
     given: list[Any] = list(config.batches)
     if given and all(isinstance(text, str) for text in given):

@@ -11,6 +11,7 @@ from transformers.utils.quantization_config import QuantizationConfigMixin
 
 from ..errors import RecipeError
 from ..recipe import Recipe
+from ..recipe_budget import with_goal
 from ..tensors import formats
 from ..tensors.formats import Wire
 
@@ -136,7 +137,7 @@ def _with_goal(recipe: "str | Path | Mapping[str, Any] | Recipe | None", goal: M
     if not given:
         return Recipe.parse("rtn-w4g64" if recipe is None else recipe)
     base = {"name": "gptq"} if recipe is None else Recipe.parse(recipe).model_dump(mode="json")
-    return Recipe.parse(base | {"budget": given})
+    return Recipe.parse(with_goal(base, given))
 
 
 def _adjust(recipe: Recipe, calibration: Mapping[str, Any], keep: Sequence[str]) -> Recipe:

@@ -11,7 +11,7 @@ from ..tensors.encoding import Encoding
 from ..tensors.formats import Format
 from ..tensors.grid import Grid
 from ..tensors.layer import Quantized
-from . import cache, kernels, ops  # noqa: F401  (ops registers torch.ops.hfquant)
+from . import cache, kernels, ops, together  # noqa: F401  (ops registers torch.ops.hfquant)
 from .declare import declare, keep_dtype
 from .reference import Matrix, dense
 from .view import ReadOnlyWeightError, WeightView
@@ -148,7 +148,7 @@ class QLinear(Packed, nn.Linear):
         bound: kernels.Bound | None = cache.entry(parts).derived.get(kernels.place(x))
         if bound is not None and x.is_contiguous() and (bias is None or bias.dtype == x.dtype):
             return bound(x, bias)
-        return kernels.linear(x, self.matrix, bias)
+        return together.linear(x, self.matrix, bias)
 
     def __getattr__(self, name: str) -> Any:
         # nn.Module comes here for whatever is not in __dict__ or on the class: parameters, and our view

@@ -91,12 +91,13 @@ def _linear_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
 
 def _linear_backward(ctx: Any, grad: Tensor) -> tuple[Any, ...]:
     grad_x = grad_bias = None
+    parts = ctx.saved_tensors  # read once: where activations are computed again, a second reading is refused
     if ctx.needs_input_grad[0]:
-        W = torch.ops.hfquant.weight(ctx.saved_tensors, *ctx.weight, grad.dtype)
+        W = torch.ops.hfquant.weight(parts, *ctx.weight, grad.dtype)
         grad_x = grad @ W
     if ctx.needs_input_grad[1]:
         grad_bias = grad.flatten(0, -2).sum(0).to(ctx.bias_dtype)
-    return grad_x, grad_bias, [None] * len(ctx.saved_tensors), *[None] * len(ctx.weight)
+    return grad_x, grad_bias, [None] * len(parts), *[None] * len(ctx.weight)
 
 
 def _experts_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:

@@ -1,14 +1,16 @@
 """The choice is the best there is, and never over what is allowed."""
 
 import random
+from dataclasses import replace
 from itertools import pairwise, product
 
 import pytest
 
 from hfquant.budget.choose import Unit, frontier, solve, total, units
-from hfquant.budget.table import Option, Row
+from hfquant.budget.decide import decide
+from hfquant.budget.table import Option, Row, Table
 from hfquant.errors import RecipeError
-from hfquant.recipe import GridSpec
+from hfquant.recipe import GridSpec, Recipe
 
 
 def made(seed: int, layers: int, options: int = 5) -> list[Row]:
@@ -72,6 +74,26 @@ def test_layers_with_one_input_get_one_grid() -> None:
     chosen = solve(some, "loss", {"nbytes": sum(unit.nbytes[len(unit.nbytes) // 2] for unit in some)})
     for unit, i in zip(some, chosen, strict=True):
         assert len({option.name for option in unit.options[i]}) == 1
+
+
+def test_a_layer_without_a_choice_leaves_the_others_theirs() -> None:
+    rows = made(3, 4)
+    pinned = replace(rows[0], options=(Option(GridSpec(bits=8, group_size=128), 900, 800, 0.1),))
+    some = units([pinned, *rows[1:]], together=True)
+    assert [len(unit.rows) for unit in some] == [1, 1, 2]
+    assert len(some[1].options) > 1
+
+
+def test_uniform_sizes_count_what_has_no_choice() -> None:
+    rows = made(3, 4)
+    pinned = replace(rows[0], options=(Option(GridSpec(bits=8, group_size=64), 7000, 6000, 0.5),))
+    table = Table((pinned, *rows[1:]), rest=100, original=10**6)
+    found = decide(table, Recipe.parse({"budget": {"fit": 10**5}})).uniform
+    assert found
+    for name, nbytes, loss in found:
+        others = [next(o for o in row.options if o.name == name) for row in rows[1:]]
+        assert nbytes == 100 + 7000 + sum(o.nbytes for o in others)
+        assert loss == pytest.approx(0.5 + sum(o.loss for o in others))
 
 
 def test_speed_is_minimized_within_two_limits() -> None:

@@ -81,6 +81,14 @@ def test_gradients_are_those_of_the_whole_model(family: str, uneven: Folders, tm
     assert not list((tmp_path / "walk").glob("*.gradient*beside*")), "gradients of later stacks are gone"
 
 
+def test_tokens_are_drawn_as_often_as_they_are_likely() -> None:
+    p = torch.tensor([0.0, 0.5, 0.0, 0.3, 0.2, 0.0])
+    drawn = outside.sampled(p.expand(20_000, -1), torch.Generator().manual_seed(0))
+    share = drawn.flatten().bincount(minlength=len(p)) / len(drawn)
+    assert torch.equal(share == 0, p == 0)
+    assert torch.allclose(share, p, atol=0.015)  # four standard deviations
+
+
 def test_drawn_tokens_are_the_models_own(uneven: Folders, tmp_path: Path) -> None:
     """At the head a gradient is p − 1 for the token drawn and p for all others: each row sums to zero."""
     walk = walking.forward(

@@ -1,9 +1,13 @@
 """`budget:` in recipes: what it may say, and what it turns into."""
 
+from pathlib import Path
+
 import pytest
 
+from hfquant import HfQuantConfig
 from hfquant.budget.decide import as_recipe
 from hfquant.budget.table import Option, Row
+from hfquant.cli import goals
 from hfquant.errors import RecipeError
 from hfquant.recipe import GridSpec, Recipe
 from hfquant.recipe_budget import read_share
@@ -27,6 +31,21 @@ def test_a_budget_alone_is_a_recipe() -> None:
     assert again == recipe
 
 
+def test_another_goal_leaves_what_may_be_chosen_from(tmp_path: Path) -> None:
+    own = {"fit": "1GB", "bits": [3, 4], "groups": [64], "together": True, "sparsity": ["2:4", 0.5], "ranks": [8, 4]}
+    (tmp_path / "own.yaml").write_text(Recipe.parse({"budget": own}).to_yaml())
+    recipe = str(tmp_path / "own.yaml")
+    for changed in (
+        goals.with_goal(recipe, None, average_bits=3.5, fit=None),
+        HfQuantConfig(recipe, average_bits=3.5).recipe,
+    ):
+        budget = changed.budget
+        assert budget is not None
+        assert (budget.fit, budget.average_bits) == (None, 3.5)
+        assert (budget.bits, budget.groups, budget.together) == ((3, 4), (64,), True)
+        assert (budget.sparsity, budget.ranks) == (("2of4", 0.5), (4, 8))
+
+
 def test_recipes_without_a_budget_keep_their_hash() -> None:
     assert Recipe.parse("gptq-w4g64").hash == "344bdf7c7ea3d3cb"
 
@@ -39,6 +58,9 @@ MISTAKES = [
     ({"fit": "1GB", "bits": [1, 4]}, "widths are 2 to 8 bit"),
     ({"fit": "1GB", "groups": [0]}, "a group has at least one column"),
     ({"max_loss": 3}, "should be less than 1"),
+    ({"fit": "1GB", "sparsity": [1.5]}, "lies between 0 and 1, not 1.5"),
+    ({"fit": "1GB", "sparsity": ["half"]}, "a pattern is written `2of4`"),
+    ({"fit": "1GB", "ranks": [0]}, "a rank is at least 1"),
     ({"fitt": "1GB"}, "unknown key `fitt`"),
 ]
 
@@ -54,7 +76,7 @@ def test_mistakes(budget: dict[str, object], text: str) -> None:
     [
         (
             {"steps": [{"method": "sparsegpt", "sparsity": 0.5}], "grid": "w16"},
-            "step `sparsegpt` changes more than that",
+            "step `sparsegpt` says the same for all",
         ),
         ({"format": "gptq"}, "format `gptq` cannot mix grids"),
         ({"format": "compressed_tensors"}, "format `compressed_tensors` cannot mix grids"),

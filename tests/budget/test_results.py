@@ -11,7 +11,8 @@ from scipy.stats import spearmanr
 from transformers import AutoModelForCausalLM
 
 from hfquant import HfQuantConfig, compress, plan
-from hfquant.budget import Case, Decision, choose_recipe, decide, door, open_case, table_of
+from hfquant.budget import Case, Decision, choose_recipe, decide, door, open_case, speed, table_of
+from hfquant.budget.loaded import choose_for
 from hfquant.budget.promise import ATTEMPTS, reach
 from hfquant.errors import CalibrationError, QualityError, RecipeError
 from hfquant.measure.evaluate import compare
@@ -51,6 +52,22 @@ def test_size_is_kept_and_used(family: str, built: Folders, tmp_path: Path) -> N
     assert nbytes >= 0.98 * room
 
 
+def test_experts_of_a_layer_have_one_grid(built: Folders, tmp_path: Path) -> None:
+    """They are stored as one tensor with one shape: what is chosen for them is chosen for all, layers apart."""
+    case = case_of(built("mixtral"), tmp_path / "out", average_bits=4)
+    rows = [row for row in case.table.rows if row.kind == "experts"]
+    assert len(rows) == 2 * len({row.layer for row in rows}), "two matrices of each layer"
+    decision = decide(table_of(case), case.recipe)
+    grids: dict[str, set[str]] = {}
+    for row, option in decision.chosen:
+        if row.kind == "experts":
+            grids.setdefault(row.layer, set()).add(option.name)
+    assert all(len(names) == 1 for names in grids.values())
+    made(built("mixtral"), decision.recipe, tmp_path / "out")
+    stored = json.loads((tmp_path / "out" / "config.json").read_text())["quantization_config"]["groups"]
+    assert all(sum(layer in group["modules"] for group in stored) == 1 for layer in grids)
+
+
 def test_the_saved_recipe_gives_the_same_bytes(trained: Folders, tmp_path: Path) -> None:
     decision = choose_recipe(trained("llama"), {"budget": {"average_bits": 3.5}}, tmp_path / "a", **SMALL)
     assert decision.bits <= 3.5
@@ -76,25 +93,31 @@ def test_what_was_looked_at_is_not_looked_at_again(
 def test_predicted_losses_rank_and_resemble_measured_ones(trained: Folders, tmp_path: Path) -> None:
     model = trained("llama")
     windows, source = families.held_out(24), open_source(model)
-    case = case_of(model, tmp_path / "look", average_bits=3)
+    enough = {"samples": 32, "seq_len": 128}  # or GPTQ fits what it is shown, and loses more elsewhere
+    recipe = {
+        "name": "gptq",
+        "dtype": "keep",
+        "budget": {"average_bits": 3},
+    }  # 16 bits cost as much as the finest grids
+    case = open_case(model, recipe, tmp_path / "look", **enough)
     predicted, measured = [], []
     for i, average in enumerate((2.6, 3.0, 3.5, 4.1, 4.8, 5.5)):
         assert case.recipe.budget is not None
         budget = case.recipe.budget.model_copy(update={"average_bits": average})
         decision = decide(table_of(case), case.recipe.model_copy(update={"budget": budget}))
-        made(model, decision.recipe, tmp_path / f"{i}")
+        list(compress(plan(model, decision.recipe, tmp_path / f"{i}", **enough)))
         compressed = load(tmp_path / f"{i}")
         scores = compare(stream_logits(source, windows, dtype=compressed.dtype), compressed, windows)
         predicted.append(decision.loss)
         measured.append(scores.kl)
     assert spearmanr(predicted, measured)[0] > 0.9
-    assert all(0.3 < m / p < 3 for m, p in zip(measured, predicted, strict=True) if m is not None and p < 0.2)
+    assert all(0.4 < m / p < 2.5 for m, p in zip(measured, predicted, strict=True) if m is not None and p < 0.2)
 
 
-def grown(out: Path, by: float) -> None:
+def grown(out: Path, by: float, kl: float = 0.1) -> None:
     """A result whose perplexity has grown by a share."""
     out.mkdir(parents=True, exist_ok=True)
-    merge(out, evaluation={"perplexity": 10 * (1 + by), "reference_perplexity": 10.0, "kl": 0.1}, output={"bytes": 1})
+    merge(out, evaluation={"perplexity": 10 * (1 + by), "reference_perplexity": 10.0, "kl": kl}, output={"bytes": 1})
 
 
 def test_a_broken_promise_is_tightened(trained: Folders, tmp_path: Path) -> None:
@@ -120,7 +143,39 @@ def test_a_broken_promise_is_tightened(trained: Folders, tmp_path: Path) -> None
     assert "![" in (case.out / "README.md").read_text()
     assert {"recipe.yaml", "figures/budget.png"} <= set(report["output"]["files"]), "so that --fresh removes them"
     resumed = open_case(trained("llama"), {"name": "gptq", "budget": {"max_loss": 0.1}}, case.out, **SMALL)
-    assert door.resumed_bound(resumed) == pytest.approx(decisions[1].loss * 0.9 * 0.1 / 0.3), "of the last attempt"
+    again: list[Decision] = []
+    reach(resumed, table_of(resumed), compressed, told=again.append)
+    assert again[0].recipe == decisions[2].recipe, "it goes on with the last attempt"
+    assert tried[-1][1], "which replaces what is there"
+
+
+def test_a_loss_that_leaves_room_is_used(trained: Folders, tmp_path: Path) -> None:
+    """Once: a smaller result if that holds, and otherwise the first one again."""
+    for second, attempts in ((0.009, 2), (0.012, 3)):
+        case = case_of(trained("llama"), tmp_path / f"{attempts}", max_loss=0.01)
+        results, decisions = iter([(0.001, 0.002), (second, second), (0.001, 0.002)]), list[Decision]()
+
+        def compressed(recipe: Recipe, again: bool, case: Case = case, results: Any = results) -> None:
+            grown(case.out, *next(results))
+
+        report = reach(case, table_of(case), compressed, told=decisions.append)
+        assert report["budget"]["attempts"] == attempts
+        assert decisions[1].nbytes < decisions[0].nbytes
+        assert decisions[1].loss <= 3 * decisions[0].loss
+        assert [d.recipe for d in decisions[2:]] == [decisions[0].recipe] * (attempts - 2)
+        assert Recipe.parse(case.out / "recipe.yaml") == decisions[-1].recipe
+
+
+def test_room_by_chance_is_not_used(trained: Folders, tmp_path: Path) -> None:
+    """Perplexity hardly grew, but the predictions moved as far as they may."""
+    case, tried = case_of(trained("llama"), tmp_path / "out", max_loss=0.01), []
+
+    def compressed(recipe: Recipe, again: bool) -> None:
+        tried.append(recipe)
+        grown(case.out, -0.02, kl=0.08)
+
+    reach(case, table_of(case), compressed)
+    assert len(tried) == 1
 
 
 def test_a_promise_that_cannot_be_kept_ends(trained: Folders, tmp_path: Path) -> None:
@@ -156,6 +211,32 @@ def test_a_loss_needs_a_text(built: Folders, tmp_path: Path) -> None:
             (model / file.name).write_bytes(file.read_bytes())
     with pytest.raises(CalibrationError, match=r"a loss is measured on a text, and .* has no tokenizer"):
         case_of(model, tmp_path / "out", max_loss="1%")
+
+
+def test_a_table_of_another_version_is_made_anew(trained: Folders, tmp_path: Path) -> None:
+    case = case_of(trained("llama"), tmp_path / "out", average_bits=3)
+    first = table_of(case)
+    file = case.folder / door.TABLE
+    data = json.loads(file.read_text())
+    data["rows"][0]["unheard_of"] = 1
+    data["about"]["fingerprint"] = "another"
+    file.write_text(json.dumps(data))
+    again = table_of(case)
+    assert again.rows == first.rows
+    assert json.loads(file.read_text())["about"]["fingerprint"] == case.fingerprint
+
+
+def test_the_fastest_while_loading_is_measured(trained: Folders, monkeypatch: pytest.MonkeyPatch) -> None:
+    model = AutoModelForCausalLM.from_pretrained(trained("llama"), dtype=torch.float32)
+    recipe = Recipe.parse({"name": "gptq", "budget": {"fastest": True, "bits": [4, 8]}})
+    batches = [families.held_out(8)[:, :64]]
+    monkeypatch.setattr(speed, "_seconds", lambda shape, one, dtype: 1 / one.grid.bits if one.grid else 1.0)
+    decision = choose_for(model, recipe, batches)
+    assert decision.seconds == pytest.approx(sum(1 / option.grid.bits for _, option in decision.chosen if option.grid))
+    assert {option.grid.bits for _, option in decision.chosen if option.grid} == {8}
+    monkeypatch.setattr(speed, "_seconds", lambda shape, one, dtype: 2.0 if one.grid else 1.0)
+    with pytest.raises(RecipeError, match="on this machine no layer is faster compressed"):
+        choose_for(model, recipe, batches)
 
 
 def test_while_loading(trained: Folders, tmp_path: Path) -> None:

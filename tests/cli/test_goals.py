@@ -107,7 +107,10 @@ MISTAKES = [
     (["--fit", "1GB", "--within", "4GB"], "`within` is for `fastest`"),
     (["--average-bits", "0"], "should be greater than 0"),
     (["--recipe", "gptq-w4g64", "--dry-run"], "`--dry-run` says what a goal leads to, and there is none"),
-    (["--recipe", "sparsegpt-2of4", "--fit", "1GB"], "a budget chooses bits and groups; step `sparsegpt` changes more"),
+    (
+        ["--recipe", "sparsegpt-2of4", "--fit", "1GB"],
+        "a budget chooses what becomes of every layer; step `sparsegpt` says",
+    ),
     (["--fit", "1GB", "--set", "format=gptq"], "format `gptq` cannot mix grids in one checkpoint"),
     (["--fit", "much"], "cannot read `much` as a size"),
     (["--max-loss", "much"], "cannot read `much` as a share"),

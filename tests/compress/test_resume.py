@@ -25,13 +25,23 @@ def whole(model: Path, recipe: str, out: Path, kill_after: float | None = None) 
 
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
-@pytest.mark.parametrize("family", ["llama", "bart"])
-def test_twenty_kills_change_no_byte(family: str, built: Callable[[str], Path], tmp_path: Path) -> None:
-    recipe, random_ = "gptq-w4g32", random.Random(0)
+@pytest.mark.parametrize(
+    ("family", "recipe", "wanted"),
+    [
+        ("llama", "gptq-w4g32", 10),
+        ("bart", "gptq-w4g32", 10),
+        ("llama", "rotate+smoothquant+gptq-w4a8g32", 5),
+        pytest.param("llama", "rotate+sparsegpt-2of4+gptq-w4g32+lorc-r4+lkd", 5, marks=pytest.mark.slow),
+    ],
+)
+def test_kills_change_no_byte(
+    family: str, recipe: str, wanted: int, built: Callable[[str], Path], tmp_path: Path
+) -> None:
+    random_ = random.Random(0)
     finished, seconds = whole(built(family), recipe, tmp_path / "calm")
     assert finished
     kills, folders = 0, 0
-    while kills < 10:  # two families: twenty
+    while kills < wanted:
         folders += 1
         out = tmp_path / f"killed{folders}"
         for _ in range(3):  # up to three in a row on the same folder

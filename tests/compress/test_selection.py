@@ -2,7 +2,7 @@
 
 import pytest
 
-from hfquant.compress.selection import Target, select, steps_for
+from hfquant.compress.selection import Target, expected, select, steps_for
 from hfquant.errors import RecipeError
 from hfquant.recipe import Recipe
 from hfquant.tensors.encoding import Activations
@@ -74,6 +74,44 @@ def test_a_rank_that_no_weight_can_have() -> None:
         select(model, Recipe.parse("lorc-r33-w3g32"))
     small = select(model, Recipe.parse("lorc-r33-w3g32", ["keep=['*.k_proj', '*.v_proj']"]))
     assert small["model.layers.0.self_attn.q_proj.weight"].grid == Grid(3, 32, False)
+
+
+def test_options_by_layer_mean_layers_of_the_whole_model() -> None:
+    recipe = Recipe.parse(
+        "sparsegpt-50", ["sparsegpt.ratios={'@blocks:0': 0, 'model.layers.1.*': 0.25, '@feed_forward': 0.75}"]
+    )
+    model = random_model("llama")
+    shares = {}
+    for name, target in select(model, recipe).items():
+        sparsity = expected(target, recipe).sparsity
+        out, n = target.shape
+        shares[name.removeprefix("model.layers.").removesuffix("_proj.weight")] = (
+            None if sparsity is None else 1 - sparsity.n / (out * n)
+        )
+    assert shares["0.mlp.up"] is shares["0.self_attn.q"] is None
+    assert (shares["1.mlp.up"], shares["1.self_attn.q"]) == (0.25, 0.25)
+    assert (shares["2.mlp.up"], shares["2.self_attn.q"]) == (0.75, 0.5)
+
+
+@pytest.mark.parametrize("role", ["@blocks:9", "@attention:7:"])
+def test_options_by_layer_that_mean_nothing_are_refused(role: str) -> None:
+    recipe = Recipe.parse("sparsegpt-50", [f"sparsegpt.ratios={{'{role}': 0.3}}"])
+    with pytest.raises(RecipeError, match=f"^`{role}` of recipe .* means no layer of this model"):
+        select(random_model("llama"), recipe)
+    with pytest.raises(RecipeError, match=r"cannot read `@atention` as a part of a model\n\nhint: write `@attention`"):
+        Recipe.parse("sparsegpt-50", ["sparsegpt.ratios={'@atention': 0.3}"])
+
+
+def test_rows_that_end_inside_a_pattern() -> None:
+    model = random_model("llama")
+    with pytest.raises(
+        RecipeError,
+        match=r"step `sparsegpt` does not fit `model.layers.0.self_attn.q_proj`: 64 columns are not whole patterns of 5"
+        r"[^\n]*\n\nhint: change the step's options, or leave the layer out with `--set keep=",
+    ):
+        select(model, Recipe.parse("sparsegpt-3of5"))
+    left_out = Recipe.parse("sparsegpt-3of5+rtn-w4g32", ["sparsegpt.ratios={'@blocks': 0}"])
+    assert {expected(t, left_out).sparsity for t in select(model, left_out).values()} == {None}
 
 
 def test_experts_that_no_step_is_for_stay_as_they_are() -> None:

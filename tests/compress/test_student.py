@@ -5,7 +5,6 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 import torch
 
@@ -13,6 +12,7 @@ import hfquant
 from hfquant.compress import compress, plan
 from hfquant.compress.streaming import Passage
 from hfquant.errors import RecipeError
+from hfquant.methods.lkd import _Lesson
 from hfquant.model.inputs import model_inputs
 from hfquant.plugin import HfQuantConfig
 from hfquant.recipe import Recipe
@@ -64,9 +64,8 @@ def test_it_comes_closer_to_the_original_than_what_it_started_from(
 
 def test_random_tokens_help_too(trained: Callable[[str], Path], tmp_path: Path) -> None:
     """The paper's table 7: no text of the model's kind is needed."""
-    source, file = trained("llama"), tmp_path / "random.npy"
-    np.save(file, np.random.default_rng(0).integers(4, families.VOCABULARY, 64 * 64))
-    given: dict[str, Any] = {"samples": 64, "seq_len": 64, "calibration": str(file)}
+    source = trained("llama")
+    given: dict[str, Any] = {"samples": 64, "seq_len": 64, "calibration": "random"}
     list(compress(source, recipe({"method": "rtn"}), tmp_path / "before"))
     list(compress(source, recipe({"method": "rtn"}, LKD | {"steps": 24, "tokens": 512}), tmp_path / "after", **given))
     assert distance(tmp_path / "after", source, "llama") < 0.95 * distance(tmp_path / "before", source, "llama")
@@ -174,3 +173,23 @@ def test_where_it_may_stand() -> None:
 def test_bad_options_are_refused(changes: list[str], message: str) -> None:
     with pytest.raises(RecipeError, match=message):
         Recipe.parse("gptq-w4g64+lkd", changes)
+
+
+@pytest.mark.parametrize(("first", "grid", "count"), [("rtn", "w3g32", 80), ("rtn", "w4g32", 40)])
+def test_narrow_weights_learn_longer(
+    first: str, grid: str, count: int, built: Callable[[str], Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Unless the recipe says how long; and the estimate of the time knows."""
+    done: list[float] = []
+    learn = _Lesson.learn
+    monkeypatch.setattr(_Lesson, "learn", lambda self, rate: (done.append(rate), learn(self, rate))[1])
+    lesson = {"method": "lkd", "tokens": 64}
+    todo = plan(built("llama"), recipe({"method": first}, lesson, grid=grid), tmp_path / "out", samples=4, seq_len=16)
+    half = recipe({"method": first}, lesson | {"steps": count // 2}, grid=grid)
+    quick = plan(built("llama"), half, tmp_path / "half", samples=4, seq_len=16)
+    list(compress(todo))
+    assert len(done) == 3 * count
+    assert done[:count] == sorted(done[:count], reverse=True)
+    assert done[0] == 1
+    assert 0 < done[count - 1] < 0.01
+    assert quick.estimate.seconds < todo.estimate.seconds

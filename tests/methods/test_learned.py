@@ -76,6 +76,23 @@ def test_gradients_are_those_of_the_definition() -> None:
         assert (lost[0] - lost[1]) / (2 * step) == pytest.approx(float(mine[1][i].sum()), rel=1e-5)
 
 
+def test_gradients_of_a_weight_that_is_pruned_only_are_those_of_its_definition() -> None:
+    """W = (W₀ + step·v)·g, exactly, but for the rounding to the stored type: step is of each row, g too."""
+    W, G = normal(6, 40), normal(6, 40, seed=2)
+    one = learned(rounded(Grid(16, -1, True), W), W)
+    step = one.quantized().codes.float().abs().amax(1, keepdim=True) / 256
+    with torch.no_grad():
+        one.latent.add_(normal(6, 40, seed=3))
+        one.scale.mul_(1.1)
+    v, g = (t.detach().clone().requires_grad_() for t in (one.latent, one.scale))
+    for t in (one.latent, one.scale):
+        t.requires_grad_()
+    (one.weight() * G).sum().backward()
+    ((learned(rounded(Grid(16, -1, True), W), W).weight() + step * v) * g * G).sum().backward()
+    torch.testing.assert_close(one.latent.grad, v.grad)
+    torch.testing.assert_close(one.scale.grad, g.grad)
+
+
 @pytest.mark.parametrize("what", extras())
 def test_gradients_reach_what_is_learned_through_all_that_is_stored(what: str) -> None:
     W, x, y = normal(6, 40), normal(32, 40, seed=5), normal(32, 6, seed=6)

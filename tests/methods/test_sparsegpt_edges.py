@@ -65,6 +65,18 @@ def test_layers_can_have_ratios_of_their_own() -> None:
         assert int((~mask(done)).sum()) == 320 * share
 
 
+@pytest.mark.parametrize("kind", [{"sparsity": 0.5}, {"pattern": "2of4"}], ids=str)
+def test_a_layer_can_be_left_unpruned(kind: dict[str, object]) -> None:
+    given = replace(layer(8, 40), name="h.0.down_proj.weight")
+    done = Method(**kind, ratios={"*.down_proj": 0})(given, DENSE, torch.float16)
+    assert done.mask is None
+    assert torch.equal(done.effective, given.W)
+    rounded = Method(**kind, ratios={"*.down_proj": 0}, joint=True)(given, Grid(4, 40), torch.float16)
+    assert rounded.mask is None
+    assert rounded.Q is not None
+    assert not Method(**kind, ratios={"*.down_proj": 0}).rowwise  # its neighbours are pruned
+
+
 @pytest.mark.parametrize("options", [{}, {"admm": 0}, {"joint": True}], ids=["best", "refitted", "joint"])
 def test_a_sensitive_layer_is_pruned_less(options: dict[str, object]) -> None:
     given, grid = layer(24, 96), Grid(4, 32)

@@ -12,7 +12,7 @@ import torch
 from hfquant import report
 from hfquant.compress import compress, plan
 from hfquant.errors import CalibrationError
-from hfquant.model.calibration import digest, token_batches
+from hfquant.model.calibration import digest, random_tokens, token_batches
 from tests.families import byte_tokenizer
 
 NAME = "someone/stories"
@@ -91,3 +91,13 @@ def test_without_the_package_the_error_says_what_to_install(
     with pytest.raises(CalibrationError, match="needs the `datasets` package") as caught:
         plan(built("llama"), "gptq-w4g32", tmp_path / "out", calibration=NAME, **SIZE)
     assert "pip install datasets" in str(caught.value.hint)
+
+
+def test_random_tokens_are_the_seeds_and_the_models(built: Callable[[str], Path], tmp_path: Path) -> None:
+    todo = plan(built("llama"), "gptq-w4g32", tmp_path / "out", calibration="random", seed=3, **SIZE)
+    vocabulary = todo.source.config.vocab_size
+    assert todo.tokens is not None
+    assert torch.equal(todo.tokens, random_tokens(vocabulary, seed=3, **SIZE))
+    assert not torch.equal(todo.tokens, random_tokens(vocabulary, seed=4, **SIZE))
+    many = random_tokens(vocabulary, samples=64, seq_len=64, seed=0)
+    assert (int(many.min()), int(many.max())) == (0, vocabulary - 1)

@@ -50,12 +50,12 @@ def test_calibration_makes_a_difference_and_is_not_copied(dense: Dense) -> None:
     assert not torch.equal(model.get_submodule(layer).quantized().codes, rtn.get_submodule(layer).quantized().codes)
 
 
-@pytest.mark.parametrize("source", ["default", "texts", "file", "self"])
+@pytest.mark.parametrize("source", ["default", "texts", "file", "self", "random"])
 def test_where_the_text_comes_from(source: str, dense: Dense, tmp_path: Path) -> None:
     text = TEXT
     (tmp_path / "text.txt").write_text(text, "utf-8")
-    given = {"default": None, "texts": [text[:2000], text[2000:]], "file": tmp_path / "text.txt", "self": "self"}
-    config = request(calibration=given[source], samples=4, seq_len=32)
+    given = {"default": None, "texts": [text[:2000], text[2000:]], "file": tmp_path / "text.txt"}
+    config = request(calibration=given.get(source, source), samples=4, seq_len=32)
     model = load_with_transformers("llama", dense("llama"), quantization_config=config)
     model.save_pretrained(tmp_path / "a")
     assert quantization_config(tmp_path / "a")["quant_method"] == "compressed-tensors"

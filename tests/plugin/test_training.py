@@ -108,3 +108,38 @@ def test_a_trainer_takes_it_with_adapters_only(model: PreTrainedModel, tmp_path:
         Trainer(model, arguments)
     adapted = peft.get_peft_model(model, peft.LoraConfig(r=4, target_modules=["q_proj"], task_type="CAUSAL_LM"))
     assert Trainer(adapted, arguments).model is adapted
+
+
+@pytest.mark.filterwarnings("ignore:.*use_cache.*")
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("grid", ["w4g32sym", "w3g32asym", "w5g48asym", "w4g32a8"])
+def test_fine_tuning_with_gradient_checkpointing(
+    grid: str, dtype: torch.dtype, dense: Callable[[str], Path], tmp_path: Path
+) -> None:
+    """As QLoRA does: packed weights, an adapter, activations computed again; gradients are those without."""
+    grid, _, inputs = grid.partition("a8") if grid.endswith("a8") else (grid, "", None)
+    activations = {} if inputs is None else {"activations": "a8"}
+    recipe = {"steps": [{"method": "rtn", "search": 0}], "grid": grid, "format": "native", **activations}
+    model = load_with_transformers("llama", dense("llama"), quantization_config=HfQuantConfig(recipe), dtype=dtype)
+    prepared = peft.prepare_model_for_kbit_training(model, use_gradient_checkpointing=False)
+    adapted = peft.get_peft_model(prepared, peft.LoraConfig(r=4, target_modules="all-linear", task_type="CAUSAL_LM"))
+    learned = {n: p for n, p in adapted.named_parameters() if p.requires_grad}
+    gradients = []
+    for again in (False, True):
+        if again:
+            adapted.gradient_checkpointing_enable({"use_reentrant": False})
+        adapted.train()
+        adapted.zero_grad()
+        adapted(IDS, labels=IDS).loss.backward()
+        gradients.append([p.grad.clone() for p in learned.values() if p.grad is not None])
+    assert len(gradients[0]) == len(gradients[1]) == len(learned)
+    assert all(torch.equal(a, b) for a, b in zip(*gradients, strict=True))
+    arguments = TrainingArguments(
+        str(tmp_path), report_to=[], use_cpu=True, max_steps=4, learning_rate=1e-2, logging_steps=1, disable_tqdm=True,
+        gradient_checkpointing=True, bf16=dtype == torch.bfloat16, per_device_train_batch_size=2,
+    )  # fmt: skip
+    rows = [{"input_ids": row, "labels": row} for row in IDS] * 4
+    trainer = Trainer(adapted, arguments, train_dataset=rows)
+    trainer.train()
+    losses = [log["loss"] for log in trainer.state.log_history if "loss" in log]
+    assert losses[-1] < losses[0]

@@ -72,6 +72,27 @@ def test_the_gradient_of_the_soft_cross_entropy_is_the_difference_of_the_predict
     torch.testing.assert_close(student.grad, expected.detach())
 
 
+@pytest.mark.parametrize("negatives", [0, 3])
+def test_the_gradient_of_the_contrast_pulls_to_the_own_token_and_from_the_others(negatives: int) -> None:
+    """∂ℓ_i/∂q̄_i = (Σ_j p_ij q_j − q_i)/τ, p_i the softmax over S_i; and the finite differences of ℓ say so too."""
+    student, teacher = states(0).requires_grad_(), states(1)
+
+    def lost(q: torch.Tensor) -> torch.Tensor:
+        return contrastive(q, teacher, MASK, 0.5, negatives, torch.Generator().manual_seed(4))
+
+    lost(student).backward()
+    assert student.grad is not None
+    assert (student.grad[~MASK] == 0).all()
+    if not negatives:
+        similar = (student.detach() @ teacher.transpose(1, 2) / 0.5).masked_fill(~MASK[:, None, :], -torch.inf)
+        expected = (similar.softmax(-1) @ teacher - teacher) / 0.5 * MASK[..., None] / MASK.sum()
+        torch.testing.assert_close(student.grad, expected)
+    for n in range(8):
+        way = torch.randn(student.shape, generator=torch.Generator().manual_seed(n))
+        ends = [float(lost(student.detach() + h * way)) for h in (1e-2, -1e-2)]
+        assert (ends[0] - ends[1]) / 2e-2 == pytest.approx(float((student.grad * way).sum()), rel=2e-2, abs=1e-3)
+
+
 def test_tokens_count_one_on_average_and_more_where_the_teacher_is_unsure() -> None:
     teacher = torch.zeros(1, 4, 5)
     teacher[0, 0, 2] = 20.0  # sure, and right

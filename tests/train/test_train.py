@@ -105,6 +105,29 @@ def test_it_learns_and_the_head_keeps_the_tables_grid(trained: Callable[[str], P
     assert sorted(f.name for f in todo.out.iterdir()) == sorted([*report["output"]["files"], "report.json"])
 
 
+@pytest.mark.parametrize("family", ["gpt2", "llama", "bart"])
+def test_gradient_checkpointing_changes_no_byte_and_bfloat16_little(
+    family: str, trained: Callable[[str], Path], text: str, tmp_path: Path
+) -> None:
+    """What is computed twice comes out the same twice: rounded inputs, weights on their grids, the projection."""
+    source, told = trained(family), {}
+    for name, options in {
+        "plain": [],
+        "checkpointed": ["gradient_checkpointing=true"],
+        "both": ["gradient_checkpointing=true", "bf16=true"],
+    }.items():
+        logs: list[Mapping[str, float]] = []
+        todo = plan(source, recipe(), text, tmp_path / name, options=[*options, "logging_steps=1"])
+        report = train(todo, logs.append)
+        assert report is not None
+        told[name] = [log["loss"] for log in logs if "loss" in log]
+        assert report["compression"]["compute_dtype"] == ("bfloat16" if name == "both" else "float32")
+    weights = [digests(tmp_path / name)["model.safetensors"] for name in told]
+    assert weights[0] == weights[1] != weights[2]
+    assert told["both"] == pytest.approx(told["plain"], rel=0.05)
+    assert told["both"][-1] < told["both"][0]
+
+
 class Killed(Exception):
     pass
 

@@ -27,12 +27,13 @@ class Figure:
 
 def draw(data: Mapping[str, Any], folder: Path) -> list[Figure]:
     """Draw all that a diagnosis has data for into a folder; figures of an earlier one are replaced or removed."""
-    from . import embeddings, inputs, result, weights
+    from . import clipping, embeddings, inputs, result, weights
 
     makers: dict[str, tuple[About, Callable[[Mapping[str, Any]], Drawing | None]]] = {
         "frontier": ("result", result.frontier),
         "layer-error": ("result", result.errors),
         "bits": ("result", result.bits),
+        "clipping": ("result", clipping.clipping),
         "embeddings": ("result" if "layers" in data else "model", embeddings.embeddings),
         "channels": ("model", inputs.channels),
         "tokens": ("model", inputs.tokens),

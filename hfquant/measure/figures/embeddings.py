@@ -17,6 +17,7 @@ def embeddings(data: Mapping[str, Any]) -> Drawing | None:
     # a row for each kind: before and after lie beside each other
     columns = kinds if len(models) == 1 else models
     places = [(kind, model) for kind in kinds for model in models]
+    between = " " if len(columns) < 3 else "\n"  # three beside each other have no room for one line
     with page(title, 0.6 + 3.1 * len(places) / len(columns)) as figure:
         every = dict(zip(places, grid(figure, len(places), len(columns)), strict=True))
         ordered = [entry for place in places for entry in seen if (entry["kind"], entry["model"]) == place]
@@ -35,7 +36,7 @@ def embeddings(data: Mapping[str, Any]) -> Drawing | None:
             style = models.index(entry["model"])
             x, y = zip(*entry["points"], strict=True)
             axis.scatter(x, y, s=11, marker=MARKERS[style], facecolors="none", edgecolors=INKS[style], linewidths=0.7)
-            name = "" if len(models) == 1 else f"{entry['model']}: "
+            name = "" if len(models) == 1 else f"{entry['model']}:{between}"
             axis.set_title(f"{name}{entry['what']}\nmean cosine of pairs {entry['cosine']:.3f}")
             axis.tick_params(labelbottom=False, labelleft=False, length=0)
         _same_scale(axes, [entry["kind"] for entry in ordered], ordered)

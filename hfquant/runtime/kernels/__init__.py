@@ -162,7 +162,7 @@ def linear(x: Tensor, matrix: Matrix, bias: Tensor | None) -> Tensor:
         choice: Choice = matrix.derive(key, lambda: choose(rows, matrix))
         try:
             if count <= FEW and (bind := getattr(choice.kernel, "bind", None)) is not None:
-                bound = matrix.derive(place(x), lambda: bind(x, matrix))
+                bound = matrix.derive(alone(x), lambda: bind(x, matrix))
                 if bound is not None and (bias is None or bias.dtype == x.dtype):
                     return bound(x, bias)
             return choice.kernel.linear(rows, matrix, bias).view(*x.shape[:-1], out_features)
@@ -173,6 +173,11 @@ def linear(x: Tensor, matrix: Matrix, bias: Tensor | None) -> Tensor:
 def place(x: Tensor) -> Hashable:
     """The key under which a weight remembers what is bound to x's shape and type, here and now."""
     return current(), torch.get_num_threads(), x.dtype, x.device, x.shape
+
+
+def alone(x: Tensor) -> Hashable:
+    """The key of what is bound to x's shape and type for this weight by itself; under `place` it may share work."""
+    return "alone", place(x)
 
 
 def _disable(kernel: Kernel, error: Exception) -> None:

@@ -43,6 +43,11 @@ def unfit(x: Tensor, matrix: Matrix) -> str | None:
         return f"for inputs of 32 or 16 bits, not {x.dtype}"
     if not matrix.trackable:
         return "weights made under torch.inference_mode: a change of them could not be noticed"
+    return missing()
+
+
+def missing() -> str | None:
+    """Why nothing can be generated on this machine."""
     try:
         from ...llvm import machine
 
@@ -87,7 +92,7 @@ def tiled(matrix: Matrix, activations: Activations | None, real: bool) -> "Tiled
     return found
 
 
-REAL, INTEGER = "tiles as x is", "tiles for integers"
+TILES, REAL, INTEGER = "tiles", "tiles as x is", "tiles for integers"
 
 
 def _made(matrix: Matrix, activations: Activations | None, real: bool) -> "Tiled":
@@ -96,7 +101,7 @@ def _made(matrix: Matrix, activations: Activations | None, real: bool) -> "Tiled
     level = prepared()
     how = layout.Preparation.of(matrix.encoding.grid, matrix.shape[1], activations, real)
     try:
-        held = matrix.derive("tiles", lambda: layout.Tiles(matrix.quantized().filled, level, how))
+        held = matrix.derive(TILES, lambda: layout.Tiles(matrix.quantized().filled, level, how))
         return layout.Tiled(held, how)
     except (RuntimeError, OSError) as error:
         raise Unavailable(f"its code could not be made: {str(error).splitlines()[0]}") from error

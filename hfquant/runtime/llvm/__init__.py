@@ -9,6 +9,7 @@
     packing   codes -> the tiles' layout
     unpacking packed words -> codes, codes -> a dense weight; `fast` puts it in torch's place
     compiled  the code of all that, compiled when it is asked for
+    joining   the tiles of several weights as those of one
     layout    a weight in tiles; `records`: what the code is told; `call`: a layer
     memory    large pages
 

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from ...llvm import engine
 from ...llvm.threads import pool
+from .joining import joined, parts_of
 from .layout import Tiled, address
 from .memory import scratch
 from .records import KINDS, Call, Inputs
@@ -34,6 +35,7 @@ class Plan:
     """
 
     def __init__(self, weight: Tiled, shape: Sequence[int], dtype: torch.dtype) -> None:
+        self.given = shape, dtype
         rows, runs, width = math.prod(shape[:-1]), weight.how.runs, 4 if weight.tile.real else 1
         self.weight = weight  # the record points to what it holds
         self.shape = (*shape[:-1], weight.out_features)
@@ -56,6 +58,25 @@ class Plan:
             }
         )
         self.record = record
+
+    def fits(self, other: "Plan") -> bool:
+        """Whether x is prepared alike for both."""
+        return (
+            self.given == other.given and self.weight.tile == other.weight.tile and self.weight.how == other.weight.how
+        )
+
+    def joined(self, others: Sequence["Plan"]) -> "tuple[Plan, list[Plan]] | None":
+        """One plan for the rows of several weights [..., out + out + ...], and one for each with its part of that
+        memory, of plans that fit; None if the weights cannot be joined."""
+        plans = [self, *others]
+        whole = joined([plan.weight.held for plan in plans])
+        if whole is None:
+            return None
+        made = Plan(Tiled(whole, self.weight.how), *self.given)
+        if self.weight.held.within is whole:
+            return made, plans
+        own = parts_of(whole, [plan.weight.out_features for plan in plans])
+        return made, [Plan(Tiled(held, self.weight.how), *self.given) for held in own]
 
     def _runner(self, record: "array[int]", work: int) -> Callable[[int], None]:
         """What runs a record, given its address."""

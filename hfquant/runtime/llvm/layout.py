@@ -92,7 +92,13 @@ def address(numbers: "array[int]") -> int:
 
 
 class Tiles:
-    """A weight [out, in] in memory as the code wants it, whatever x becomes."""
+    """A weight [out, in] in memory as the code wants it, whatever x becomes.
+
+    within: the tiles of several weights that these are some of, from tile `start` on; None where they are their own.
+    """
+
+    within: "Tiles | None" = None
+    start = 0
 
     def __init__(self, Q: Quantized, level: Level, how: Preparation) -> None:
         """Q without a mask."""

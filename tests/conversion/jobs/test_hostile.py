@@ -52,6 +52,11 @@ def no_derivatives(model: Path) -> None:
     (model / "README.md").write_text("---\nlicense: cc-by-nc-nd-4.0\n---\n")
 
 
+def no_tokenizer(model: Path) -> None:
+    for file in model.glob("tokenizer*"):
+        file.unlink()
+
+
 REFUSED: list[tuple[Callable[[Path], None], str, str]] = [
     (remote_code, "SourceError", "own modelling code, which is never run here"),
     (hundred_thousand_layers, "SourceError", "100,000, more than 2,048"),
@@ -60,6 +65,7 @@ REFUSED: list[tuple[Callable[[Path], None], str, str]] = [
     (already_quantized, "SourceError", "already quantized"),
     (lying_header, "SourceError", "bytes are promised"),
     (no_derivatives, "RequestError", "forbids changed copies"),
+    (no_tokenizer, "SourceError", "has no tokenizer"),
 ]
 
 

@@ -45,8 +45,8 @@ def test_figures_of_a_result_are_in_its_card_and_on_the_hub(hub: Hub, folder: Pa
     assert done.exit_code == 0, done.output
     figures = sorted(path.name for path in (folder / "figures").glob("*.png"))
     assert figures == sorted(
-        ["frontier.png", "layer-error.png", "bits.png", "embeddings.png", "channels.png", "tokens.png", "rows.png",
-         "weights.png"]
+        ["frontier.png", "layer-error.png", "bits.png", "clipping.png", "embeddings.png", "channels.png", "tokens.png",
+         "rows.png", "weights.png"]
     )  # fmt: skip
     data = json.loads((folder / "figures" / "diagnosis.json").read_text())
     assert [row["name"] for row in data["frontier"]] == ["original", "rtn-w2g32", "rtn-w8"]

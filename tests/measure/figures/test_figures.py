@@ -23,10 +23,11 @@ def data(role: str = "mlp.up_proj", blocks: int = 3) -> dict[str, Any]:
         p | {"roles": [role], "tokens": spread, "channel_ratio": 40.0, "channel_ratio_smoothed": 3.0} for p in place
     ]
     weights = [p | {"role": role, "attention_output": True, "rows": spread, **shape} for p in place]
+    narrowed = [row | {"rows": {**spread, "max": 6.0}} for row in weights]
     layers = [p | {"role": role, "error": 0.1, "bits": 4.5, "bytes_before": 2000, "bytes_after": 600} for p in place]
     return {
         "inputs": {"original": inputs, "compressed": inputs},
-        "weights": {"original": weights},
+        "weights": {"original": weights, "compressed": narrowed},
         "histograms": {"original": [{"stack": "model.layers", "role": role, "counts": [1.0] * BINS}]},
         "embeddings": [
             {"kind": "hidden", "what": "states", "model": m, "cosine": 0.25, "points": [[0, 1], [2, 3], [1, 1]]}
@@ -42,7 +43,7 @@ def data(role: str = "mlp.up_proj", blocks: int = 3) -> dict[str, Any]:
 
 
 def test_the_same_data_gives_the_same_pictures(tmp_path: Path) -> None:
-    assert len(draw(data(), tmp_path)) == 8
+    assert len(draw(data(), tmp_path)) == 9
     before = {path: path.read_bytes() for path in tmp_path.iterdir()}
     for path, content in before.items():
         with Image.open(path) as image:
@@ -80,3 +81,13 @@ def test_the_best_are_those_that_none_beats() -> None:
 def test_names_are_split_at_the_block() -> None:
     assert split("model.layers.12.mlp.experts.3.up") == ("model.layers", 12, "mlp.experts.3.up")
     assert split("lm_head") == ("", None, "lm_head")
+
+
+def test_clipping_is_drawn_where_there_is_some(tmp_path: Path) -> None:
+    (figure,) = (figure for figure in draw(data(), tmp_path) if figure.file == "clipping.png")
+    assert "0.67" in figure.alt
+    assert figure.about == "result"
+    whole = data()
+    whole["weights"]["compressed"] = whole["weights"]["original"]
+    assert "clipping.png" not in {figure.file for figure in draw(whole, tmp_path)}
+    assert not (tmp_path / "clipping.png").exists()
