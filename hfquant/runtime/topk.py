@@ -2,7 +2,7 @@
 
 For a new token, the weights of all tokens before it are computed, and only the values of those with the largest are
 used.  A prompt attends to itself in full.  Beyond the paper, the tokens that are kept share the weight of those that
-are dropped: without that, a tenth of the tokens costs a small model ten times as much (docs/offload.md).
+are dropped: without that, a tenth of the tokens costs a small model seven times as much (docs/offload.md).
 """
 
 import math
