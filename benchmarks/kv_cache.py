@@ -4,10 +4,12 @@
 
 Windows are read 64 tokens at a time, every piece attending to the cache of those before it: all but the newest 64 to
 127 tokens are seen as they were rounded, as in generation.  Rounded queries and sparse attention are measured on the
-last tokens of each window, one at a time, as they apply to new tokens only.  Scored in float32.
+last tokens of each window, one at a time, as they apply to new tokens only.  Scored in float32.  Rows that OUT has
+already, with the same settings, are kept.
 """
 
 import argparse
+import json
 import math
 from collections.abc import Callable
 from pathlib import Path
@@ -46,6 +48,16 @@ def loss(model: Any, windows: torch.Tensor, cache: Callable[[], Any], steps: int
     return total / count, nbytes
 
 
+def kept(out: Path | None, settings: dict[str, Any]) -> list[dict[str, Any]]:
+    """What an earlier run of the same measured."""
+    file = out.with_suffix(".json") if out is not None else None
+    if file is None or not file.is_file():
+        return []
+    before = json.loads(file.read_text())
+    rows: list[dict[str, Any]] = before["rows"] if before["settings"] == settings else []
+    return rows
+
+
 def main() -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("model")
@@ -60,15 +72,19 @@ def main() -> None:
     tokenizer = AutoTokenizer.from_pretrained(given.model)
     text = read_text(given.text) if given.text else read_text()
     windows = cut(text, tokenizer, given.window_len, given.windows)
-    config, rows = model.config, []
+    config = model.config
     settings = {
         "model": Path(given.model).name, "text": text.name, "windows": len(windows), "window_len": given.window_len,
         "piece": PIECE, "steps": given.steps, "window": 64, "group": 64, "dtype": "float32",
     }  # fmt: skip
 
+    rows = kept(given.out, settings)
+
     def add(
         name: str, cache: Callable[[], Any], steps: int = 0, share: float = 1.0, how: KVCache | None = None
     ) -> None:
+        if any((row["cache"], row["steps"], row["attention"]) == (name, steps, share) for row in rows):
+            return
         use_topk(model, share)
         use_kv_cache(model, how)
         nll, nbytes = loss(model, windows, cache, steps)

@@ -29,11 +29,10 @@ def plan(model: str, prompt: int, new: int, prompts: int, **settings: Any) -> "O
 
 
 def hardware(disk: Path | None, fresh: bool) -> "Hardware":
-    import tempfile
-
     from ..runtime.offload.hardware import profile
+    from ..runtime.offload.scratch import default_folder
 
-    return profile(disk or Path(tempfile.gettempdir()), fresh)
+    return profile(disk or default_folder(), fresh)
 
 
 def texts(model: str, prompts: list[str], **settings: Any) -> list[str]:
@@ -60,13 +59,17 @@ def answer(model: str, answers: "Answers", meter: Any, **settings: Any) -> None:
 
     given, how = _settings(settings)
     seed = how.pop("seed", None)
+    if seed is not None:  # a batch draws by its number: those of this run are not those of an earlier one
+        seed += len(answers.done) * len(answers.prompts)
     if missing := answers.missing:
         texts = [answers.prompts[i]["prompt"] for i in missing]
         with opened(model, texts, **given) as (offloaded, ids):
             tokenizer = offloaded.skeleton.source.tokenizer()
-            offloaded.on_tokens = meter(len(ids) * given["max_new_tokens"])
-            for i, tokens in offloaded.stream(ids, seed, max_new_tokens=given["max_new_tokens"], **how):
+            new = given["max_new_tokens"]
+            offloaded.on_tokens = progress = meter(len(ids) * new)
+            for i, tokens in offloaded.stream(ids, seed, max_new_tokens=new, **how):
                 answers.add(missing[i], decode(tokenizer, tokens), len(tokens))
+                progress.saved(new - len(tokens))
     answers.finish()
 
 
@@ -78,6 +81,12 @@ def _settings(settings: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, An
     given = {key: settings[key] for key in asked} | {"dtype": _dtype(settings["dtype"])}
     batch, batches = settings["batch"], settings["batches"]
     if batch is not None or batches is not None:
+        for name in ("host_memory", "latency"):
+            if given[name] is not None:
+                raise RecipeError(
+                    f"--batch and --batches set the policy, which --{name.replace('_', '-')} would be solved for",
+                    "leave one of them out",
+                )
         like = {"cache_bits": given["cache_bits"], "attention": given["attention"]}
         given["policy"] = Policy(batch=batch or 1, batches=batches or 1, **like)
     if settings["temperature"] is None:

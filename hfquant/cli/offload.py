@@ -92,7 +92,7 @@ def facts(plan: "OffloadPlan") -> dict[str, str | None]:
         "start": f"{p.start:.3g} s until what stays in memory is there" if p.start else None,
         "first pass": _stage(p.prefill),
         "following passes": _stage(p.decode),
-        "bottleneck": p.decode.bottleneck if plan.work.new > 1 else p.prefill.bottleneck,
+        "bottleneck": p.bottleneck,
         "total": f"{duration(p.seconds)} for {plan.work.prompts} prompts, {p.tokens_per_second:.3g} tokens/s",
         "with more memory": "; ".join(more),
         "note": plan.note(),
@@ -101,7 +101,8 @@ def facts(plan: "OffloadPlan") -> dict[str, str | None]:
 
 
 def _stage(one: Any) -> str:
-    return f"{one.seconds:.3g} s (compute {one.compute:.3g} s, disk {one.disk:.3g} s)"
+    parts = [("compute", one.compute), ("disk", one.disk), ("processor", one.processor)]
+    return f"{one.seconds:.3g} s ({', '.join(f'{name} {seconds:.3g} s' for name, seconds in parts)})"
 
 
 def document(plan: "OffloadPlan") -> dict[str, Any]:
@@ -117,7 +118,7 @@ def document(plan: "OffloadPlan") -> dict[str, Any]:
         "start": p.start,
         "prefill": vars(p.prefill) | {"seconds": p.prefill.seconds},
         "decode": vars(p.decode) | {"seconds": p.decode.seconds},
-        "bottleneck": p.decode.bottleneck,
+        "bottleneck": p.bottleneck,
         "more_memory": {str(m): s.prediction.tokens_per_second for m, s in plan.more.items()},
         "hardware": vars(plan.hardware),
     }
@@ -136,6 +137,10 @@ class Meter:
         if now - self._said >= self.every:
             self._said = now
             log().print(str(self), markup=False)
+
+    def saved(self, tokens: int) -> None:
+        """A sequence ended with so many tokens left: they need not be waited for."""
+        self.total = max(self.tokens, self.total - tokens)
 
     def __str__(self) -> str:
         """`12%  384 of 3200 tokens  4.1 tokens/s  left 11 min 20 s`"""

@@ -1,8 +1,8 @@
 """Attention over the tokens that matter: FlexGen's sparse attention (Sheng et al., 2023, section 5).
 
 For a new token, the weights of all tokens before it are computed, and only the values of those with the largest are
-used.  A prompt attends to itself in full.  The rest of the weights is dropped, as in the paper: what is kept is not
-scaled up, which costs less than it seems to (docs/offload.md has the numbers).
+used.  A prompt attends to itself in full.  Beyond the paper, the tokens that are kept share the weight of those that
+are dropped: without that, a tenth of the tokens costs a small model seven times as much (docs/offload.md).
 """
 
 import math
@@ -67,13 +67,18 @@ def _weights(
 
 
 def _largest(weights: Tensor, value: Tensor, share: float) -> Tensor:
-    """weights [b, kv, g, n], value [b, kv, n, d] -> [b, kv, g, d], from the newest token and the heaviest others."""
+    """weights [b, kv, g, n], value [b, kv, n, d] -> [b, kv, g, d]
+
+    From the newest token, whose weight stays as it is, and the heaviest others, which take over that of the rest.
+    """
     n, d = value.shape[2:]
     count = math.ceil(share * (n - 1))
     heaviest = weights[..., :-1].topk(count, -1)
     where = heaviest.indices.flatten(2).unsqueeze(-1).expand(-1, -1, -1, d)
     few = value.gather(2, where).unflatten(2, (weights.shape[2], count))  # [b, kv, g, count, d]
-    old = (heaviest.values.unsqueeze(-2) @ few).squeeze(-2)
+    whole, kept = (w.sum(-1, keepdim=True, dtype=torch.float32) for w in (weights[..., :-1], heaviest.values))
+    scale = whole / kept.clamp_min(torch.finfo(torch.float32).tiny)
+    old = ((heaviest.values * scale).to(value.dtype).unsqueeze(-2) @ few).squeeze(-2)
     return old + weights[..., -1:] * value[:, :, -1:]
 
 

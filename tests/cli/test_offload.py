@@ -10,7 +10,9 @@ from typer.testing import CliRunner, Result
 
 import hfquant
 from hfquant.cli import app
+from hfquant.cli.offload import Meter
 from hfquant.runtime.offload import schedule
+from hfquant.runtime.offload.jsonl import Answers
 
 TEXTS = ["The lion walked", "A road", "She said that the", "Dorothy", "the"]
 
@@ -99,6 +101,74 @@ def test_plan_says_what_will_happen(trained: Callable[[str], Path]) -> None:
     assert said["bottleneck"] in ("compute", "disk", "processor")
 
 
+def test_plan_prints_what_its_bottleneck_is_of(trained: Callable[[str], Path]) -> None:
+    """Every resource with its seconds; the bottleneck is the slowest one of what takes longest."""
+    done = run("offload", "plan", trained("llama"), "--prompt-len", 200, "--gen-len", 2, "--prompts", 8, "--json")
+    said = json.loads(done.stdout)
+    assert said["prefill"]["seconds"] > said["decode"]["seconds"]
+    assert said["prefill"][said["bottleneck"]] == said["prefill"]["seconds"]
+    words = run("offload", "plan", trained("llama"), "--prompt-len", 200, "--gen-len", 2, "--prompts", 8).stdout
+    first = next(line for line in words.splitlines() if line.startswith("first pass"))
+    assert all(f"{name} " in first for name in ("compute", "disk", "processor"))
+
+
+def test_a_latency_is_kept_or_refused(trained: Callable[[str], Path]) -> None:
+    words = ("offload", "plan", trained("llama"), "--prompt-len", 32, "--gen-len", 8, "--prompts", 8)
+    said = json.loads(run(*words, "--json", "--latency", 60).stdout)
+    assert said["latency"] <= 60
+    done = run(*words, "--latency", 0.001)
+    assert done.exit_code == 2
+    assert "no policy answers within 0.001 s" in " ".join(done.stderr.split())
+
+
+def test_the_estimate_knows_what_ended_early(monkeypatch: pytest.MonkeyPatch) -> None:
+    now = 0.0
+    monkeypatch.setattr("hfquant.cli.offload.time.monotonic", lambda: now)
+    meter = Meter(400, every=10.0)
+    assert str(meter) == "  0%  0 of 400 tokens  0 tokens/s  left unknown"
+    now = 5.0
+    meter(100)
+    assert str(meter) == " 25%  100 of 400 tokens  20 tokens/s  left 15 s"
+    meter.saved(200)  # two sequences that had a hundred left
+    assert str(meter) == " 50%  100 of 200 tokens  20 tokens/s  left 5 s"
+    meter.saved(1000)
+    assert str(meter) == "100%  100 of 100 tokens  20 tokens/s  left 0 s"
+
+
+def test_a_file_of_prompts_says_how_far_it_is(
+    trained: Callable[[str], Path], prompts: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Meter.__init__, "__defaults__", (0.0,))
+    words = ("--offload", "--input", prompts, "--output", tmp_path / "out", "--max-new-tokens", 4, "--batch", 5)
+    done = run("generate", trained("llama"), *words)
+    assert "25%  5 of 20 tokens" in done.stderr
+    assert "left " in done.stderr
+
+
+def test_samples_after_an_interrupt_are_new_ones(
+    trained: Callable[[str], Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The same prompt many times: what is drawn after going on does not repeat what was there."""
+    prompts, out = tmp_path / "same.jsonl", tmp_path / "answers.jsonl"
+    prompts.write_text((json.dumps({"prompt": TEXTS[0]}) + "\n") * 4)
+    command = ("generate", trained("llama"), "--offload", "--input", prompts, "--output", out, "--max-new-tokens", 12,
+               "--batch", 1, "--batches", 1, "--temperature", 1.5)  # fmt: skip
+    add = Answers.add
+
+    def interrupted(self: Answers, *args: object) -> None:
+        if len(self.done) == 2:
+            raise KeyboardInterrupt
+        add(self, *args)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(Answers, "add", interrupted)
+    assert run(*command).exit_code == 130
+    monkeypatch.undo()
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    assert run(*command).exit_code == 0
+    said = [json.loads(line)["completion"] for line in out.read_text().splitlines()]
+    assert len(set(said)) == 4
+
+
 def test_profile() -> None:
     assert "GB/s" in run("offload", "profile").stdout
     assert json.loads(run("offload", "profile", "--json").stdout)["disk_read"] > 0
@@ -112,6 +182,8 @@ def test_profile() -> None:
         (("--input", "x.jsonl", "--output", "y"), "needs --offload"),
         (("--offload", "--prompt", "a", "--host-memory", "1MB"), "needs at least"),
         (("--offload", "--prompt", "a", "--cache-bits", "5"), "5 bits does not exist"),
+        (("--offload", "--prompt", "a", "--batch", "2", "--host-memory", "2GB"), "leave one of them out"),
+        (("--offload", "--prompt", "a", "--batches", "2", "--latency", "2"), "leave one of them out"),
         (("--offload", "--input", "x.jsonl", "--output", "y"), "cannot be read"),
     ],
 )

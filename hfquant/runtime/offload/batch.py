@@ -14,6 +14,9 @@ from transformers.generation.configuration_utils import GenerationMode
 from ...errors import ResourceError
 
 LEAVE = 0.25  # of a batch's sequences have ended: the others go on without them
+# arguments that look at where generating began, or at its prompt: going on would be a new beginning, so all stay
+FROM_THE_START = ("begin_suppress_tokens", "encoder_no_repeat_ngram_size", "encoder_repetition_penalty",
+                  "exponential_decay_length_penalty", "guidance_scale", "max_time")  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -65,6 +68,13 @@ class Generation:
     def ended(self, tokens: Tensor) -> Tensor:
         """Which sequences hold an end.  int64 [rows, new] -> bool [rows]"""
         return torch.isin(tokens, torch.tensor(self.ends, dtype=torch.long, device=tokens.device)).any(1)
+
+    @property
+    def lets_go(self) -> bool:
+        """Whether sequences that have ended can leave the others of their batch."""
+        defaults = GenerationConfig()
+        counted = (name for name in FROM_THE_START if getattr(self.config, name, None) != getattr(defaults, name, None))
+        return bool(self.ends) and next(counted, None) is None
 
     def cut(self, tokens: Sequence[int]) -> list[int]:
         """Up to the first end, with it."""
@@ -151,7 +161,7 @@ class Batch:
         left = settings.max_new_tokens
         prompt = ids.shape[1]
         while rows:
-            leave = [_Leave(settings, prompt)] if settings.ends and len(rows) > 1 else []
+            leave = [_Leave(settings, prompt)] if settings.lets_go and len(rows) > 1 else []
             out = self._some(model, cache, settings, ids, mask, left, [*leave, *count])
             left -= out.shape[1] - ids.shape[1]
             over = (

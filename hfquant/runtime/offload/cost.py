@@ -56,8 +56,8 @@ class Prediction:
     """What a policy will take.
 
     start: seconds until what stays in memory is there.  prefill: the first pass of a block; decode: the mean following
-    one.  seconds: of everything.  latency: of one block of prompts.  peak: bytes of the process at most; disk: bytes of
-    temporary files.
+    one, `new` - 1 times.  seconds: of everything.  latency: of one block of prompts.  peak: bytes of the process at
+    most; disk: bytes of temporary files.
     """
 
     start: float
@@ -68,6 +68,13 @@ class Prediction:
     latency: float
     peak: int
     disk: int
+    new: int = 1
+
+    @property
+    def bottleneck(self) -> str:
+        """Of the passes that take longest in sum: the first, or those that follow."""
+        later = (self.new - 1) * self.decode.seconds
+        return (self.decode if later > self.prefill.seconds else self.prefill).bottleneck
 
 
 class CostModel:
@@ -146,7 +153,7 @@ class CostModel:
             seconds += a.seconds + (work.new - 1) * b.seconds
         return Prediction(
             start, first, later, seconds, work.prompts * work.new / seconds, latency,
-            self.peak(policy, work), self.disk(policy, work),
+            self.peak(policy, work), self.disk(policy, work), work.new,
         )  # fmt: skip
 
     def passes(self, policy: Policy, work: Workload, streamed: float, again: float) -> tuple[Pass, Pass]:

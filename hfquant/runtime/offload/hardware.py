@@ -5,6 +5,7 @@ import os
 import platform
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
@@ -157,10 +158,11 @@ def profile(folder: Path, fresh: bool = False) -> Hardware:
         return Hardware(**entry["measured"])
     found = measure(folder)
     known[key] = {"at": time.time(), "measured": asdict(found)}
-    cache.parent.mkdir(parents=True, exist_ok=True)
-    part = cache.with_suffix(f".{os.getpid()}")
-    part.write_text(json.dumps(known, indent=2))
-    part.replace(cache)
+    with suppress(OSError):  # a home that cannot be written: it is measured anew the next time
+        cache.parent.mkdir(parents=True, exist_ok=True)
+        part = cache.with_suffix(f".{os.getpid()}")
+        part.write_text(json.dumps(known, indent=2))
+        part.replace(cache)
     return found
 
 

@@ -4,6 +4,7 @@ Answers are appended to `OUT.part` as they come.  When all are there, `OUT` is w
 once, and the part is removed.  A rerun with the same prompts and settings goes on where the last one stopped.
 """
 
+import errno
 import hashlib
 import json
 import os
@@ -14,12 +15,13 @@ from typing import Any
 from ...errors import CheckpointError, ResourceError, SourceError
 
 HEADER = "hfquant_batch"
+VERSION = 2  # of the lines of a part
 
 
 def read_prompts(path: Path) -> list[dict[str, Any]]:
     """The lines of a JSONL file, each an object with a text `prompt`.  Raises SourceError naming the line."""
     try:
-        lines = path.read_text(encoding="utf-8").splitlines()
+        lines = path.read_text(encoding="utf-8-sig").split("\n")  # only these end a line: texts may hold U+2028
     except (OSError, UnicodeDecodeError) as error:
         raise SourceError(f"`{path}` cannot be read: {error}") from error
     found = []
@@ -44,27 +46,28 @@ class Answers:
     def __init__(self, out: Path, prompts: Sequence[Mapping[str, Any]], settings: Mapping[str, Any]) -> None:
         self.out, self.prompts = out, prompts
         self.part = out.with_name(out.name + ".part")
-        text = json.dumps([settings, [p["prompt"] for p in prompts]], sort_keys=True, default=str)
+        text = json.dumps([VERSION, settings, [p["prompt"] for p in prompts]], sort_keys=True, default=str)
         self.key = hashlib.sha256(text.encode()).hexdigest()
         self.done: dict[int, dict[str, Any]] = {}
         self._resume()
 
     def _resume(self) -> None:
-        """Read what an earlier run finished; a line that it was writing when it was killed is cut off."""
-        if self.part.is_file():
-            raw = self.part.read_bytes()
-            whole = raw[: raw.rfind(b"\n") + 1]
-            lines = [json.loads(line) for line in whole.splitlines()]
+        """Read what an earlier run finished; what it was writing when it was killed is cut off."""
+        try:
+            raw = self.part.read_bytes() if self.part.is_file() else b""
+            lines, size = _whole_lines(raw)
             if lines and lines[0].get(HEADER) != self.key:
                 raise CheckpointError(
                     f"`{self.part}` belongs to other prompts or settings",
                     "repeat the command that wrote it, or delete it",
                 )
-            self.done = {line["index"]: line for line in lines[1:]}
+            self.done = {line["index"]: line["answer"] for line in lines[1:]}
             if lines:
-                os.truncate(self.part, len(whole))
+                os.truncate(self.part, size)
                 return
-        self.out.parent.mkdir(parents=True, exist_ok=True)
+            self.out.parent.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise self._refused(error) from error
         self._write(json.dumps({HEADER: self.key}), "w")
 
     @property
@@ -73,9 +76,9 @@ class Answers:
 
     def add(self, index: int, completion: str, tokens: int) -> None:
         """One answer.  Raises ResourceError if the disk is full."""
-        line = {**self.prompts[index], "index": index, "completion": completion, "tokens": tokens}
-        self._write(json.dumps(line, ensure_ascii=False), "a")
-        self.done[index] = line
+        answer = {"index": index, "tokens": tokens, **self.prompts[index], "completion": completion}
+        self._write(json.dumps({"index": index, "answer": answer}, ensure_ascii=False), "a")
+        self.done[index] = answer
 
     def finish(self) -> None:
         """Write `out` in order, and remove the part."""
@@ -101,8 +104,25 @@ class Answers:
             raise self._refused(error) from error
 
     def _refused(self, error: OSError) -> ResourceError:
+        kept = f"; {len(self.done)} of {len(self.prompts)} answers are kept in `{self.part}`" if self.done else ""
+        full = error.errno in (errno.ENOSPC, errno.EDQUOT)
         return ResourceError(
-            f"`{self.out}` cannot be written: {error.strerror}; {len(self.done)} of {len(self.prompts)} answers are "
-            f"kept in `{self.part}`",
-            "free some space, then repeat the command",
+            f"`{self.out}` cannot be written: {error.strerror}{kept}",
+            "free some space, then repeat the command" if full else "name another file with `--output`",
         )
+
+
+def _whole_lines(raw: bytes) -> tuple[list[dict[str, Any]], int]:
+    """What was written whole, and how many bytes that is: after a power cut there may be anything behind it."""
+    found: list[dict[str, Any]] = []
+    size = 0
+    for line in raw.splitlines(keepends=True):
+        try:
+            entry = json.loads(line)
+        except ValueError:
+            break
+        if not line.endswith(b"\n") or not isinstance(entry, dict):
+            break
+        found.append(entry)
+        size += len(line)
+    return found, size

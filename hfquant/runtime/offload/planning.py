@@ -1,12 +1,12 @@
 """From a model and a budget to a policy."""
 
-import tempfile
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 import psutil
 import torch
 
+from ...machine import most_memory
 from ...memory import give_back
 from .cost import CostModel, Workload
 from .hardware import Hardware, profile
@@ -14,6 +14,7 @@ from .measured import measure
 from .model import OffloadedModel
 from .policy import Policy
 from .reader import BUFFER
+from .scratch import default_folder
 from .solve import Solved, solve
 
 READERS = 4  # threads that read: two for weights, two for the cache
@@ -43,7 +44,7 @@ class OffloadPlan:
     def note(self) -> str | None:
         """What would be faster on this processor, None if nothing is known to be."""
         faster = self.hardware.matmul / self.hardware.matmul_half
-        if self.dtype != torch.bfloat16 or faster < 1.5 or self.solved.prediction.decode.bottleneck == "disk":
+        if self.dtype != torch.bfloat16 or faster < 1.5 or self.solved.prediction.bottleneck == "disk":
             return None
         return f"this processor multiplies {faster:.1f} times as fast in float32: `--dtype float32`"
 
@@ -54,7 +55,8 @@ def cost_model(offloaded: OffloadedModel, work: Workload, memory: int, hardware:
     offloaded.adopt(replace(like, weights=0, cache_on_disk=0, depth=0))
     try:
         resting = psutil.Process().memory_info().rss
-        measured = measure(offloaded, work.prompts, work.prompt, max(0, memory - resting - MARGIN))
+        with torch.random.fork_rng(devices=[]):  # what is made up to be measured does not change what is sampled
+            measured = measure(offloaded, work.prompts, work.prompt, max(0, memory - resting - MARGIN))
         offloaded.let_go()
         give_back()
         base = psutil.Process().memory_info().rss + READERS * BUFFER
@@ -79,9 +81,10 @@ def plan_offload(
     """
     budget, like = budget or Budget(), like or Policy()
     memory = budget.memory if budget.memory is not None else int(0.9 * _available())
-    folder = budget.disk or Path(tempfile.gettempdir())
+    folder = budget.disk or default_folder()
     folder.mkdir(parents=True, exist_ok=True)
-    hardware = profile(folder)
+    with torch.random.fork_rng(devices=[]):
+        hardware = profile(folder)
     cost = cost_model(offloaded, work, memory, hardware, like)
     room = psutil.disk_usage(str(folder)).free
     disk = min(room, budget.disk_bytes) if budget.disk_bytes is not None else room
@@ -94,5 +97,6 @@ def plan_offload(
 
 
 def _available() -> int:
-    """What this process could hold in all."""
-    return int(psutil.virtual_memory().available + psutil.Process().memory_info().rss)
+    """What this process could hold in all: not what the machine has, if a container gets less."""
+    free = int(psutil.virtual_memory().available + psutil.Process().memory_info().rss)
+    return min(free, most_memory() or free)

@@ -3,6 +3,9 @@
 from dataclasses import asdict, dataclass
 from typing import Any
 
+from ...errors import ResourceError
+from ..kv_cache import BITS
+
 EVERY_LAYER = 1 << 20  # for `cache_on_disk`
 
 
@@ -15,7 +18,7 @@ class Policy:
     fit; the rest is read for every use.  cache_on_disk: how many layers of the decoder have their keys and values in
     files, one layer of one batch in memory at a time.  cache_bits: 8, 4 or 2 compresses the cache; 16 leaves it as it
     is.  depth: layers read ahead.  threads: that read.  attention: the share of the tokens before it whose values a new
-    token uses (sparse attention); 1 is usual.
+    token uses (sparse attention); 1 is usual.  Raises ResourceError for numbers that make no sense.
     """
 
     batch: int = 8
@@ -26,6 +29,14 @@ class Policy:
     depth: int = 2
     threads: int = 2
     attention: float = 1.0
+
+    def __post_init__(self) -> None:
+        least = {"batch": 1, "batches": 1, "cache_on_disk": 0, "depth": 0, "threads": 1}
+        for name, low in least.items():
+            if (value := getattr(self, name)) < low:
+                raise ResourceError(f"a policy with {name} {value}", f"{name} is at least {low}")
+        if self.cache_bits not in (16, *BITS):
+            raise ResourceError(f"a cache of {self.cache_bits} bits does not exist", "choose 16, 8, 4 or 2")
 
     @property
     def block(self) -> int:

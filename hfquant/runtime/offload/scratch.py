@@ -6,6 +6,8 @@ import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 
+import psutil
+
 from ...errors import ResourceError, SourceError
 from .reader import BLOCK, Handle
 
@@ -14,7 +16,7 @@ class Scratch:
     """Room on disk in the file system of `folder`, given back by `close` or with the process."""
 
     def __init__(self, folder: Path | None = None) -> None:
-        self.folder = folder if folder is not None else Path(tempfile.gettempdir())
+        self.folder = folder if folder is not None else default_folder()
         self._open: list[Handle] = []
 
     def file(self, nbytes: int) -> Handle:
@@ -59,6 +61,19 @@ class Scratch:
     def close(self) -> None:
         while self._open:
             self._open.pop().close()
+
+
+def default_folder() -> Path:
+    """The system's for temporary files; one that outlives a restart where that is memory, not a disk."""
+    usual, lasting = Path(tempfile.gettempdir()), Path("/var/tmp")
+    return lasting if is_memory(usual) and lasting.is_dir() and not is_memory(lasting) else usual
+
+
+def is_memory(folder: Path) -> bool:
+    """Whether files of this folder lie in memory."""
+    mounted = {Path(part.mountpoint): part.fstype for part in psutil.disk_partitions(all=True)}
+    where = folder.resolve()
+    return next((mounted[one] for one in (where, *where.parents) if one in mounted), "") in ("tmpfs", "ramfs")
 
 
 @dataclass(frozen=True, order=True)

@@ -59,7 +59,7 @@ def solve(
         if placed is not None and (latency is None or placed.prediction.latency <= latency):
             found.append(placed)
     if not found:
-        raise _too_little(cost, work, memory, latency, margin)
+        raise _too_little(cost, work, memory, disk, like or Policy(), latency, margin)
     bound = CLOSE * min(s.prediction.seconds for s in found)
     return _deeper(cost, work, memory, min((s for s in found if s.prediction.seconds <= bound), key=_effort))
 
@@ -172,9 +172,18 @@ def _most(cost: CostModel, work: Workload, memory: int, policy: Policy) -> int:
     return max(0, room)
 
 
-def _too_little(cost: CostModel, work: Workload, memory: int, latency: float | None, margin: int) -> ResourceError:
-    smallest = Policy(1, 1, 0, cost.layers, 16, 0)
+def _too_little(
+    cost: CostModel, work: Workload, memory: int, disk: int, like: Policy, latency: float | None, margin: int
+) -> ResourceError:
+    """What is lacking for one prompt at a time, with its cache on disk."""
+    smallest = replace(_of(like, 1, 1, 0), cache_on_disk=cost.layers)
     needed = cost.peak(smallest, work)
+    if needed <= memory and cost.disk(smallest, work) > disk:
+        return ResourceError(
+            f"the cache of one prompt needs {cost.disk(smallest, work) / 1e6:,.0f} MB of disk, as memory has no room "
+            f"for it; there are {disk / 1e6:,.0f} MB",
+            "allow more memory with `--host-memory`, or name another folder with `--disk DIR`",
+        )
     if latency is not None and needed <= memory:
         seconds = cost.predict(smallest, work).latency
         return ResourceError(f"no policy answers within {latency:.3g} s; one prompt alone takes {seconds:.3g} s")

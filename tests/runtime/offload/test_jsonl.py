@@ -39,6 +39,47 @@ def test_a_killed_run_goes_on(tmp_path: Path, cut: int) -> None:
     assert len((tmp_path / "out.jsonl").read_text().splitlines()) == 5
 
 
+def test_after_a_power_cut_anything_may_be_at_the_end(tmp_path: Path) -> None:
+    first = Answers(tmp_path / "out.jsonl", PROMPTS, SETTINGS)
+    first.add(3, "three", 1)
+    with first.part.open("ab") as file:
+        file.write(b"\0" * 300 + b"\n" + b"\0" * 20)
+    second = Answers(tmp_path / "out.jsonl", PROMPTS, SETTINGS)
+    assert second.missing == [0, 1, 2, 4]
+    second.add(0, "zero", 1)
+    assert Answers(tmp_path / "out.jsonl", PROMPTS, SETTINGS).missing == [1, 2, 4]
+
+
+def test_every_key_of_a_prompt_is_kept(tmp_path: Path) -> None:
+    """Also those that are named as what is added."""
+    prompts = [{"prompt": "b", "index": "x7", "tokens": [1]}, {"prompt": "a", "index": "x8"}]
+    first = Answers(tmp_path / "out.jsonl", prompts, SETTINGS)
+    first.add(1, "one", 4)
+    second = Answers(tmp_path / "out.jsonl", prompts, SETTINGS)
+    assert second.missing == [0]
+    second.add(0, "zero", 2)
+    second.finish()
+    said = [json.loads(line) for line in (tmp_path / "out.jsonl").read_text().splitlines()]
+    assert said[0] == {"prompt": "b", "index": "x7", "tokens": [1], "completion": "zero"}
+    assert said[1] == {"prompt": "a", "index": "x8", "tokens": 4, "completion": "one"}
+
+
+def test_what_texts_may_hold(tmp_path: Path) -> None:
+    """Separators that Unicode knows and JSON does not, and what editors on Windows write."""
+    prompts = ["one\u2028two", "three\x85four", "five\x0csix"]
+    lines = [json.dumps({"prompt": text}, ensure_ascii=False) for text in prompts]
+    (tmp_path / "in.jsonl").write_bytes("\r\n".join(lines).encode("utf-8-sig"))
+    assert [line["prompt"] for line in read_prompts(tmp_path / "in.jsonl")] == prompts
+    (tmp_path / "in.jsonl").write_text("\n".join(lines) + "\n", encoding="utf-8")
+    assert [line["prompt"] for line in read_prompts(tmp_path / "in.jsonl")] == prompts
+
+
+def test_where_nothing_can_be_written_is_known_at_the_beginning(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    with pytest.raises(ResourceError, match=r"cannot be written: [^;]*\n\nhint: name another"):
+        Answers(tmp_path / "file" / "out.jsonl", PROMPTS, SETTINGS)
+
+
 def test_other_settings_are_not_mixed_in(tmp_path: Path) -> None:
     Answers(tmp_path / "out.jsonl", PROMPTS, SETTINGS).add(0, "zero", 1)
     for prompts, settings in ((PROMPTS[1:], SETTINGS), (PROMPTS, SETTINGS | {"max_new_tokens": 5})):

@@ -1,18 +1,22 @@
 """The cost model and the search, on made-up measurements whose best answer is known."""
 
 import json
+from collections.abc import Callable
 from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
 
 from hfquant.errors import ResourceError
+from hfquant.runtime.offload import planning, scratch
 from hfquant.runtime.offload.cost import CostModel, Workload
 from hfquant.runtime.offload.fit import Curve
 from hfquant.runtime.offload.hardware import Hardware, profile
 from hfquant.runtime.offload.measured import Feed, Measured
+from hfquant.runtime.offload.model import OffloadedModel
 from hfquant.runtime.offload.pieces import Piece, aligned
 from hfquant.runtime.offload.placement import Placement
 from hfquant.runtime.offload.policy import Policy
@@ -168,11 +172,63 @@ def test_a_full_disk_keeps_the_cache_in_memory() -> None:
     assert solve(model(), WORK, 900 * MB, disk=0).policy.cache_on_disk == 0
 
 
+def test_too_little_disk_is_not_said_to_be_memory() -> None:
+    """Memory for the model, not for the cache; no disk for it either."""
+    cost, long = model(), Workload(1, 64, 8192)
+    needed = cost.peak(Policy(1, 1, 0, LAYERS, 16, 0), long)
+    assert solve(cost, long, needed).policy.cache_on_disk == LAYERS
+    with pytest.raises(ResourceError, match=r"MB of disk(.|\n)*there are 0 MB(.|\n)*--disk"):
+        solve(cost, long, needed, disk=0)
+
+
 def test_too_little_memory_says_how_much_would_do() -> None:
     with pytest.raises(ResourceError, match=r"needs at least (\d+) MB") as caught:
         solve(model(), WORK, BASE)
     needed = int(caught.value.message.split("at least ")[1].split(" ")[0].replace(",", ""))
     assert solve(model(), WORK, (needed + 1) * MB).prediction.peak <= (needed + 1) * MB
+
+
+@pytest.mark.parametrize("numbers", [{"batch": 0}, {"batches": 0}, {"depth": -1}, {"threads": 0}, {"cache_bits": 5}])
+def test_policies_that_make_no_sense_are_refused(numbers: dict[str, int]) -> None:
+    with pytest.raises(ResourceError, match=next(iter(numbers)).removeprefix("cache_")):
+        Policy(**numbers)
+
+
+def test_planning_does_not_change_what_is_sampled(
+    built: Callable[[str], Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    monkeypatch.setattr("hfquant.runtime.offload.hardware.SAMPLE", 8 << 20)
+    with OffloadedModel(built("llama")) as opened:
+        before = torch.get_rng_state()
+        planning.plan_offload(opened, Workload(2, 8, 4))
+    assert torch.equal(torch.get_rng_state(), before)
+
+
+def test_a_container_gets_less_than_the_machine_has(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(planning, "most_memory", lambda: 100 * MB)
+    assert planning._available() == 100 * MB
+    monkeypatch.setattr(planning, "most_memory", lambda: None)
+    assert planning._available() > 100 * MB
+
+
+@pytest.mark.parametrize(
+    ("memory", "chosen"), [([], "/quick"), (["/quick"], "/var/tmp"), (["/quick", "/var"], "/quick")]
+)
+def test_temporary_files_are_on_a_disk(memory: list[str], chosen: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Not in a folder whose files lie in memory, if there is another."""
+    parts = [SimpleNamespace(mountpoint="/", fstype="ext4")]
+    parts += [SimpleNamespace(mountpoint=m, fstype="tmpfs") for m in memory]
+    monkeypatch.setattr(scratch.psutil, "disk_partitions", lambda all: parts)
+    monkeypatch.setattr(scratch.tempfile, "gettempdir", lambda: "/quick")
+    assert scratch.Scratch().folder == Path(chosen)
+
+
+def test_a_profile_that_cannot_be_remembered_is_used(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "file").write_text("")
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "file"))
+    monkeypatch.setattr("hfquant.runtime.offload.hardware.SAMPLE", 8 << 20)
+    assert profile(tmp_path).disk_read > 1e6
 
 
 def test_the_profile_is_remembered(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
