@@ -123,7 +123,7 @@ class _Scoring:
         info = skeleton.source.tensors[skeleton.stored[target.parameter][0]]
         for sums in parts:
             W = torch.stack([info.read(int(row) * width, width).float() for row in sums.rows])
-            each = losses(W, sums, None, options, SEARCH, self.bytes.scale_dtype)
+            each = losses(W, sums, options, SEARCH, self.bytes.scale_dtype)
             total = [a + b for a, b in zip(total, each, strict=True)]
         self._row(target, target.layer, options, total)
 

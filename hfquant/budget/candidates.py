@@ -26,13 +26,8 @@ from .table import Option
 
 FORMAT = "native"  # the only one that mixes grids
 ENDS = ("embedding", "head")
-
-
-SPARSE_BITS = (
-    3,
-    4,
-    5,
-)  # of what is left of a pruned weight: finer grids cost more than the weights that they could keep
+# of what is left of a pruned weight: finer grids cost more than the weights that they could keep
+SPARSE_BITS = (3, 4, 5)
 RANK_BITS = 4  # beside finer grids than that a correction is never worth its bytes
 
 

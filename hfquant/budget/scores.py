@@ -72,17 +72,9 @@ def residuals(W: Tensor, importance: Tensor | None, grid: Grid, search: int, dty
     return W - grid.decode(grid.encode(W, scale, zero), scale, zero)
 
 
-def losses(
-    W: Tensor, sums: Sums, importance: Tensor | None, options: Sequence[Candidate], search: int, dtype: torch.dtype
-) -> list[float]:
-    """KL, nats per token, of each of these candidates.  W [rows, in]: those rows that `sums` looks at.
-
-    importance [in], search, dtype: of `Grid.fit`.
+def losses(W: Tensor, sums: Sums, options: Sequence[Candidate], search: int, dtype: torch.dtype) -> list[float]:
+    """KL, nats per token, of each of these candidates, rounded to nearest.  W [rows, in]: those rows that `sums` looks
+    at.  search, dtype: of `Grid.fit`.
     """
-    found = []
-    for option in options:
-        if option.grid is None:
-            found.append(0.0)
-            continue
-        found.append(sums.loss(residuals(W, importance, option.grid.grid(), search, dtype)))
-    return found
+    grids = (None if option.grid is None else option.grid.grid() for option in options)
+    return [0.0 if grid is None else sums.loss(residuals(W, None, grid, search, dtype)) for grid in grids]

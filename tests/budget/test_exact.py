@@ -1,8 +1,6 @@
 """Sizes are exact where a recipe says something of its own, and where a file is stored in an unusual way."""
 
-from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import pytest
 from safetensors.torch import load_file, save_file
@@ -11,15 +9,7 @@ from hfquant import compress, plan
 from hfquant.budget import decide, open_case, table_of
 from hfquant.budget.decide import as_recipe
 
-Folders = Callable[[str], Path]
-SMALL: dict[str, Any] = {"samples": 8, "seq_len": 64}
-
-
-def made(model: Path, recipe: Any, out: Path) -> int:
-    """Bytes of the weights that a recipe leads to."""
-    for _ in compress(plan(model, recipe, out, **SMALL)):
-        pass
-    return (out / "model.safetensors").stat().st_size
+from .making import SMALL, Folders, made
 
 
 def copied(source: Path, target: Path) -> Path:

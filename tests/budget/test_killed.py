@@ -2,9 +2,7 @@
 
 import os
 import signal
-from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import pytest
 
@@ -16,8 +14,8 @@ from hfquant.report import merge, read
 from tests.compress.folders import digests
 from tests.processes import forked
 
-Folders = Callable[[str], Path]
-SMALL: dict[str, Any] = {"samples": 8, "seq_len": 64}
+from .making import SMALL, Folders
+
 MOMENTS = {"looking": (1, 0), "first attempt": (0, 9), "second attempt": (0, 30), "its end": (0, 42)}
 
 

@@ -1,7 +1,6 @@
 """What a budget leads to on small trained models: its size is kept, its loss foretold, and it can be made again."""
 
 import json
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -24,15 +23,7 @@ from hfquant.report import merge
 from tests import families
 from tests.compress.folders import digests
 
-Folders = Callable[[str], Path]
-SMALL: dict[str, Any] = {"samples": 8, "seq_len": 64}
-
-
-def made(model: Path, recipe: Any, out: Path) -> int:
-    """Bytes of the weights that a recipe leads to."""
-    for _ in compress(plan(model, recipe, out, **SMALL)):
-        pass
-    return (out / "model.safetensors").stat().st_size
+from .making import SMALL, Folders, made
 
 
 def case_of(model: Path, out: Path, **budget: Any) -> Case:

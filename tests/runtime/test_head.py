@@ -1,7 +1,6 @@
 """A head in fewer bits at run time: what it computes, and that it is no part of the model."""
 
 import copy
-from collections.abc import Iterator
 
 import pytest
 import torch
@@ -18,13 +17,9 @@ from hfquant.runtime import cache, kernels
 from hfquant.runtime.head import rounded
 from hfquant.tensors.grid import Grid
 
-pytestmark = pytest.mark.skipif(machine.level() is None, reason="needs AVX2")
-
-
-@pytest.fixture(autouse=True)
-def fastest() -> Iterator[None]:
-    with kernels.mode("auto"):
-        yield
+pytestmark = [
+    pytest.mark.skipif(machine.level() is None, reason="needs AVX2"), pytest.mark.usefixtures("fastest"),
+]  # fmt: skip
 
 
 def model(tied: bool = True, dtype: torch.dtype = torch.bfloat16) -> transformers.PreTrainedModel:

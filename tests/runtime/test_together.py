@@ -2,7 +2,6 @@
 
 import copy
 import threading
-from collections.abc import Iterator
 
 import pytest
 import torch
@@ -24,13 +23,9 @@ from tests.encoded import encode
 
 from .rounding import fill, random
 
-pytestmark = pytest.mark.skipif(machine.level() is None, reason="needs AVX2")
-
-
-@pytest.fixture(autouse=True)
-def fastest() -> Iterator[None]:
-    with kernels.mode("auto"):
-        yield
+pytestmark = [
+    pytest.mark.skipif(machine.level() is None, reason="needs AVX2"), pytest.mark.usefixtures("fastest"),
+]  # fmt: skip
 
 
 class Gated(nn.Module):
