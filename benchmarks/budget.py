@@ -1,6 +1,6 @@
 """What a budget is worth: bits chosen layer by layer beside one grid everywhere, at equal size, on held-out text.
 
-    python benchmarks/budget.py MODEL --text HELD_OUT.txt --name stories260k
+    python benchmarks/budget.py MODEL --text HELD_OUT.txt --name stories260k [--groups 64 --groups 128]
 
 Measures uniform recipes, `--budgets` averages from 2.4 to 6.5 bits (2.5, 3, 3.5 and 4.25 among them), and as many
 bounds on the loss, and writes benchmarks/results/budget_<name>.json and .md.
@@ -12,7 +12,7 @@ import math
 import shutil
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -34,7 +34,7 @@ from hfquant.model.stream import stream_logits
 from hfquant.plugin import load
 
 RESULTS = Path(__file__).parent / "results"
-UNIFORM = ("w2g64", "w2g32", "w3g64", "w3g32", "w4g64", "w5g64")
+GROUPS = (32, 64, 128)
 AVERAGES = (2.5, 3.0, 3.5, 4.25)
 BOUNDS = (0.002, 0.3)  # of the loss
 
@@ -48,6 +48,10 @@ class Bench:
         self.source = source
         self.settings = {name: value for name, value in vars(options).items() if name not in ("promises", "keep")}
         self.keep = Path(options.keep or work / "kept.json")
+
+    def case(self, goal: dict[str, float], out: Path) -> Case:
+        recipe = {"name": "gptq", "budget": goal | {"groups": self.options.groups}}
+        return open_case(self.options.model, recipe, out, **self.calibration)
 
     def measured(self, out: Path) -> dict[str, float]:
         """On the held-out text."""
@@ -71,7 +75,7 @@ class Bench:
     def uniform(self, case: Case) -> list[dict[str, Any]]:
         """One grid everywhere, stored as budgets are."""
         found = []
-        for name in UNIFORM:
+        for name in uniform_grids(self.options.groups):
             scores, nbytes, seconds = self.made(
                 {"name": name, "steps": [{"method": "gptq"}], "grid": name, "format": "native"}
             )
@@ -129,9 +133,7 @@ class Bench:
         for bound in np.geomspace(*BOUNDS, count).tolist():
             out = self.work / "promise"
             shutil.rmtree(out, ignore_errors=True)
-            case = open_case(
-                self.options.model, {"name": "gptq", "budget": {"max_loss": bound}}, out, **self.calibration
-            )
+            case = self.case({"max_loss": bound}, out)
             if kept.is_file():  # one look at the model does for all
                 case.folder.mkdir(parents=True)
                 shutil.copyfile(kept, case.folder / "table.json")
@@ -158,6 +160,13 @@ class Bench:
                 flush=True,
             )
             yield row
+
+
+def uniform_grids(groups: Sequence[int]) -> list[str]:
+    """What a user would pick from: the widths around AVERAGES with the two smallest groups, wider ones with one."""
+    few = sorted(groups)[:2]
+    names = [f"w{bits}g{group}" for bits in (2, 3) for group in reversed(few)]
+    return [*names, f"w4g{few[-1]}", f"w5g{few[-1]}"]
 
 
 def gains(uniform: list[dict[str, Any]], chosen: list[dict[str, Any]]) -> list[dict[str, Any]]:
@@ -218,10 +227,15 @@ def main() -> None:
     parser.add_argument("--samples", type=int, default=64)
     parser.add_argument("--seq-len", type=int, default=512)
     parser.add_argument("--windows", type=int, default=64)
+    parser.add_argument(
+        "--groups", type=int, action="append", help="sizes to choose from, else 32, 64 and 128; a model whose weights"
+        " were rounded before, as in a GGUF file, would lose nothing at the groups of that file"
+    )  # fmt: skip
     parser.add_argument("--budgets", type=int, default=20)
     parser.add_argument("--keep", help="a file from which an interrupted run goes on")
     parser.add_argument("--promises", type=int, default=20)
     options = parser.parse_args()
+    options.groups = options.groups or list(GROUPS)
     torch.manual_seed(0)
     named = {"model": Path(options.model).name, "text": Path(options.text).name}
     settings = {name: value for name, value in vars(options).items() if name != "keep"} | named
@@ -229,14 +243,12 @@ def main() -> None:
     done |= {"threads": torch.get_num_threads(), "promises": []}
     with tempfile.TemporaryDirectory() as folder:
         bench = Bench(options, Path(folder))
-        case = open_case(
-            options.model, {"name": "gptq", "budget": {"average_bits": 4}}, Path(folder) / "case", **bench.calibration
-        )
+        case = bench.case({"average_bits": 4}, Path(folder) / "case")
         budgets, seconds = bench.budgets(case, options.budgets)
         uniform = bench.uniform(case)
         done |= {"budgets": budgets, "uniform": uniform, "gains": gains(uniform, budgets), **correlations(budgets)}
         done["analysis_seconds"] = seconds
-        done["plain_seconds"] = next(row["seconds"] for row in uniform if row["name"] == "w4g64")
+        done["plain_seconds"] = next(row["seconds"] for row in uniform if row["name"].startswith("w4"))
         write(done)
         for row in bench.promises(options.promises) if options.promises else ():
             done["promises"].append(row)
