@@ -63,7 +63,7 @@ data = torch.utils.data.DataLoader([dict(input_ids=r, attention_mask=torch.ones_
 start, used = time.perf_counter(), time.process_time()
 made = AutoRound(model, scheme="W4A16", bits=int(bits), group_size=int(group), nsamples=64, seqlen=512, dataset=data,
                  device_map="cpu", **json.loads(options))
-made.quantize_and_save(out, format="auto_round,fake")
+made.quantize_and_save(out, format="auto_round:auto_gptq")
 print(json.dumps({{"seconds": time.perf_counter() - start, "cpu": time.process_time() - used, "peak": {PEAK}}}))
 """
 SCORE_OURS = "import hfquant, sys, torch; model = hfquant.load(sys.argv[1], dtype=torch.float32)"
@@ -72,11 +72,30 @@ SCORE_GPTQMODEL = (
     "import sys, torch; from gptqmodel import GPTQModel, BACKEND\n"
     "model = GPTQModel.load(sys.argv[1], backend=BACKEND.TORCH, device='cpu', dtype=torch.bfloat16).model"
 )
-# dequantized, as it writes on request: its own layers compute in float16
-SCORE_AUTOROUND = (
-    "import sys, torch; from pathlib import Path; from transformers import AutoModelForCausalLM\n"
-    "model = AutoModelForCausalLM.from_pretrained(next(Path(sys.argv[1]).rglob('fake')), dtype=torch.float32)"
-)
+# dequantized here: its own layers compute in float16, and what it exports as `fake` are the original's weights
+SCORE_AUTOROUND = """
+import json, sys, torch
+from pathlib import Path
+from safetensors.torch import load_file
+from transformers import AutoConfig, AutoModelForCausalLM
+folder = next(Path(sys.argv[1]).rglob("quantization_config.json")).parent
+told = json.loads((folder / "quantization_config.json").read_text())
+assert told["packing_format"] == "auto_round:auto_gptq", told
+stored = load_file(folder / "model.safetensors")
+per, top = 32 // told["bits"], 2 ** told["bits"] - 1
+shifts = told["bits"] * torch.arange(per)
+for name in [n.removesuffix(".qweight") for n in stored if n.endswith(".qweight")]:
+    q, z, s = (stored.pop(f"{name}.{part}") for part in ("qweight", "qzeros", "scales"))
+    q = (q[:, None] >> shifts[:, None] & top).flatten(0, 1)
+    z = (z[..., None] >> shifts & top).flatten(1) + 1
+    group = len(q) // len(s)
+    stored[f"{name}.weight"] = ((q - z.repeat_interleave(group, 0)) * s.float().repeat_interleave(group, 0)).T
+config = AutoConfig.from_pretrained(folder)
+del config.quantization_config
+model = AutoModelForCausalLM.from_config(config, dtype=torch.float32).eval()
+missing, unexpected = model.load_state_dict(stored, strict=False)
+assert not unexpected and set(missing) <= set(model._tied_weights_keys), (missing, unexpected)
+"""
 PERPLEXITY = """
 import json, numpy as np
 windows, total = torch.from_numpy(np.load(sys.argv[2])), 0.0
@@ -133,8 +152,7 @@ def main() -> None:
             model = str(Path(args.model).absolute())
             found = child(python, code, model, tokens, out, recipe, str(args.bits), str(args.group))
             assert isinstance(found, dict)
-            files = [f for f in Path(out).rglob("*.safetensors") if "fake" not in f.parts]
-            size = sum(f.stat().st_size for f in files)
+            size = sum(f.stat().st_size for f in Path(out).rglob("*.safetensors"))
             perplexity = child(python, score + PERPLEXITY, out, windows)
             rows.append(
                 {"tool": name, "recipe": recipe, "seconds": round(found["seconds"], 1),
