@@ -179,7 +179,8 @@ class OffloadedModel:
             return self.cache_layers(cache, stage) if on_disk else ()
 
         def work(lane: Lane) -> None:
-            for row in batch.generate(self.model, cache, settings, self._keeping(shelf, cache), self.on_tokens):
+            chunk, keep = self.policy.even_chunk(batch.ids.shape[1]), self._keeping(shelf, cache)
+            for row in batch.generate(self.model, cache, settings, keep, self.on_tokens, chunk):
                 finished.append(row)
 
         return Lane(work, index, layers)

@@ -31,6 +31,9 @@ POLICIES = {
     "cache on disk": Policy(batch=2, batches=3, cache_on_disk=EVERY_LAYER),
     "some of the cache on disk": Policy(batch=2, batches=3, cache_on_disk=1),
     "some of everything": Policy(batch=2, batches=2, weights=60_000, cache_on_disk=1, depth=0),
+    "prompts in chunks": Policy(batch=2, batches=3, chunk=4),
+    "chunks and files": Policy(batch=3, batches=2, chunk=3, cache_on_disk=EVERY_LAYER),
+    "token by token": Policy(batch=6, batches=1, chunk=1, cache_on_disk=1, depth=0),
     "far ahead": Policy(batch=1, batches=4, cache_on_disk=1, depth=5, threads=3),
 }
 
@@ -61,10 +64,10 @@ def offloaded(family: str, folder: Path, policy: Policy, **kwargs: Any) -> Tenso
         return model.generate(ids, mask, max_new_tokens=NEW, do_sample=False, **kwargs)
 
 
+@pytest.mark.parametrize("name", ["everything on disk", "chunks and files"])
 @pytest.mark.parametrize("family", DECODERS)
-def test_families(family: str, built: Callable[[str], Path]) -> None:
-    policy = POLICIES["everything on disk"]
-    assert torch.equal(offloaded(family, built(family), policy), expected(family, built(family)))
+def test_families(family: str, name: str, built: Callable[[str], Path]) -> None:
+    assert torch.equal(offloaded(family, built(family), POLICIES[name]), expected(family, built(family)))
 
 
 @pytest.mark.parametrize("name", POLICIES)
@@ -73,10 +76,34 @@ def test_policies(family: str, name: str, built: Callable[[str], Path]) -> None:
     assert torch.equal(offloaded(family, built(family), POLICIES[name]), expected(family, built(family)))
 
 
-@pytest.mark.parametrize("name", ["everything on disk", "cache on disk"])
+@pytest.mark.parametrize("name", ["everything on disk", "cache on disk", "chunks and files"])
 @pytest.mark.parametrize("family", ["flan-t5", "bart"])
 def test_encoder_decoders(family: str, name: str, built: Callable[[str], Path]) -> None:
     assert torch.equal(offloaded(family, built(family), POLICIES[name]), expected(family, built(family)))
+
+
+@pytest.mark.parametrize("chunk", [1, 3, 4, 6, 11, 99])
+def test_a_prompt_passes_in_even_chunks(
+    chunk: int, built: Callable[[str], Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Every token of it once, in as many passes as were asked for, whoever leaves its batch later."""
+    seen: list[int] = []
+    update = DynamicLayer.update
+
+    def noted(self: DynamicLayer, keys: Tensor, *args: object, **kwargs: object) -> object:
+        seen.append(keys.shape[2])
+        return update(self, keys, *args, **kwargs)
+
+    monkeypatch.setattr(DynamicLayer, "update", noted)
+    ends, layers = some_ends("llama", built("llama")), FAMILIES["llama"].settings["num_hidden_layers"]
+    seen.clear()
+    offloaded("llama", built("llama"), Policy(batch=6, batches=1, chunk=chunk), eos_token_id=ends, pad_token_id=0)
+    passes = seen[::layers]
+    first = passes[: -(-11 // chunk)]
+    assert sum(first) == 11
+    assert max(first) <= chunk
+    assert len({*first[:-1]}) <= 1
+    assert set(passes[len(first) :]) == {1}
 
 
 def test_the_tokens_are_worth_comparing(built: Callable[[str], Path]) -> None:
