@@ -194,7 +194,9 @@ class _Run:
         shelved: bool = False, more: int = 1,
     ) -> None:  # fmt: skip
         self.offloaded, self.batch, self.prompt, self.ledger = offloaded, batch, prompt, ledger
-        self.cache = offloaded._cache()
+        # bytes are counted, and files filled, with a cache that is made anew for every token
+        plain = ledger is not None or shelved
+        self.cache = offloaded._cache(None if plain else prompt + more + STEPS)
         if pattern is not None:
             self._make_up(pattern)
         self.shelved, self.more = shelved, more

@@ -17,6 +17,7 @@ from greenlet import greenlet
 from torch import Tensor, nn
 from transformers.cache_utils import DynamicLayer
 
+from ...memory import trim
 from ...model.blocks import Stack
 from .loader import Loader
 from .shelf import Shelf
@@ -128,7 +129,9 @@ def run(
                 yield from _ended(active, order, shelf)
             if not active:
                 return
-            stage = _next(active, stage)
+            before, stage = stage, _next(active, stage)
+            if stage < before:
+                trim()  # once in a pass: what grew over the earlier ones has left holes
             loader.enter(stage)
             _through([lane for lane in active if lane.stage == stage], stage, shelf)
             loader.leave(stage)

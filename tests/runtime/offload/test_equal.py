@@ -9,12 +9,12 @@ import pytest
 import torch
 import transformers
 from torch import Tensor
-from transformers.cache_utils import DynamicLayer
 
 from hfquant import compress, load
 from hfquant.runtime.kv_cache import CompressedCache
 from hfquant.runtime.offload.model import OffloadedModel
 from hfquant.runtime.offload.policy import EVERY_LAYER, Policy
+from hfquant.runtime.offload.rooms import RoomLayer
 from hfquant.runtime.offload.upload import Upload
 from tests.families import FAMILIES, build
 
@@ -88,13 +88,13 @@ def test_a_prompt_passes_in_even_chunks(
 ) -> None:
     """Every token of it once, in as many passes as were asked for, whoever leaves its batch later."""
     seen: list[int] = []
-    update = DynamicLayer.update
+    update = RoomLayer.update
 
-    def noted(self: DynamicLayer, keys: Tensor, *args: object, **kwargs: object) -> object:
+    def noted(self: RoomLayer, keys: Tensor, *args: object, **kwargs: object) -> object:
         seen.append(keys.shape[2])
         return update(self, keys, *args, **kwargs)
 
-    monkeypatch.setattr(DynamicLayer, "update", noted)
+    monkeypatch.setattr(RoomLayer, "update", noted)
     ends, layers = some_ends("llama", built("llama")), FAMILIES["llama"].settings["num_hidden_layers"]
     seen.clear()
     offloaded("llama", built("llama"), Policy(batch=6, batches=1, chunk=chunk), eos_token_id=ends, pad_token_id=0)
@@ -131,13 +131,13 @@ def test_sequences_that_end_leave(family: str, cache_on_disk: int, built: Callab
 
 def test_their_place_in_the_cache_is_free(built: Callable[[str], Path], monkeypatch: pytest.MonkeyPatch) -> None:
     seen: list[int] = []
-    update = DynamicLayer.update
+    update = RoomLayer.update
 
-    def noted(self: DynamicLayer, keys: Tensor, *args: object, **kwargs: object) -> object:
+    def noted(self: RoomLayer, keys: Tensor, *args: object, **kwargs: object) -> object:
         seen.append(keys.shape[0])
         return update(self, keys, *args, **kwargs)
 
-    monkeypatch.setattr(DynamicLayer, "update", noted)
+    monkeypatch.setattr(RoomLayer, "update", noted)
     ends = some_ends("llama", built("llama"))
     offloaded("llama", built("llama"), Policy(batch=6, batches=1), eos_token_id=ends, pad_token_id=0)
     assert seen[0] == 6
