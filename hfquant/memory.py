@@ -8,8 +8,7 @@ from contextlib import contextmanager
 from functools import cache
 from typing import Any
 
-TRIM_THRESHOLD, MMAP_THRESHOLD = -1, -3  # glibc's numbers for options of mallopt
-HEAP = 32 << 20  # bytes: larger tensors have memory of their own whatever is asked for, says glibc
+MMAP_THRESHOLD = -3  # glibc's number for the option of mallopt
 
 
 @cache
@@ -30,18 +29,6 @@ def map_large_pieces(size: int) -> None:
     """
     if (libc := _libc()) is not None:
         libc.mallopt(MMAP_THRESHOLD, size)
-
-
-def keep_heap(size: int) -> None:
-    """Let tensors up to 32 MB come from the heap from now on, which keeps `size` free bytes at its end.
-
-    What comes and goes then finds the pages of what went before.  New ones have to be cleared by the system first: for
-    activations that takes several times as long as computing them.  What stays between them leaves holes: it is better
-    kept elsewhere, and `trim` called from time to time.  Nothing happens where the C library is not glibc.
-    """
-    if (libc := _libc()) is not None:
-        libc.mallopt(MMAP_THRESHOLD, HEAP)
-        libc.mallopt(TRIM_THRESHOLD, size)
 
 
 @contextmanager

@@ -15,6 +15,7 @@ import torch
 
 from ... import storage
 from ...machine import processor
+from ...memory import trim
 from .clock import undisturbed
 from .pieces import room
 from .reader import Handle, Reader
@@ -75,7 +76,32 @@ def cores() -> int:
 
 
 def measure(folder: Path) -> Hardware:
-    """Measure, with temporary files in `folder`."""
+    """Measure, with temporary files in `folder`; what one measurement took is free before the next."""
+    written, read, cpu = _files(folder)
+    trim()
+    copied, there, back = _copies()
+    rates = {str(rows): [_matmul(dtype, rows) for dtype in (torch.float32, torch.bfloat16)] for rows in ROWS}
+    attention = _attention()
+    trim()
+    return Hardware(
+        processor=processor(),
+        cores=min(cores(), torch.get_num_threads() + 1),
+        memory=psutil.virtual_memory().total,
+        disk_read=SAMPLE / read,
+        disk_write=SAMPLE / written,
+        read_cpu=min(1.0, cpu / read),
+        copy=copied,
+        matmul=rates[str(ROWS[-1])][0],
+        matmul_half=rates[str(ROWS[-1])][1],
+        attention=attention,
+        to_device=there,
+        from_device=back,
+        rows=rates,
+    )
+
+
+def _files(folder: Path) -> tuple[float, float, float]:
+    """Seconds of writing a sample and of reading it, and seconds of a processor of that."""
     scratch = Scratch(folder)
     try:
         buffer = room(PART).random_(0, 256)
@@ -87,28 +113,16 @@ def measure(folder: Path) -> Hardware:
         written = undisturbed() - start
         if hasattr(os, "posix_fadvise"):  # where files cannot be read past memory, at least not from it
             os.posix_fadvise(file.fd, 0, 0, os.POSIX_FADV_DONTNEED)
-        read, cpu = _timed_read(file, buffer)
+        return written, *_timed_read(file, buffer)
     finally:
         scratch.close()
+
+
+def _copies() -> tuple[float, float, float]:
+    """Bytes per second within memory, to an accelerator, and back."""
     source, target = room(COPIED).zero_(), room(COPIED).zero_()
     copied = COPIED / _best(lambda: target.copy_(source))
-    there, back = _device(source)
-    rates = {str(rows): [_matmul(dtype, rows) for dtype in (torch.float32, torch.bfloat16)] for rows in ROWS}
-    return Hardware(
-        processor=processor(),
-        cores=min(cores(), torch.get_num_threads() + 1),
-        memory=psutil.virtual_memory().total,
-        disk_read=SAMPLE / read,
-        disk_write=SAMPLE / written,
-        read_cpu=min(1.0, cpu / read),
-        copy=copied,
-        matmul=rates[str(ROWS[-1])][0],
-        matmul_half=rates[str(ROWS[-1])][1],
-        attention=_attention(),
-        to_device=there,
-        from_device=back,
-        rows=rates,
-    )
+    return copied, *_device(source)
 
 
 def _timed_read(file: Handle, buffer: torch.Tensor) -> tuple[float, float]:

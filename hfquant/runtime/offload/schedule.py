@@ -17,7 +17,6 @@ from greenlet import greenlet
 from torch import Tensor, nn
 from transformers.cache_utils import DynamicLayer
 
-from ...memory import trim
 from ...model.blocks import Stack
 from .loader import Loader
 from .shelf import Shelf
@@ -129,9 +128,7 @@ def run(
                 yield from _ended(active, order, shelf)
             if not active:
                 return
-            before, stage = stage, _next(active, stage)
-            if stage < before:
-                trim()  # once in a pass: what grew over the earlier ones has left holes
+            stage = _next(active, stage)
             loader.enter(stage)
             _through([lane for lane in active if lane.stage == stage], stage, shelf)
             loader.leave(stage)
