@@ -53,7 +53,9 @@ def main() -> None:
     parser.add_argument("--rivals", default="accelerate", help="airllm too, where it is installed")
     parser.add_argument("--rival-batches", type=lambda s: [int(n) for n in s.split(",")], default=[8, 32, 96])
     parser.add_argument("--batch", type=int, default=16, help="of the policies that are not solved")
-    parser.add_argument("--only", default="", help="run only the ways with this in their names; keep other results")
+    parser.add_argument(
+        "--only", default="", help="run only the ways with one of these in their names, after commas; keep others"
+    )
     parser.add_argument("--out", type=Path, default=Path("benchmarks/results/offload"))
     given = parser.parse_args()
     limit = given.limit if isinstance(given.limit, int) else read_size(given.limit)
@@ -69,7 +71,7 @@ def main() -> None:
         with evicting(folder), bounded(limit) as group:
             enforced = {"limit": limit, "group": str(group[1])} if group else {"limit": limit}
             for name, way in ways(given):
-                if given.only in name:
+                if any(word in name for word in given.only.split(",")):
                     rows |= measured(name, {"folder": str(folder), **enforced, **work, **way})
     by = group[0] if group else "RLIMIT_DATA"
     settings = {"weights_bytes": weights, "limit_bytes": limit, "limited_by": by, "batch": given.batch, **work}

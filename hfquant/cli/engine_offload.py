@@ -79,16 +79,17 @@ def _settings(settings: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, An
 
     asked = ("max_new_tokens", "host_memory", "disk", "cache_bits", "attention", "latency")
     given = {key: settings[key] for key in asked} | {"dtype": _dtype(settings["dtype"])}
-    batch, batches = settings["batch"], settings["batches"]
-    if batch is not None or batches is not None:
+    batch, batches, chunk = settings["batch"], settings["batches"], settings["chunk"]
+    if any(number is not None for number in (batch, batches, chunk)):
         for name in ("host_memory", "latency"):
             if given[name] is not None:
+                bound = f"--{name.replace('_', '-')}"
                 raise RecipeError(
-                    f"--batch and --batches set the policy, which --{name.replace('_', '-')} would be solved for",
+                    f"--batch, --batches and --chunk set the policy, which {bound} would be solved for",
                     "leave one of them out",
                 )
         like = {"cache_bits": given["cache_bits"], "attention": given["attention"]}
-        given["policy"] = Policy(batch=batch or 1, batches=batches or 1, **like)
+        given["policy"] = Policy(batch=batch or 1, batches=batches or 1, chunk=chunk, **like)
     if settings["temperature"] is None:
         return given, {"do_sample": False}
     return given, {"do_sample": True, "temperature": settings["temperature"], "seed": settings["seed"]}

@@ -46,6 +46,10 @@ def generate(
         int | None,
         typer.Option(min=1, metavar="N", help="Batches that share a load of a layer.", show_default="solved for"),
     ] = None,
+    chunk: Annotated[
+        int | None,
+        typer.Option(min=1, metavar="N", help="Tokens of a prompt computed together.", show_default="solved for"),
+    ] = None,
     temperature: Annotated[
         float | None, typer.Option(min=0.01, metavar="T", help="With --offload: sample.", show_default="greedy")
     ] = None,
@@ -66,7 +70,7 @@ def generate(
     settings = {
         "max_new_tokens": max_new_tokens, "host_memory": host_memory, "disk": disk, "cache_bits": cache_bits,
         "attention": attention, "latency": latency, "dtype": dtype, "batch": batch, "batches": batches,
-        "temperature": temperature, "seed": seed,
+        "chunk": chunk, "temperature": temperature, "seed": seed,
     }  # fmt: skip
     if source is not None:
         if out is None:

@@ -87,6 +87,7 @@ def facts(plan: "OffloadPlan") -> dict[str, str | None]:
     return {
         "policy": f"{policy.batches} batches of {policy.batch} prompts share a load of a layer",
         "weights": f"{said(policy.weights)} stay in memory, {policy.depth} layers are read ahead",
+        "prompts": f"pass in chunks of {policy.chunk} tokens" if policy.chunk else "pass whole",
         "cache": f"{policy.cache_bits} bit, {policy.cache_on_disk} layers on disk ({said(p.disk)})",
         "memory": f"{said(p.peak)} at most, of {said(plan.memory)}",
         "start": f"{p.start:.3g} s until what stays in memory is there" if p.start else None,

@@ -51,6 +51,12 @@ def test_one_prompt(trained: Callable[[str], Path]) -> None:
     assert done.stdout == TEXTS[0] + expected(trained("llama"), TEXTS[:1], 8)[0] + "\n"
 
 
+def test_a_prompt_in_chunks(trained: Callable[[str], Path]) -> None:
+    done = run("generate", trained("llama"), "--offload", "--prompt", TEXTS[0], "--max-new-tokens", 8, "--chunk", 3)
+    assert done.exit_code == 0, done.output
+    assert done.stdout == TEXTS[0] + expected(trained("llama"), TEXTS[:1], 8)[0] + "\n"
+
+
 def test_a_file_of_prompts(trained: Callable[[str], Path], prompts: Path, tmp_path: Path) -> None:
     out = tmp_path / "answers.jsonl"
     done = run("generate", trained("llama"), "--offload", "--input", prompts, "--output", out, "--max-new-tokens", 8)
@@ -93,7 +99,7 @@ def test_plan_says_what_will_happen(trained: Callable[[str], Path]) -> None:
     words = ("offload", "plan", trained("llama"), "--prompt-len", 32, "--gen-len", 8, "--prompts", 8)
     done = run(*words)
     assert done.exit_code == 0, done.output
-    for name in ("policy", "first pass", "following passes", "bottleneck", "with more memory", "disk"):
+    for name in ("policy", "prompts", "first pass", "following passes", "bottleneck", "with more memory", "disk"):
         assert name in done.stdout
     said = json.loads(run(*words, "--json").stdout)
     assert said["policy"]["batch"] * said["policy"]["batches"] >= 8
@@ -184,6 +190,7 @@ def test_profile() -> None:
         (("--offload", "--prompt", "a", "--cache-bits", "5"), "5 bits does not exist"),
         (("--offload", "--prompt", "a", "--batch", "2", "--host-memory", "2GB"), "leave one of them out"),
         (("--offload", "--prompt", "a", "--batches", "2", "--latency", "2"), "leave one of them out"),
+        (("--offload", "--prompt", "a", "--chunk", "2", "--host-memory", "2GB"), "--chunk set the policy"),
         (("--offload", "--input", "x.jsonl", "--output", "y"), "cannot be read"),
     ],
 )

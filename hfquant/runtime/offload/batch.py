@@ -53,6 +53,8 @@ class Generation:
         if config.max_new_tokens is None:
             config.max_new_tokens = _new_tokens(config.max_length, 1 if encoder_decoder else prompt)
         config.max_length, config.cache_implementation, config.use_cache = None, None, True
+        if encoder_decoder:  # whose first decoder pass is one token; transformers would cut the encoder's mask to it
+            config.prefill_chunk_size = None
         ends = config.eos_token_id if config.eos_token_id is not None else []
         listed = tuple(ends) if isinstance(ends, Sequence) else (int(ends),)
         pad = config.pad_token_id if config.pad_token_id is not None else (listed[0] if listed else 0)
@@ -140,10 +142,12 @@ class Batch:
         settings: Generation,
         keep: Callable[[Tensor], None],
         tell: Callable[[int], None] | None = None,
+        chunk: int | None = None,
     ) -> Iterator[tuple[int, list[int]]]:
         """(row, new tokens) of all sequences, as they end.
 
-        keep: takes all but these places out of the cache.  tell: is told the number of tokens of every step.
+        keep: takes all but these places out of the cache.  tell: is told the number of tokens of every step.  chunk:
+        tokens of a decoder's prompt that pass the model together, by default as the settings have it.
         """
         count = [_Count(tell)] if tell is not None else []
         if settings.encoder_decoder:
@@ -159,10 +163,11 @@ class Batch:
             return
         rows, ids, mask = list(self.rows), self.ids.to(model.device), self.mask.to(model.device)
         left = settings.max_new_tokens
-        prompt = ids.shape[1]
+        prompt, chunk = ids.shape[1], chunk or settings.config.prefill_chunk_size
         while rows:
             leave = [_Leave(settings, prompt)] if settings.lets_go and len(rows) > 1 else []
-            out = self._some(model, cache, settings, ids, mask, left, [*leave, *count])
+            out = self._some(model, cache, settings, ids, mask, left, [*leave, *count], chunk)
+            chunk = None  # what goes on has one token that is not in the cache
             left -= out.shape[1] - ids.shape[1]
             over = (
                 settings.ended(out[:, prompt:])
@@ -188,10 +193,11 @@ class Batch:
         mask: Tensor,
         left: int,
         criteria: Sequence[StoppingCriteria],
+        chunk: int | None,
     ) -> Tensor:
         """Go on until enough sequences have ended, or all have their length."""
         config = copy.deepcopy(settings.config)
-        config.max_new_tokens = left
+        config.max_new_tokens, config.prefill_chunk_size = left, chunk
         if config.min_new_tokens is not None:
             config.min_new_tokens = max(0, config.min_new_tokens - (settings.max_new_tokens - left))
         out: Tensor = model.generate(

@@ -10,11 +10,20 @@ QUEUE = Path("/proc/thread-self/schedstat")  # of Linux: nanoseconds running, an
 
 def undisturbed() -> float:
     """Seconds, without those in which this thread could have run but had no processor."""
-    now = time.perf_counter()
     try:
-        return now - int(QUEUE.read_text().split()[1]) * 1e-9
+        before = _waited()
+        while True:  # a wait between the two clocks would be in one of them alone: a difference could be below zero
+            now, after = time.perf_counter(), _waited()
+            if after == before:
+                return now - after * 1e-9
+            before = after
     except (OSError, IndexError):  # another system, or one that does not count it
-        return now
+        return time.perf_counter()
+
+
+def _waited() -> int:
+    """Nanoseconds that this thread has waited for a processor so far."""
+    return int(QUEUE.read_text().split()[1])
 
 
 def computing() -> float:

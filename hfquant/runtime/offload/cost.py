@@ -5,7 +5,8 @@ slowest decides.  Reading also slows down computing, as both use the same memory
 
     T = max(compute + drag · read, disk, (compute · threads + processor seconds of reading) / cores)
 
-The first pass fills the cache, each following one reads it and adds a token.
+The first pass fills the cache, each following one reads it and adds a token.  Where prompts pass in chunks the first
+pass is as many: each reads the weights, and what of the cache the chunks before it have filled.
 """
 
 from collections.abc import Sequence
@@ -20,6 +21,7 @@ from .measured import FAR, Measured
 from .pieces import Piece
 from .placement import Placement
 from .policy import Policy
+from .probe import Chunk
 
 IN_FLIGHT = 4  # copies of one layer's cache on its way: read ahead, read, joined with the new token, being written
 
@@ -111,6 +113,8 @@ class CostModel:
         first = [(1.0, p.batch * p.prompt) for p in probes]
         self.around_prefill = Line(first, [p.prefill.outside for p in probes])
         self.around_decode = Curve((p.batch, p.decode.outside) for p in wide)
+        self.cuts = bool(measured.chunks)
+        self.past = _beyond(measured.chunks, [(c.block, self.prefill(c.batch, c.chunk)) for c in measured.chunks])
         self.shelving = 0.0
         if measured.shelved is not None:
             batch, tokens, seconds = measured.shelved
@@ -125,10 +129,18 @@ class CostModel:
         self.held_later = Line(later, [max(0, p.decode.held - p.cache) for p in counted])
         self.work_later = Line(later, [max(p.decode.work, p.decode.outside_work) for p in counted])
         self.token, self.value = max((p.token, p.value) for p in counted)
+        rows = [(1.0, c.batch * c.chunk, c.batch * c.chunk**2) for c in measured.chunks]
+        chunks = list(zip(measured.chunks, rows, strict=True))
+        self.held_past = _beyond(measured.chunks, [(c.held, self.held(*row)) for c, row in chunks])
+        self.work_past = _beyond(measured.chunks, [(c.work, self.work(*row)) for c, row in chunks])
 
     def prefill(self, batch: float, prompt: float) -> float:
         """Seconds of one of the decoder's blocks for a batch of prompts."""
         return self.rows(batch * prompt) + self.square * batch * prompt**2
+
+    def chunked(self, batch: float, chunk: float, past: float) -> float:
+        """Seconds of one block for the next `chunk` tokens of prompts, `past` of each being in the cache."""
+        return self.prefill(batch, chunk) + self.past(batch * past, batch * chunk * past)
 
     def decode(self, batch: float, context: float) -> float:
         """Seconds of one block for the next token of a batch, `context` tokens being there."""
@@ -162,16 +174,22 @@ class CostModel:
         b, n, s, bits = policy.batch, policy.batches, work.prompt, policy.cache_bits
         context = s + work.new / 2
         on_disk = min(policy.cache_on_disk, self.layers) * n
-        compute = n * (
-            self.encoders * self.encode(b * s) + self.layers * self.prefill(b, s) + self.around_prefill(1, b * s)
+        parts = self._parts(policy, s)
+        compute = n * self.encoders * self.encode(b * s) + n * sum(
+            self.layers * self.chunked(b, c, past) + self.around_prefill(1, b * c) for past, c in parts
         )
-        compute += on_disk * self.shelving * b * s
-        stored = on_disk * self.cache(b, s, bits)
-        first = self._pass(policy, compute, streamed, 0.0, stored)
+        compute += on_disk * self.shelving * b * sum(past + c for past, c in parts)
+        before, stored = on_disk * sum(self.cache(b, past, bits) for past, _ in parts), on_disk * self.cache(b, s, bits)
+        first = self._pass(policy, compute, streamed + (len(parts) - 1) * again, before, stored)
         compute = n * (self.layers * self.decode(b, context) + self.around_decode(b))
         compute += on_disk * self.shelving * b * context
         moved, stored = on_disk * self.cache(b, context, bits), on_disk * self.cache(b, 1)
         return first, self._pass(policy, compute, again, moved, stored)
+
+    def _parts(self, policy: Policy, prompt: int) -> list[tuple[int, int]]:
+        """(tokens before it, tokens) of every chunk of a prompt; an encoder's is whole."""
+        chunk = policy.even_chunk(prompt) if not self.encoders else None
+        return [(at, min(chunk, prompt - at)) for at in range(0, prompt, chunk)] if chunk else [(0, prompt)]
 
     def _pass(self, policy: Policy, compute: float, weights: float, read: float, written: float) -> Pass:
         """weights, read, written: bytes of weights, and of the cache."""
@@ -195,7 +213,12 @@ class CostModel:
         end, bits = s + work.new, policy.cache_bits
         here = (self.layers - min(policy.cache_on_disk, self.layers)) * n
         flying = IN_FLIGHT if policy.cache_on_disk else 0
-        first = n * self.held(1, b * s, b * s * s) + self.work(1, b * s, b * s * s)
+        past, c = self._parts(policy, s)[-1]  # the last but one may be larger, and has less before it
+        if past:
+            c = policy.even_chunk(s) or c
+        grown = b * past, b * c * past
+        first = n * (self.held(1, b * c, b * c * c) + self.held_past(*grown))
+        first += self.work(1, b * c, b * c * c) + self.work_past(*grown)
         later = n * self.held_later(1, b, b * end) + self.work_later(1, b, b * end)
         return max(
             first + here * self.cache(b, s, bits) + flying * self.cache(b, s),
@@ -211,4 +234,16 @@ class CostModel:
 def fitted(policy: Policy, work: Workload) -> Policy:
     """The policy without room for prompts that are not there."""
     batch = min(policy.batch, work.prompts)
-    return replace(policy, batch=batch, batches=min(policy.batches, -(-work.prompts // batch)))
+    batches = min(policy.batches, -(-work.prompts // batch))
+    return replace(policy, batch=batch, batches=batches, chunk=policy.even_chunk(work.prompt))
+
+
+def _beyond(chunks: Sequence[Chunk], costs: Sequence[tuple[float, float]]) -> Line:
+    """What tokens that are in the cache add to the cost of a chunk: of batch · past, and of batch · chunk · past.
+
+    costs: of each chunk, and what it would be without them.
+    """
+    if not chunks:
+        return Line([(1.0, 1.0)], [0.0])
+    rows = [(c.batch * c.past, c.batch * c.chunk * c.past) for c in chunks]
+    return Line(rows, [max(0.0, whole - alone) for whole, alone in costs], [whole for whole, _ in costs])

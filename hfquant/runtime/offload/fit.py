@@ -7,11 +7,17 @@ from scipy.optimize import nnls
 
 
 class Line:
-    """y ≥ 0 as a sum of non-negative multiples of some terms, fitted to a few measurements."""
+    """y ≥ 0 as a sum of non-negative multiples of some terms, fitted to a few measurements.
 
-    def __init__(self, rows: Sequence[Sequence[float]], y: Sequence[float]) -> None:
+    whole: what y is a part of, by default y itself: errors count relative to it.
+    """
+
+    def __init__(
+        self, rows: Sequence[Sequence[float]], y: Sequence[float], whole: Sequence[float] | None = None
+    ) -> None:
         matrix, target = np.array(rows, dtype=float), np.array(y, dtype=float)
-        weight = 1 / np.maximum(target, target.max() * 1e-3 + 1e-12)  # relative errors count
+        size = np.array(y if whole is None else whole, dtype=float)
+        weight = 1 / np.maximum(size, size.max() * 1e-3 + 1e-12)
         scale = np.maximum(matrix.max(0), 1e-12)
         found, _ = nnls(matrix / scale * weight[:, None], target * weight)
         self.terms = found / scale

@@ -6,7 +6,7 @@ import platform
 import time
 from collections.abc import Callable
 from contextlib import suppress
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +15,7 @@ import torch
 
 from ... import storage
 from ...machine import processor
+from ...memory import trim
 from .clock import undisturbed
 from .pieces import room
 from .reader import Handle, Reader
@@ -22,6 +23,7 @@ from .scratch import Scratch, write_all
 
 SAMPLE = 128 << 20  # bytes moved per measurement of the disk
 PART = 8 << 20
+ROWS = (1, 8, 32, 96, 256)  # tokens multiplied with a matrix: the more, the more of its reading is shared
 COPIED = 32 << 20  # bytes copied at a time: measuring must fit into the budget that it is for
 WEEK = 7 * 24 * 3600
 
@@ -31,8 +33,9 @@ class Hardware:
     """Bytes per second of each way, and multiply-adds per second (x2) of products.
 
     disk_read: from the disk itself, past memory that the system keeps files in.  read_cpu: seconds of a processor per
-    second of such reading.  matmul, matmul_half: in float32 and bfloat16.  attention: of a token over 1024 others.
-    to_device, from_device: to and from an accelerator, 0 without one.
+    second of such reading.  matmul, matmul_half: in float32 and bfloat16, of the most rows that are measured.
+    attention: of a token over 1024 others.  to_device, from_device: to and from an accelerator, 0 without one.  rows:
+    products of so many rows, in float32 and in bfloat16.
     """
 
     processor: str
@@ -47,6 +50,7 @@ class Hardware:
     attention: float
     to_device: float
     from_device: float
+    rows: dict[str, list[float]] = field(default_factory=dict)
 
     def lines(self) -> dict[str, str]:
         """For printing."""
@@ -56,6 +60,9 @@ class Hardware:
             "disk": f"{self.disk_read / 1e9:.2f} GB/s read, {self.disk_write / 1e9:.2f} GB/s write",
             "memory copy": f"{self.copy / 1e9:.2f} GB/s",
             "matrix product": f"{self.matmul / 1e9:.0f} GFLOP/s (float32), {self.matmul_half / 1e9:.0f} (bfloat16)",
+            "of few rows": "; ".join(
+                f"{rows} of them {single / 1e9:.0f} and {half / 1e9:.0f}" for rows, (single, half) in self.rows.items()
+            ),
             "attention": f"{self.attention / 1e9:.0f} GFLOP/s",
         }
         if self.to_device:
@@ -69,7 +76,32 @@ def cores() -> int:
 
 
 def measure(folder: Path) -> Hardware:
-    """Measure, with temporary files in `folder`."""
+    """Measure, with temporary files in `folder`; what one measurement took is free before the next."""
+    written, read, cpu = _files(folder)
+    trim()
+    copied, there, back = _copies()
+    rates = {str(rows): [_matmul(dtype, rows) for dtype in (torch.float32, torch.bfloat16)] for rows in ROWS}
+    attention = _attention()
+    trim()
+    return Hardware(
+        processor=processor(),
+        cores=min(cores(), torch.get_num_threads() + 1),
+        memory=psutil.virtual_memory().total,
+        disk_read=SAMPLE / read,
+        disk_write=SAMPLE / written,
+        read_cpu=min(1.0, cpu / read),
+        copy=copied,
+        matmul=rates[str(ROWS[-1])][0],
+        matmul_half=rates[str(ROWS[-1])][1],
+        attention=attention,
+        to_device=there,
+        from_device=back,
+        rows=rates,
+    )
+
+
+def _files(folder: Path) -> tuple[float, float, float]:
+    """Seconds of writing a sample and of reading it, and seconds of a processor of that."""
     scratch = Scratch(folder)
     try:
         buffer = room(PART).random_(0, 256)
@@ -81,26 +113,16 @@ def measure(folder: Path) -> Hardware:
         written = undisturbed() - start
         if hasattr(os, "posix_fadvise"):  # where files cannot be read past memory, at least not from it
             os.posix_fadvise(file.fd, 0, 0, os.POSIX_FADV_DONTNEED)
-        read, cpu = _timed_read(file, buffer)
+        return written, *_timed_read(file, buffer)
     finally:
         scratch.close()
+
+
+def _copies() -> tuple[float, float, float]:
+    """Bytes per second within memory, to an accelerator, and back."""
     source, target = room(COPIED).zero_(), room(COPIED).zero_()
     copied = COPIED / _best(lambda: target.copy_(source))
-    there, back = _device(source)
-    return Hardware(
-        processor=processor(),
-        cores=min(cores(), torch.get_num_threads() + 1),
-        memory=psutil.virtual_memory().total,
-        disk_read=SAMPLE / read,
-        disk_write=SAMPLE / written,
-        read_cpu=min(1.0, cpu / read),
-        copy=copied,
-        matmul=_matmul(torch.float32),
-        matmul_half=_matmul(torch.bfloat16),
-        attention=_attention(),
-        to_device=there,
-        from_device=back,
-    )
+    return copied, *_device(source)
 
 
 def _timed_read(file: Handle, buffer: torch.Tensor) -> tuple[float, float]:
@@ -124,9 +146,9 @@ def _best(work: Callable[[], object]) -> float:
     return min(times)
 
 
-def _matmul(dtype: torch.dtype) -> float:
-    x, W = torch.randn(128, 1024).to(dtype), torch.randn(1024, 1024).to(dtype)
-    return 2 * 128 * 1024 * 1024 / _best(lambda: torch.nn.functional.linear(x, W))
+def _matmul(dtype: torch.dtype, rows: int) -> float:
+    x, W = torch.randn(rows, 1024).to(dtype), torch.randn(2048, 1024).to(dtype)
+    return 2 * rows * 1024 * 2048 / _best(lambda: torch.nn.functional.linear(x, W))
 
 
 def _attention() -> float:

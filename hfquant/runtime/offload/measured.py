@@ -10,7 +10,7 @@ import torch
 
 from .clock import computing, undisturbed
 from .loader import Loader
-from .probe import Probe, decoding, probe
+from .probe import Chunk, Probe, chunk, decoding, probe
 
 LONGEST = 256  # tokens of a prompt that is measured; longer ones follow the fit
 SHORT = 4  # tokens of the prompts of a large batch
@@ -36,12 +36,14 @@ class Feed:
 @dataclass(frozen=True)
 class Measured:
     """probes: of prompts.  contexts: (batch, tokens before, seconds of a block for the next one).  shelved: the same
-    with a cache that comes from disk and goes there, None if that was not measured."""
+    with a cache that comes from disk and goes there, None if that was not measured.  chunks: of parts of prompts, none
+    where prompts are not cut."""
 
     probes: Sequence[Probe]
     contexts: Sequence[tuple[int, int, float]]
     feed: Feed
     shelved: tuple[int, int, float] | None = None
+    chunks: Sequence[Chunk] = ()
 
 
 def measure(offloaded: Any, prompts: int, prompt: int, room: int) -> Measured:
@@ -69,7 +71,18 @@ def measure(offloaded: Any, prompts: int, prompt: int, room: int) -> Measured:
     if contexts:
         batch, context, _ = contexts[len(contexts) // 2]
         shelved = batch, context, decoding(offloaded, batch, context, shelved=True)
-    return Measured(probes, contexts, measure_feed(offloaded.loader), shelved)
+    chunks = _chunks(offloaded, max(1, prompts), long, room, per_token) if decoder_only else []
+    return Measured(probes, contexts, measure_feed(offloaded.loader), shelved, chunks)
+
+
+def _chunks(offloaded: Any, prompts: int, long: int, room: int, per_token: float) -> list[Chunk]:
+    """Parts of prompts of `long` tokens: few and more, of few prompts and more, with a short past and a long one."""
+    found = []
+    for batch, tokens, past in ((4, 4, long), (16, 4, long // 2), (16, 8, long), (4, 16, long)):
+        batch = min(batch, prompts)
+        if past >= SHORT and batch * (tokens + past) * per_token <= room:
+            found.append(chunk(offloaded, batch, tokens, past))
+    return found
 
 
 def measure_feed(loader: Loader) -> Feed:

@@ -22,13 +22,16 @@ from .opening import open_model
 from .pieces import collect
 from .placement import Placement
 from .policy import Policy
+from .rooms import RoomLayer
 from .schedule import Lane, Order, halting, run
 from .scratch import Files, Scratch
 from .shelf import Shelf
 from .upload import Upload
 
 # bytes of a tensor that has memory of its own: one batch's cache of one layer, in most cases.  Where it shares a heap
-# with activations, which come and go, their holes take up to a third of the cache beyond what is predicted.
+# with activations, which come and go, their holes take up to a third of the cache beyond what is predicted.  New pages
+# for every activation are not free (a quarter of the time of large batches), but with activations of up to 32 MB on the
+# heap a process that was predicted to take 673 MB took 862.
 LARGE = 64 << 10
 
 
@@ -172,14 +175,16 @@ class OffloadedModel:
     def _lane(
         self, index: int, batch: Batch, settings: Generation, shelf: Shelf | None, finished: list[tuple[int, list[int]]]
     ) -> Lane:
-        cache = self._cache()
+        prompt = 1 if settings.encoder_decoder else batch.ids.shape[1]
+        cache = self._cache(prompt + settings.max_new_tokens)
 
         def layers(stage: int) -> Sequence[DynamicLayer]:
             on_disk = self.policy.cache_is_on_disk(stage - self.order.stacks[-1][0], self.order.stacks[-1][1])
             return self.cache_layers(cache, stage) if on_disk else ()
 
         def work(lane: Lane) -> None:
-            for row in batch.generate(self.model, cache, settings, self._keeping(shelf, cache), self.on_tokens):
+            chunk, keep = self.policy.even_chunk(batch.ids.shape[1]), self._keeping(shelf, cache)
+            for row in batch.generate(self.model, cache, settings, keep, self.on_tokens, chunk):
                 finished.append(row)
 
         return Lane(work, index, layers)
@@ -193,13 +198,26 @@ class OffloadedModel:
     def vocabulary(self) -> int:
         return int(self.config.get_text_config(decoder=True).vocab_size)
 
-    def _cache(self) -> Cache:
+    def _cache(self, tokens: int | None = None) -> Cache:
+        """Of one batch.  tokens: of the decoder's sequences at their end; what is not on disk has room for them."""
         config = self.config.get_text_config(decoder=True)
         if self.policy.cache_bits < 16:
             return CompressedCache.for_model(self.model, self.policy.cache_bits)
         if not self.config.is_encoder_decoder:
-            return DynamicCache(config=config)
-        return EncoderDecoderCache(DynamicCache(config=config), DynamicCache(config=config))
+            return self._with_room(DynamicCache(config=config), tokens)
+        across = None if tokens is None else 0  # written once
+        return EncoderDecoderCache(
+            self._with_room(DynamicCache(config=config), tokens), self._with_room(DynamicCache(config=config), across)
+        )
+
+    def _with_room(self, cache: DynamicCache, tokens: int | None) -> DynamicCache:
+        if tokens is None or self.device.type != "cpu":
+            return cache
+        count = self.order.stacks[-1][1]
+        for i, layer in enumerate(cache.layers):
+            if type(layer) is DynamicLayer and not self.policy.cache_is_on_disk(i, count):
+                cache.layers[i] = RoomLayer(tokens)
+        return cache
 
     def _keeping(self, shelf: Shelf | None, cache: Cache) -> Callable[[Tensor], None]:
         """How to keep only some sequences of a cache, wherever its layers are."""

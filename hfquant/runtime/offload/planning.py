@@ -52,7 +52,8 @@ class OffloadPlan:
 def cost_model(offloaded: OffloadedModel, work: Workload, memory: int, hardware: Hardware, like: Policy) -> CostModel:
     """Measure one block of an open model, which keeps its policy.  like: says how the cache is kept and attended to."""
     before = offloaded.policy
-    offloaded.adopt(replace(like, weights=0, cache_on_disk=0, depth=0))
+    offloaded.adopt(replace(like, weights=0, cache_on_disk=0, depth=0, chunk=None))
+    give_back()
     try:
         resting = psutil.Process().memory_info().rss
         with torch.random.fork_rng(devices=[]):  # what is made up to be measured does not change what is sampled

@@ -9,6 +9,7 @@ from collections.abc import Callable
 from contextlib import nullcontext
 from dataclasses import dataclass
 from functools import partial
+from statistics import median
 from typing import Any
 
 import torch
@@ -19,7 +20,7 @@ from .clock import computing
 from .ledger import Ledger
 from .shelf import Shelf
 
-STEPS = 3  # decoding steps that are timed; the fastest counts
+STEPS = 3  # decoding steps that are timed; the middle one counts: in the mean of a run none is as fast as the fastest
 
 
 @dataclass(frozen=True)
@@ -54,6 +55,21 @@ class Probe:
     cache: int
     token: int
     value: int
+
+
+@dataclass(frozen=True)
+class Chunk:
+    """One of a decoder's blocks for `chunk` tokens of each of `batch` prompts, with `past` tokens before them.
+
+    block: seconds.  held, work: bytes, as of a `Step`; what was in the cache before is in neither.
+    """
+
+    batch: int
+    chunk: int
+    past: int
+    block: float
+    held: int
+    work: int
 
 
 class _Watch:
@@ -134,7 +150,7 @@ def probe(offloaded: Any, batch: int, prompt: int, memory: bool = True) -> Probe
     run = counted or _Run(offloaded, 1, 2)
     if counted is None:
         run.go()
-    first, later = timed[0], min(timed[1:], key=lambda step: step.block + step.outside)
+    first, later = timed[0], sorted(timed[1:], key=lambda step: step.block + step.outside)[STEPS // 2]
     return Probe(
         batch, prompt, _joined(first, bytes_of[0]), _joined(later, bytes_of[-1]), *run.cache_bytes()
     )  # fmt: skip
@@ -153,21 +169,38 @@ def decoding(offloaded: Any, batch: int, context: int, shelved: bool = False) ->
     first = _Run(offloaded, 1, 2)
     first.go()
     run = _Run(offloaded, batch, context, pattern=first.layers(), shelved=shelved)
-    return min(step.block for step in run.go())
+    return median(step.block for step in run.go()[1:])  # the first of a new size is slow
+
+
+@torch.no_grad()
+def chunk(offloaded: Any, batch: int, tokens: int, past: int) -> Chunk:
+    """Measure some tokens of prompts whose `past` tokens before them are made up: time, then bytes."""
+    first = _Run(offloaded, 1, 2)
+    first.go()
+    pattern = first.layers()
+    runs = [
+        _Run(offloaded, batch, past, ledger=ledger, pattern=pattern, more=tokens) for ledger in (None, None, Ledger())
+    ]
+    timed, again, counted = (run.go()[0] for run in runs)
+    return Chunk(
+        batch, tokens, past, min(timed.block, again.block), counted.held, max(counted.work, counted.outside_work)
+    )  # fmt: skip
 
 
 class _Run:
-    """One lane.  pattern: layers of a cache like those to be made up."""
+    """One lane.  pattern: layers of a cache like those to be made up; more: tokens that come after those."""
 
     def __init__(
         self, offloaded: Any, batch: int, prompt: int, *, ledger: Ledger | None = None, pattern: Any = None,
-        shelved: bool = False,
+        shelved: bool = False, more: int = 1,
     ) -> None:  # fmt: skip
         self.offloaded, self.batch, self.prompt, self.ledger = offloaded, batch, prompt, ledger
-        self.cache = offloaded._cache()
+        # bytes are counted, and files filled, with a cache that is made anew for every token
+        plain = ledger is not None or shelved
+        self.cache = offloaded._cache(None if plain else prompt + more + STEPS)
         if pattern is not None:
             self._make_up(pattern)
-        self.shelved = shelved
+        self.shelved, self.more = shelved, more
         self.starts: list[float] = []
         self.seen: list[Step] = []
 
@@ -194,7 +227,8 @@ class _Run:
         """The first pass and STEPS following ones."""
         offloaded, model = self.offloaded, self.offloaded.model
         settings = Generation.of(model, {"max_new_tokens": 1 + STEPS, "do_sample": False, "eos_token_id": None})
-        long = self.prompt + bool(self.layers()[0].is_initialized if self.layers() else False)
+        made_up = bool(self.layers() and self.layers()[0].is_initialized)
+        long = self.prompt + (self.more if made_up else 0)
         ids = torch.randint(5, max(6, min(1000, offloaded.vocabulary)), (self.batch, long))
         prompts = Batch(list(range(self.batch)), ids, torch.ones_like(ids))
         shelf = Shelf(offloaded.scratch, long + STEPS) if self.shelved else None

@@ -11,6 +11,8 @@ from .policy import Policy
 
 BATCHES = (1, 2, 4, 8, 16, 24, 32, 48, 64, 96, 128, 192, 256)
 MOST = 64  # batches that share a load of a layer
+CHUNKS = (1, 2, 3, 4, 6, 8, 16)  # in which prompts pass
+ROWS = 64  # tokens of a chunk of a batch, at least: fewer are multiplied hardly faster
 CLOSE = 1.02  # policies within this of the best are as good
 
 
@@ -64,9 +66,9 @@ def solve(
     return _deeper(cost, work, memory, min((s for s in found if s.prediction.seconds <= bound), key=_effort))
 
 
-def _effort(solved: Solved) -> tuple[int, float]:
-    """What to avoid if it brings nothing: files for the cache, then late answers."""
-    return solved.policy.cache_on_disk, solved.prediction.latency
+def _effort(solved: Solved) -> tuple[int, bool, float]:
+    """What to avoid if it brings nothing: files for the cache, prompts in chunks, then late answers."""
+    return solved.policy.cache_on_disk, solved.policy.chunk is not None, solved.prediction.latency
 
 
 def _deeper(cost: CostModel, work: Workload, memory: int, solved: Solved) -> Solved:
@@ -88,11 +90,29 @@ def _candidates(
     even = {-(-work.prompts // k) for k in (1, 2, 3, 4)}
     for batch in sorted({b for b in (*BATCHES, *even) if b <= min(max(1, work.prompts), BATCHES[-1])}):
         for count in _counts(work, batch):
-            tried = (_relax(cost, work, memory, fitted(_of(like, batch, count, d), work)) for d in (1, 0))
-            fits = next((r for r in tried if r is not None), None)
-            if fits is None or (latency is not None and fits.latency > latency):
+            fitting = [r for c in _chunks(cost, work, batch, like) if (r := _relaxed(cost, work, memory, c, count))]
+            fitting = [r for r in fitting if latency is None or r.latency <= latency]
+            if not fitting:
                 break  # more batches need more memory, and more time
-            yield fits
+            yield from fitting
+
+
+def _chunks(cost: CostModel, work: Workload, batch: int, like: Policy) -> Iterator[Policy]:
+    """Prompts as a whole and in ever smaller chunks, where that was measured.
+
+    Not with a compressed cache, which the next chunk would find rounded; by hand it can be had.
+    """
+    cut = cost.cuts and like.cache_bits == 16
+    sizes = dict.fromkeys(-(-work.prompt // k) for k in CHUNKS)
+    for size in sizes if cut else (work.prompt,):
+        if size == work.prompt or batch * size >= ROWS:
+            yield replace(like, batch=batch, chunk=size if size < work.prompt else None)
+
+
+def _relaxed(cost: CostModel, work: Workload, memory: int, like: Policy, count: int) -> "_Relaxed | None":
+    """The next layer being read ahead, else not, None if no placement fits either."""
+    tried = (_relax(cost, work, memory, fitted(_of(like, like.batch, count, d), work)) for d in (1, 0))
+    return next((r for r in tried if r is not None), None)
 
 
 def _of(like: Policy, batch: int, count: int, depth: int) -> Policy:
@@ -176,7 +196,8 @@ def _too_little(
     cost: CostModel, work: Workload, memory: int, disk: int, like: Policy, latency: float | None, margin: int
 ) -> ResourceError:
     """What is lacking for one prompt at a time, with its cache on disk."""
-    smallest = replace(_of(like, 1, 1, 0), cache_on_disk=cost.layers)
+    singles = (replace(_of(cut, 1, 1, 0), cache_on_disk=cost.layers) for cut in _chunks(cost, work, 1, like))
+    smallest = min(singles, key=lambda policy: cost.peak(policy, work))
     needed = cost.peak(smallest, work)
     if needed <= memory and cost.disk(smallest, work) > disk:
         return ResourceError(

@@ -9,12 +9,12 @@ import pytest
 import torch
 import transformers
 from torch import Tensor
-from transformers.cache_utils import DynamicLayer
 
 from hfquant import compress, load
 from hfquant.runtime.kv_cache import CompressedCache
 from hfquant.runtime.offload.model import OffloadedModel
 from hfquant.runtime.offload.policy import EVERY_LAYER, Policy
+from hfquant.runtime.offload.rooms import RoomLayer
 from hfquant.runtime.offload.upload import Upload
 from tests.families import FAMILIES, build
 
@@ -31,6 +31,9 @@ POLICIES = {
     "cache on disk": Policy(batch=2, batches=3, cache_on_disk=EVERY_LAYER),
     "some of the cache on disk": Policy(batch=2, batches=3, cache_on_disk=1),
     "some of everything": Policy(batch=2, batches=2, weights=60_000, cache_on_disk=1, depth=0),
+    "prompts in chunks": Policy(batch=2, batches=3, chunk=4),
+    "chunks and files": Policy(batch=3, batches=2, chunk=3, cache_on_disk=EVERY_LAYER),
+    "token by token": Policy(batch=6, batches=1, chunk=1, cache_on_disk=1, depth=0),
     "far ahead": Policy(batch=1, batches=4, cache_on_disk=1, depth=5, threads=3),
 }
 
@@ -61,10 +64,10 @@ def offloaded(family: str, folder: Path, policy: Policy, **kwargs: Any) -> Tenso
         return model.generate(ids, mask, max_new_tokens=NEW, do_sample=False, **kwargs)
 
 
+@pytest.mark.parametrize("name", ["everything on disk", "chunks and files"])
 @pytest.mark.parametrize("family", DECODERS)
-def test_families(family: str, built: Callable[[str], Path]) -> None:
-    policy = POLICIES["everything on disk"]
-    assert torch.equal(offloaded(family, built(family), policy), expected(family, built(family)))
+def test_families(family: str, name: str, built: Callable[[str], Path]) -> None:
+    assert torch.equal(offloaded(family, built(family), POLICIES[name]), expected(family, built(family)))
 
 
 @pytest.mark.parametrize("name", POLICIES)
@@ -73,10 +76,50 @@ def test_policies(family: str, name: str, built: Callable[[str], Path]) -> None:
     assert torch.equal(offloaded(family, built(family), POLICIES[name]), expected(family, built(family)))
 
 
-@pytest.mark.parametrize("name", ["everything on disk", "cache on disk"])
+@pytest.mark.parametrize("name", ["everything on disk", "cache on disk", "chunks and files"])
 @pytest.mark.parametrize("family", ["flan-t5", "bart"])
 def test_encoder_decoders(family: str, name: str, built: Callable[[str], Path]) -> None:
     assert torch.equal(offloaded(family, built(family), POLICIES[name]), expected(family, built(family)))
+
+
+@pytest.mark.parametrize("chunk", [1, 3, 4, 6, 11, 99])
+def test_a_prompt_passes_in_even_chunks(
+    chunk: int, built: Callable[[str], Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Every token of it once, in as many passes as were asked for, whoever leaves its batch later."""
+    seen: list[int] = []
+    update = RoomLayer.update
+
+    def noted(self: RoomLayer, keys: Tensor, *args: object, **kwargs: object) -> object:
+        seen.append(keys.shape[2])
+        return update(self, keys, *args, **kwargs)
+
+    monkeypatch.setattr(RoomLayer, "update", noted)
+    ends, layers = some_ends("llama", built("llama")), FAMILIES["llama"].settings["num_hidden_layers"]
+    seen.clear()
+    offloaded("llama", built("llama"), Policy(batch=6, batches=1, chunk=chunk), eos_token_id=ends, pad_token_id=0)
+    passes = seen[::layers]
+    first = passes[: -(-11 // chunk)]
+    assert sum(first) == 11
+    assert max(first) <= chunk
+    assert len({*first[:-1]}) <= 1
+    assert set(passes[len(first) :]) == {1}
+
+
+@pytest.mark.parametrize("cache_on_disk", [0, EVERY_LAYER])
+@pytest.mark.parametrize("family", ["mistral", "gemma3"])
+def test_chunks_of_a_prompt_longer_than_the_window(
+    family: str, cache_on_disk: int, built: Callable[[str], Path]
+) -> None:
+    """Of 64 tokens in these two: what leaves it in one chunk is not seen by the next."""
+    ids = torch.randint(4, 260, (3, 90), generator=torch.Generator().manual_seed(2))
+    mask = torch.ones_like(ids)
+    mask[1, :40] = 0  # more than a chunk of padding
+    settings = {"max_new_tokens": NEW, "do_sample": False, "eos_token_id": None, "pad_token_id": 0}
+    reference = transformers.AutoModelForCausalLM.from_pretrained(built(family))
+    wanted = reference.generate(ids, attention_mask=mask, **settings)
+    with OffloadedModel(built(family), Policy(batch=2, batches=2, chunk=25, cache_on_disk=cache_on_disk)) as model:
+        assert torch.equal(model.generate(ids, mask, **settings), wanted)
 
 
 def test_the_tokens_are_worth_comparing(built: Callable[[str], Path]) -> None:
@@ -104,13 +147,13 @@ def test_sequences_that_end_leave(family: str, cache_on_disk: int, built: Callab
 
 def test_their_place_in_the_cache_is_free(built: Callable[[str], Path], monkeypatch: pytest.MonkeyPatch) -> None:
     seen: list[int] = []
-    update = DynamicLayer.update
+    update = RoomLayer.update
 
-    def noted(self: DynamicLayer, keys: Tensor, *args: object, **kwargs: object) -> object:
+    def noted(self: RoomLayer, keys: Tensor, *args: object, **kwargs: object) -> object:
         seen.append(keys.shape[0])
         return update(self, keys, *args, **kwargs)
 
-    monkeypatch.setattr(DynamicLayer, "update", noted)
+    monkeypatch.setattr(RoomLayer, "update", noted)
     ends = some_ends("llama", built("llama"))
     offloaded("llama", built("llama"), Policy(batch=6, batches=1), eos_token_id=ends, pad_token_id=0)
     assert seen[0] == 6

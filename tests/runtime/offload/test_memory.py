@@ -54,15 +54,16 @@ from hfquant.runtime.offload.cost import Workload
 from hfquant.runtime.offload.model import OffloadedModel
 from hfquant.runtime.offload.planning import cost_model, profile
 from hfquant.runtime.offload.policy import Policy
-folder, batch, batches = sys.argv[1], int(sys.argv[2]), int(sys.argv[3])
-policy, work = Policy(batch=batch, batches=batches, depth=2), Workload(batch * batches, 128, 4)
+folder, batch, batches, chunk, on_disk = sys.argv[1], *map(int, sys.argv[2:6])
+policy = Policy(batch=batch, batches=batches, depth=2, chunk=chunk or None, cache_on_disk=on_disk)
+work = Workload(batch * batches, 128, 4)
 with OffloadedModel(folder) as model:
     room = peak_memory() + 224_000_000
     cost = cost_model(model, work, room, profile(Path(tempfile.gettempdir())), policy)
     model.adopt(policy)
     texts = [[5 + i % 200] * work.prompt for i in range(work.prompts)]
     list(model.stream(texts, max_new_tokens=work.new, do_sample=False, eos_token_id=None))
-print(json.dumps({"predicted": cost.peak(policy, work), "peak": peak_memory()}))
+print(json.dumps({"predicted": cost.peak(policy, work), "peak": peak_memory(), "base": cost.base}))
 """
 
 
@@ -120,7 +121,16 @@ def test_the_plan_keeps_the_budget_and_knows_its_peak(
 @pytest.mark.parametrize(("batch", "batches"), [(6, 2), (1, 12)])
 def test_caches_of_small_batches_leave_no_holes(large: tuple[Path, int], batch: int, batches: int) -> None:
     """A layer's cache of one batch is smaller here than what comes and goes beside it: they must not share a heap."""
-    done = child(BATCHES, large[0], batch, batches)
+    done = child(BATCHES, large[0], batch, batches, 0, 0)
     assert done.returncode == 0, done.stderr
     said = json.loads(done.stdout)
     assert said["peak"] <= 1.02 * said["predicted"], said
+
+
+@pytest.mark.parametrize(("chunk", "on_disk"), [(16, 0), (16, 1 << 20), (0, 1 << 20)])
+def test_the_peak_of_chunks_is_known(large: tuple[Path, int], chunk: int, on_disk: int) -> None:
+    """Of a large batch, whose activations are most of what is held beside the process itself."""
+    done = child(BATCHES, large[0], 48, 1, chunk, on_disk)
+    assert done.returncode == 0, done.stderr
+    said = json.loads(done.stdout)
+    assert abs(said["predicted"] - said["peak"]) < 0.1 * said["peak"], said

@@ -20,7 +20,7 @@ from hfquant.runtime.offload.model import OffloadedModel
 from hfquant.runtime.offload.pieces import Piece, aligned
 from hfquant.runtime.offload.placement import Placement
 from hfquant.runtime.offload.policy import Policy
-from hfquant.runtime.offload.probe import Probe, Step
+from hfquant.runtime.offload.probe import Chunk, Probe, Step
 from hfquant.runtime.offload.reader import Handle
 from hfquant.runtime.offload.solve import solve
 
@@ -50,11 +50,18 @@ def measured(batch: int, prompt: int) -> Probe:
     return Probe(batch, prompt, first, later, 4096 * tokens, 4096, 2)
 
 
-def model(seconds: float = 1e-9, stored: torch.dtype = torch.float32) -> CostModel:
+def part(batch: int, chunk: int, past: int) -> Chunk:
+    tokens, pairs = batch * chunk, batch * chunk * past
+    seconds = per_row(tokens) + 1e-6 * tokens * chunk + 2e-7 * batch * past + 2e-6 * pairs
+    return Chunk(batch, chunk, past, seconds, 4000 * tokens + pairs, 12000 * tokens + 5000 * batch * past + 2 * pairs)
+
+
+def model(seconds: float = 1e-9, stored: torch.dtype = torch.float32, cut: bool = True) -> CostModel:
     probes = [measured(1, 64), measured(2, 64), *(measured(b, 4) for b in (1, 4, 16, 64))]
     contexts = [(b, 64, per_row(b) + 1e-6 * b * 64) for b in (1, 4, 16)]
     shelved = 4, 64, per_row(4) + 3e-6 * 4 * 64
-    data = Measured(probes, contexts, Feed(seconds, 0.2 * seconds, 0.1 * seconds), shelved)
+    chunks = [part(4, 4, 64), part(16, 4, 32), part(16, 8, 64), part(4, 16, 64)] if cut else []
+    data = Measured(probes, contexts, Feed(seconds, 0.2 * seconds, 0.1 * seconds), shelved, chunks)
     return CostModel(MACHINE, data, stages(stored=stored), LAYERS, BASE)
 
 
@@ -92,6 +99,56 @@ def test_the_fit_gives_back_what_was_measured() -> None:
     assert cost.prefill(32, 64) == pytest.approx(measured(32, 64).prefill.block, rel=0.05), "beyond what was measured"
     assert cost.cache(8, 32) == pytest.approx(4096 * 8 * 32)
     assert cost.shelving == pytest.approx(2e-6, rel=0.05)
+
+
+@pytest.mark.parametrize(("batch", "chunk", "past"), [(4, 16, 64), (16, 8, 64), (8, 8, 48), (32, 16, 128)])
+def test_a_chunk_costs_what_was_measured(batch: int, chunk: int, past: int) -> None:
+    cost, wanted = model(), part(batch, chunk, past)
+    assert cost.chunked(batch, chunk, past) == pytest.approx(wanted.block, rel=0.03)
+    tokens = 1, batch * chunk, batch * chunk**2
+    assert cost.held(*tokens) + cost.held_past(batch * past, batch * chunk * past) == pytest.approx(wanted.held, 0.02)
+    assert cost.work(*tokens) + cost.work_past(batch * past, batch * chunk * past) == pytest.approx(wanted.work, 0.02)
+
+
+def test_every_chunk_reads_the_weights_and_is_as_large_as_it_is() -> None:
+    cost, work = model(), replace(WORK, prompt=60)
+    whole, cut = (Policy(16, 2, 0, LAYERS, chunk=chunk) for chunk in (None, 16))
+    a, b = cost.predict(whole, work), cost.predict(cut, work)
+    stored = 2 * LAYERS * cost.cache(16, 60) / MACHINE.disk_write
+    again = 2 * LAYERS * sum(cost.cache(16, past) for past in (15, 30, 45)) / MACHINE.disk_read
+    assert a.prefill.disk == pytest.approx(LAYERS * 48e6 * 1e-9 + stored, rel=1e-3)
+    assert b.prefill.disk == pytest.approx(4 * LAYERS * 48e6 * 1e-9 + stored + again, rel=1e-3)
+    assert b.prefill.compute > a.prefill.compute
+    assert b.decode == a.decode
+    assert cost.lanes(cut, work) < 0.7 * cost.lanes(whole, work)
+    assert cost.predict(replace(whole, chunk=60), work) == a
+
+
+def test_chunks_make_room_for_batches_that_are_fast() -> None:
+    """Where a whole prompt of many is too large, and one token of each is not."""
+    work = Workload(prompts=256, prompt=256, new=64)
+    cut, whole = (solve(model(cut=cut), work, 640 * MB) for cut in (True, False))
+    assert cut.policy.chunk is not None
+    assert cut.policy.batch > whole.policy.batch
+    assert cut.prediction.seconds < 0.95 * whole.prediction.seconds
+    assert cut.prediction.peak <= 640 * MB
+    roomy = solve(model(), work, 100_000 * MB)
+    assert roomy.policy.chunk is None, "it brings nothing where there is room"
+
+
+def test_a_compressed_cache_is_not_cut_unasked() -> None:
+    work = Workload(prompts=256, prompt=256, new=64)
+    assert solve(model(), work, 640 * MB, like=Policy(cache_bits=4)).policy.chunk is None
+
+
+def test_the_longest_prompt_may_need_to_be_cut() -> None:
+    work = Workload(1, 8192, 4)
+    least = [model(cut=cut).peak(Policy(1, 1, 0, LAYERS, depth=0, chunk=512 if cut else None), work) for cut in (1, 0)]
+    assert least[0] < least[1] - 50 * MB
+    solved = solve(model(), work, (least[0] + least[1]) // 2)
+    assert solved.policy.chunk is not None
+    with pytest.raises(ResourceError, match="needs at least"):
+        solve(model(cut=False), work, (least[0] + least[1]) // 2)
 
 
 def test_a_compressed_cache_keeps_its_window_in_full() -> None:
@@ -188,7 +245,9 @@ def test_too_little_memory_says_how_much_would_do() -> None:
     assert solve(model(), WORK, (needed + 1) * MB).prediction.peak <= (needed + 1) * MB
 
 
-@pytest.mark.parametrize("numbers", [{"batch": 0}, {"batches": 0}, {"depth": -1}, {"threads": 0}, {"cache_bits": 5}])
+@pytest.mark.parametrize(
+    "numbers", [{"batch": 0}, {"batches": 0}, {"depth": -1}, {"threads": 0}, {"cache_bits": 5}, {"chunk": 0}]
+)
 def test_policies_that_make_no_sense_are_refused(numbers: dict[str, int]) -> None:
     with pytest.raises(ResourceError, match=next(iter(numbers)).removeprefix("cache_")):
         Policy(**numbers)
