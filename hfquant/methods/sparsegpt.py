@@ -177,7 +177,7 @@ class Method(Observed):
             Vt, left = least_squares(Vt, Wt, keep, H, self.refit)
             if left.sum() < objective(swept, Wt, H).sum():
                 return Vt, keep
-        return least_squares(swept, Wt, kept, H, self.refit)[0], kept
+        return least_squares(swept, Wt, kept, H, self.refit)[0] if self.refit else swept, kept
 
     def _rounded(self, layer: Layer, grid: Grid, scale_dtype: torch.dtype) -> Layer:
         done = gptq.Method(damp=self.damp)(layer, grid, scale_dtype)

@@ -19,8 +19,6 @@ from .conversions import companions, component_names
 from .onload import QuantizeOnLoad
 
 if TYPE_CHECKING:
-    from torch import Tensor
-
     from ..compress.selection import Target
 
 
@@ -39,7 +37,7 @@ class HfQuantizerForHfQuant(HfQuantizer):  # type: ignore[misc]
         super().__init__(copy.copy(quantization_config), **kwargs)
         self.targets: dict[str, Target] = {}
         self._scales: set[str] = set()
-        self._tokens: list[Tensor] | None = None  # what a calibrated recipe will be shown
+        self._tokens: list[torch.Tensor] | None = None  # what a calibrated recipe will be shown
         self.failure: Exception | None = None  # what went wrong while a weight was compressed, see `QuantizeOnLoad`
         if self.pre_quantized and self.quantization_config.wire is None:
             raise CheckpointError(
