@@ -63,7 +63,7 @@ def measure(args: argparse.Namespace, name: str, windows: torch.Tensor) -> dict:
     folder = Path(tempfile.mkdtemp(prefix="quality-"))
     try:
         start = time.perf_counter()
-        peak = in_child(args, recipe, changes, folder / "out")
+        peak, used = in_child(args, recipe, changes, folder / "out")
         seconds = time.perf_counter() - start
         size = sum(f.stat().st_size for f in (folder / "out").glob("*.safetensors"))
         report = json.loads((folder / "out" / "report.json").read_text())
@@ -73,6 +73,7 @@ def measure(args: argparse.Namespace, name: str, windows: torch.Tensor) -> dict:
             "perplexity": score(folder / "out", windows),
             "seconds": round(seconds, 1),
             "compress_seconds": round(report["compression"]["seconds"], 1),
+            "processor_seconds": round(used, 1),
             "peak_memory_MB": round(peak / 1e6),
             "MB": round(size / 1e6, 1),
         }
@@ -80,20 +81,22 @@ def measure(args: argparse.Namespace, name: str, windows: torch.Tensor) -> dict:
         shutil.rmtree(folder)
 
 
-def in_child(args: argparse.Namespace, recipe: str, changes: list[str], out: Path) -> int:
-    """Compress in a process of its own, as a user would; returns its peak memory in bytes."""
+def in_child(args: argparse.Namespace, recipe: str, changes: list[str], out: Path) -> tuple[int, float]:
+    """Compress in a process of its own, as a user would; returns its peak memory in bytes, and the seconds that all its
+    threads used together, without those of starting: on a machine that does other work too, compare these."""
     code = (
-        "import sys, json; from hfquant.recipe import Recipe; from hfquant.compress import compress\n"
-        "a = json.loads(sys.argv[1])\n"
+        "import sys, json, time; from hfquant.recipe import Recipe; from hfquant.compress import compress\n"
+        "a, used = json.loads(sys.argv[1]), time.process_time()\n"
         "for _ in compress(a['model'], Recipe.parse(a['recipe'], a['changes']), a['out'], calibration=a['calibration'],"
         " samples=a['samples'], seq_len=a['seq_len']): pass\n"
-        "from hfquant.machine import peak_memory; print(peak_memory())"
+        "from hfquant.machine import peak_memory; print(peak_memory(), time.process_time() - used)"
     )
     given = vars(args) | {"recipe": recipe, "changes": changes, "out": str(out)}
     done = subprocess.run(
         [sys.executable, "-c", code, json.dumps(given)], check=True, stdout=subprocess.PIPE, text=True
     )
-    return int(done.stdout.split()[-1])
+    peak, used = done.stdout.split()[-2:]
+    return int(peak), float(used)
 
 
 def score(folder: str | Path, windows: torch.Tensor, original: bool = False) -> float:
@@ -114,7 +117,7 @@ def record(args: argparse.Namespace, rows: list[dict]) -> None:
         "hardware": hardware(),
         "versions": versions(),
     }
-    columns = ["recipe", "format", "perplexity", "compress_seconds", "peak_memory_MB", "MB"]
+    columns = ["recipe", "format", "perplexity", "compress_seconds", "processor_seconds", "peak_memory_MB", "MB"]
     lines = ["| " + " | ".join(columns) + " |", "|" + "---|" * len(columns)]
     lines += ["| " + " | ".join(str(row.get(c, "")) for c in columns) + " |" for row in rows]
     lines += ["", f"{settings['model']}; calibration {settings['calibration']}, {args.samples} x {args.seq_len} tokens;"

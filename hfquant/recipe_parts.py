@@ -193,6 +193,13 @@ class Calibration(Strict):
     seq_len: int = Field(default=512, ge=8, description="tokens per sequence")
     seed: int = Field(default=0, ge=0, description="chooses the sequences")
 
+    @field_validator("source")
+    @classmethod
+    def _is_named(cls, value: str) -> str:
+        if not value.strip():
+            raise ValueError("names no text; `default` is the one that comes with hfquant")
+        return value
+
 
 class Gate(Strict):
     """What the result must reach; null switches a limit off.  NaN never passes."""

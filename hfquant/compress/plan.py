@@ -17,7 +17,8 @@ from ..model.calibration import digest, random_tokens, self_generated, token_bat
 from ..model.inputs import longest, vocabulary
 from ..model.source import Source, open_source
 from ..model.survey import survey
-from ..recipe import Recipe
+from ..recipe import Calibration, Recipe
+from ..recipe_errors import validate
 from ..report import FILE, read
 from ..tensors.formats import Wire
 from .crew import ALONE, Crew
@@ -136,9 +137,12 @@ def plan(
 
 
 def with_calibration(recipe: Recipe, **changes: Any) -> Recipe:
-    """The recipe with these keys of its calibration, where they are not None."""
+    """The recipe with these keys of its calibration, where they are not None.  Raises RecipeError for bad ones."""
     given = {key: value for key, value in changes.items() if value is not None}
-    return recipe.model_copy(update={"calibration": recipe.calibration.model_copy(update=given)}) if given else recipe
+    if not given:
+        return recipe
+    chosen = validate(Calibration, recipe.calibration.model_dump() | given, "the calibration")
+    return recipe.model_copy(update={"calibration": chosen})
 
 
 def check_device(device: str) -> None:

@@ -196,6 +196,14 @@ class BlockView:
                     before = self.done.scales.get(weight)
                     self.done.scales[weight] = s.float().cpu() * (1 if before is None else before)
                     self.note(weight, f"{step}: its input is divided when it runs, nothing before it could take that")
+        else:  # found when the factors were chosen: what can be known beforehand is said there (`rescalable`)
+            for weight in site.members:
+                if weight in self.grids:
+                    self.note(
+                        weight,
+                        f"{step}: input not rescaled: with its factors the block computed something else, "
+                        "and only the native format can divide it when it runs",
+                    )
         names = [weight.module for weight in site.members]
         done = exact is not None or self.free
         self.done.rows.append({"step": step, "layers": names, "into": where if done else None, **found})

@@ -89,6 +89,13 @@ class Request(Strict):
             raise ValueError("a change should be `key=value`, at most 500 characters")
         return value
 
+    @field_validator("calibration_text")
+    @classmethod
+    def _says_something(cls, value: str | None) -> str | None:
+        if value is not None and not value.strip():
+            raise ValueError("is empty: give some text, or leave it out for that of the recipe")
+        return value
+
     @field_validator("recipe")
     @classmethod
     def _is_small(cls, value: str | dict[str, Any]) -> str | dict[str, Any]:

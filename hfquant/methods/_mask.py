@@ -6,6 +6,7 @@ Scores are transposed, [in, out], as everything in `_obs.py`.
 import re
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -63,10 +64,18 @@ def read_pattern(text: str) -> tuple[int, int]:
 
 
 def _all_but(scores: Tensor, lowest: int) -> Tensor:
-    """All except exactly so many of the lowest."""
-    keep = torch.ones(scores.numel(), dtype=torch.bool)
-    if lowest:
-        keep[scores.flatten().topk(lowest, largest=False, sorted=False).indices] = False
+    """All except exactly so many of the lowest; of equal ones the first go.
+
+    The limit is found by numpy, which moves no index along with every score, as torch's `topk` does.
+    """
+    flat = scores.flatten()
+    if not lowest:
+        return torch.ones(scores.shape, dtype=torch.bool)
+    limit = np.partition(flat.numpy(), lowest - 1)[lowest - 1]
+    keep = flat > limit
+    short = flat.numel() - lowest - int(keep.sum())
+    if short:  # as many of those at the limit stay
+        keep[(flat == limit).nonzero()[-short:]] = True
     return keep.view(scores.shape)
 
 

@@ -9,36 +9,38 @@ a sweep has already come close.
 import torch
 from torch import Tensor
 
-from ._refine import objective
-
-TOLERANCE = 1e-4  # of the objective: a step that gains less is the last
+WORTH = 0.01  # of the objective, to be gained by all steps together: one that gains less than its part is the last
 
 
-def least_squares(Vt: Tensor, Wt: Tensor, keep: Tensor, H: Tensor, steps: int, tolerance: float = TOLERANCE) -> Tensor:
-    """V [in, out] nearer to the best on the mask than the given one, and worse than that in no row.
+def least_squares(Vt: Tensor, Wt: Tensor, keep: Tensor, H: Tensor, steps: int) -> tuple[Tensor, Tensor]:
+    """V [in, out] nearer to the best on the mask than the given one, and the objective of every row with it [out].
 
     Vt, Wt float32 [in, out]; keep bool [in, out], Vt is zero where it is False; H float32 [in, in], damped.
+
+    The objective is followed, not measured again: a step along P lowers it by α·⟨R, Z⟩, which is never negative.  A row
+    in which that is not a number keeps the weights that it had.
     """
+    D = Wt - Vt
+    G = H @ D
+    left = D.mul_(G).sum(0)
     if not steps:
-        return Vt
-    V, inverse = Vt.clone(), (1 / H.diagonal())[:, None]
-    R = (H @ (Wt - V)).mul_(keep)  # the negative gradient where V is free
+        return Vt, left
+    V, R, inverse = Vt.clone(), G.mul_(keep), (1 / H.diagonal())[:, None]  # R: the negative gradient where V is free
     P = R * inverse
     descent = (R * P).sum(0)
-    before = objective(Vt, Wt, H)
-    left = before.sum()
     for _ in range(steps):
         HP = (H @ P).mul_(keep)
         curvature = (P * HP).sum(0)
         alpha = torch.where(curvature > 0, descent / curvature, 0.0)
         V.addcmul_(P, alpha)
-        R.addcmul_(HP, alpha, value=-1)
-        gained = (alpha * descent).sum()
-        left -= gained
-        if gained <= tolerance * left:
+        gained = alpha * descent
+        left = left - gained
+        if gained.sum() <= WORTH / steps * left.sum():
             break
+        R.addcmul_(HP, alpha, value=-1)
         Z = R * inverse
         new = (R * Z).sum(0)
         P.mul_(torch.where(descent > 0, new / descent, 0.0)).add_(Z)
         descent = new
-    return torch.where(objective(V, Wt, H) < before, V, Vt)
+    sound = torch.isfinite(left)
+    return torch.where(sound, V, Vt), left

@@ -57,7 +57,7 @@ class Method(Observed):
     )
     damp: float = Field(0.01, ge=0, le=1, description="λ as a fraction of mean(diag H); grows by itself where needed")
     block: int = Field(128, ge=1, description="columns of the sweep that have the same `sparsity`")
-    admm: int = Field(12, ge=0, description="steps of the search for a better mask; 0 = the sweep's")
+    admm: int = Field(8, ge=0, description="steps of the search for a better mask; 0 = the sweep's")
     refit: int = Field(8, ge=0, description="steps of least squares on the mask, at most; 0 = the sweep's weights")
 
     kind: ClassVar[str] = "prune"
@@ -174,10 +174,10 @@ class Method(Observed):
         swept, kept = prune(Wt, U, places, self.block)
         if self.admm:
             keep, Vt = _admm.search(swept, Wt, H, places.choose, self.admm)
-            Vt = least_squares(Vt, Wt, keep, H, self.refit)
-            if objective(Vt, Wt, H).sum() < objective(swept, Wt, H).sum():
+            Vt, left = least_squares(Vt, Wt, keep, H, self.refit)
+            if left.sum() < objective(swept, Wt, H).sum():
                 return Vt, keep
-        return least_squares(swept, Wt, kept, H, self.refit), kept
+        return least_squares(swept, Wt, kept, H, self.refit)[0] if self.refit else swept, kept
 
     def _rounded(self, layer: Layer, grid: Grid, scale_dtype: torch.dtype) -> Layer:
         done = gptq.Method(damp=self.damp)(layer, grid, scale_dtype)

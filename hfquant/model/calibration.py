@@ -107,8 +107,13 @@ def _dataset(name: str) -> str:
 
 def _ids_from_file(path: Path) -> Tensor:
     if not path.is_file():
-        raise CalibrationError(f"calibration file `{path}` does not exist")
-    ids = np.load(path, allow_pickle=False)
+        raise CalibrationError(
+            f"calibration file `{path}` does not exist", "give a `.npy` file of token ids, or a text file"
+        )
+    try:
+        ids = np.load(path, allow_pickle=False)
+    except (ValueError, EOFError) as error:
+        raise CalibrationError(f"`{path}` is not a `.npy` file of numbers", "write it with `numpy.save`") from error
     if not np.issubdtype(ids.dtype, np.integer):
         raise CalibrationError(f"`{path}` holds {ids.dtype}, not token ids", "store them as int64")
     return torch.from_numpy(ids.astype(np.int64)).flatten()

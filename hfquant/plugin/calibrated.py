@@ -18,17 +18,18 @@ from .config import HfQuantConfig
 from .onload import frozen, pack
 
 
-def compress_loaded(model: Any, config: HfQuantConfig) -> Wire:
+def compress_loaded(model: Any, config: HfQuantConfig, batches: list[Tensor] | None = None) -> Wire:
     """Compress a dense model in place, block after block, and say how it is stored now.
 
-    What a budget leads to takes the place of the config's recipe.
+    batches: from `calibration_batches`; None: of text that the model has to write itself.  What a budget leads to
+    takes the place of the config's recipe.
 
     Raises CalibrationError if there is no text to show it, FormatError if a layer does not fit the format.
     """
     from ..compress import compress_model
     from ..compress.selection import select, wire_for
 
-    batches = calibration_batches(model, config)
+    batches = calibration_batches(model, config) if batches is None else batches
     if config.recipe.budget is not None:
         from ..budget.loaded import choose_for
 

@@ -37,6 +37,7 @@ class HfQuantizerForHfQuant(HfQuantizer):  # type: ignore[misc]
         super().__init__(copy.copy(quantization_config), **kwargs)
         self.targets: dict[str, Target] = {}
         self._scales: set[str] = set()
+        self._tokens: list[torch.Tensor] | None = None  # what a calibrated recipe will be shown
         self.failure: Exception | None = None  # what went wrong while a weight was compressed, see `QuantizeOnLoad`
         if self.pre_quantized and self.quantization_config.wire is None:
             raise CheckpointError(
@@ -103,6 +104,12 @@ class HfQuantizerForHfQuant(HfQuantizer):  # type: ignore[misc]
             self._prepare_packed(model, kwargs.get("checkpoint_files"))
         elif not self.quantization_config.recipe.needs_calibration:
             self._prepare_dense(model)
+        elif self.quantization_config.batches is not None or not self.quantization_config.recipe.generates:
+            from .calibrated import calibration_batches
+
+            # before a weight is read: text that is missing or too short is no reason to load the model first
+            with torch.device("cpu"):  # not on meta, where the model is at this time
+                self._tokens = calibration_batches(model, self.quantization_config)
         return model
 
     def _prepare_packed(self, model: Any, files: Sequence[str] | None) -> None:
@@ -138,7 +145,8 @@ class HfQuantizerForHfQuant(HfQuantizer):  # type: ignore[misc]
         if not self.pre_quantized and self.quantization_config.recipe.needs_calibration:
             from .calibrated import compress_loaded
 
-            self.quantization_config.stored_as(compress_loaded(model, self.quantization_config))
+            self.quantization_config.stored_as(compress_loaded(model, self.quantization_config, self._tokens))
+            self._tokens = None
             self._components()
         elif not self.pre_quantized:  # what was found out only while compressing, such as how many weights are kept
             self.quantization_config.stored_as(self.wire.as_written(encodings(model, self.targets)))

@@ -8,6 +8,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
@@ -164,6 +165,37 @@ def test_text_too_short(model: Path, tmp_path: Path) -> None:
     )
     refused(model, tmp_path / "o", CalibrationError, "does not exist", calibration=str(tmp_path / "none.txt"))
     refused(model, tmp_path / "o", CalibrationError, "longer than the model's", seq_len=4096, samples=1)
+
+
+@pytest.mark.parametrize("recipe", ["rtn-w8a8static", "smoothquant+rtn-w8a8static"])
+def test_static_activations_without_text(
+    recipe: str, model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Their scales are measured: whatever leaves nothing to measure them on is refused before a weight is read."""
+    read_nothing(monkeypatch)
+    (tmp_path / "empty.txt").write_text("")
+    np.save(tmp_path / "empty.npy", np.zeros(0, dtype=np.int64))
+    (tmp_path / "torn.npy").write_bytes(b"")
+    out = tmp_path / "o"
+    refused(model, out, RecipeError, "names no text", recipe, calibration="")
+    refused(model, out, RecipeError, "`samples` of the calibration cannot be `0`", recipe, samples=0)
+    refused(model, out, CalibrationError, "0 sequences of 32", recipe, calibration=str(tmp_path / "empty.txt"))
+    refused(model, out, CalibrationError, "0 sequences of 32", recipe, calibration=str(tmp_path / "empty.npy"))
+    refused(model, out, CalibrationError, "is not a `.npy` file", recipe, calibration=str(tmp_path / "torn.npy"))
+    refused(model, out, CalibrationError, "does not exist", recipe, calibration=str(tmp_path / "none.npy"))
+    words = ["compress", str(model), "-r", recipe, "-o", str(out), "--samples", "4", "--seq-len", "32", "--calibration"]
+    for given, said in (("", "names no text"), (str(tmp_path / "empty.txt"), "0 sequences")):
+        done = CliRunner(env={"NO_COLOR": "1"}).invoke(app, [*words, given])
+        assert (done.exit_code, done.stdout) == (2, "")
+        assert said in done.stderr.replace("\n", " ")
+        assert "hint: " in done.stderr
+    assert not out.exists()
+
+
+def test_a_model_without_a_tokenizer_cannot_be_shown_text(model: Path, tmp_path: Path) -> None:
+    for file in model.glob("*token*"):
+        file.unlink()
+    refused(model, tmp_path / "o", SourceError, "tokenizer", "rtn-w8a8static")
 
 
 def test_tokenizer_of_another_model(model: Path, tmp_path: Path) -> None:

@@ -15,9 +15,12 @@ from hfquant.compress.rounding import Reading, Rounding
 from hfquant.compress.solve import Work
 from hfquant.compress.streaming import Passage, Streamer
 from hfquant.errors import RecipeError
+from hfquant.methods.awq import Method as Awq
 from hfquant.methods.rtn import Method as Rtn
 from hfquant.methods.smoothquant import Method, factors
 from hfquant.model.blocks import Weight, hidden, weights
+from hfquant.model.fold import Folder
+from hfquant.model.sites import Site
 from hfquant.model.skeleton import Skeleton
 from hfquant.model.source import open_source
 from hfquant.recipe import Recipe
@@ -178,6 +181,40 @@ def test_a_format_that_cannot_divide_leaves_them_and_says_so(tmp_path: Path, bui
     assert not prepared.scales
     assert {w.module.rpartition(".")[2] for w in todo.notes} == {"q_proj", "k_proj", "v_proj", "fc1"}
     assert {tuple(row["layers"]) for row in prepared.rows} == {("self_attn.out_proj",), ("fc2",)}
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("free", [True, False], ids=["native", "another format"])
+@pytest.mark.parametrize("step", ["smoothquant", "awq"])
+def test_a_fold_that_the_proof_rejects_late_is_named(
+    step: str, free: bool, tmp_path: Path, trained: Callable[[str], Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It was found possible with trial factors, and then the block computed something else with the chosen ones."""
+    from dataclasses import replace
+
+    block, passage = one_block(trained("llama"), tmp_path)
+    before = branches(block, passage, 0)
+    kept = Folder.scale
+
+    def scale(self: Folder, site: Site, s: Tensor) -> Tensor | None:
+        return None if site.outer else kept(self, site, s)
+
+    monkeypatch.setattr(Folder, "scale", scale)
+    method = Method(alpha=0.5) if step == "smoothquant" else Awq(steps=4)
+    todo = replace(work(weights(block), A8, Grid(3, 32)), free=free)
+    masters, todo, prepared = prepare(block, [(step, method)], todo, passage, 0, torch.float32)
+    rejected = {name for row in prepared.rows if row["into"] in (None, "input") for name in row["layers"]}
+    attention = {f"self_attn.{n}_proj" for n in "qkv"}
+    assert attention <= rejected <= attention | {"mlp.gate_proj", "mlp.up_proj"}
+    assert {w.module for w in todo.notes} == rejected, "and nothing is said of folds that were taken"
+    said = "divided when it runs" if free else "not rescaled: with its factors the block computed something else"
+    assert all(note.startswith(f"{step}: ") and said in note for (note,) in todo.notes.values())
+    assert {w.module for w in prepared.scales} == (rejected if free else set())
+    assert not any("norm" in name for name in prepared.changed)
+    torch.testing.assert_close(branches(block, passage, 0), before, rtol=1e-4, atol=1e-4)
+    for weight in masters:
+        if weight.module in rejected and not free:
+            assert torch.equal(masters[weight], weight.get(block))
 
 
 @torch.no_grad()

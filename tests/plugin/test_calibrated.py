@@ -2,11 +2,13 @@
 
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
+from transformers import PreTrainedModel
 
-from hfquant.errors import CalibrationError, ResourceError
+from hfquant.errors import CalibrationError, RecipeError, ResourceError
 from hfquant.plugin import HfQuantConfig, load
 from tests.families import byte_tokenizer, linears
 
@@ -79,9 +81,33 @@ def test_the_users_tokenizer_is_used(dense: Dense, tmp_path: Path) -> None:
         (["short"], "less than one sample"),
     ],
 )
-def test_unusable_calibration(calibration: list[object], message: str, dense: Dense) -> None:
+@pytest.mark.parametrize("recipe", ["gptq-w4g32", "rtn-w8a8static"])
+def test_unusable_calibration(
+    recipe: str, calibration: list[object], message: str, dense: Dense, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(PreTrainedModel, "_load_pretrained_model", unreadable)
+    config = HfQuantConfig(recipe, calibration=calibration)  # type: ignore[arg-type]
     with pytest.raises(CalibrationError, match=message):
-        load_with_transformers("llama", dense("llama"), quantization_config=request(calibration=calibration))
+        load_with_transformers("llama", dense("llama"), quantization_config=config)
+
+
+@pytest.mark.parametrize(("more", "said"), [({"calibration": ""}, "names no text"), ({"samples": 0}, "samples")])
+def test_static_scales_need_something_to_be_measured_on(more: dict[str, Any], said: str) -> None:
+    with pytest.raises(RecipeError, match=said):
+        HfQuantConfig("rtn-w8a8static", **more)
+
+
+def test_a_text_file_that_is_not_there_is_told_before_a_weight_is_read(
+    dense: Dense, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(PreTrainedModel, "_load_pretrained_model", unreadable)
+    config = HfQuantConfig("rtn-w8a8static", calibration=tmp_path / "none.txt")
+    with pytest.raises(CalibrationError, match="does not exist"):
+        load_with_transformers("llama", dense("llama"), quantization_config=config)
+
+
+def unreadable(*_: object, **__: object) -> None:
+    raise AssertionError("weights are read")
 
 
 def test_several_devices_are_refused(dense: Dense) -> None:

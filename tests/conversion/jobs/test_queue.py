@@ -268,6 +268,8 @@ BAD: list[tuple[dict[str, Any], type[Exception], str]] = [
     ({"changes": ["calibration.source=http://10.0.0.1/x"]}, RecipeError, "calibration from"),
     ({"changes": ["x=" + "y" * 1000]}, RequestError, "at most 500"),
     ({"calibration_text": "x" * 1_000_001}, RequestError, "1000000"),
+    ({"calibration_text": " \n", "recipe": "rtn-w8a8static"}, RequestError, "is empty"),
+    ({"changes": ["calibration.samples=0"], "recipe": "rtn-w8a8static"}, RecipeError, "greater than or equal to 1"),
     ({"executor": "shell"}, RequestError, "executor"),
     ({"priority": 0}, RequestError, "priority"),
     ({"max_usd": 3.0}, RequestError, "hf-jobs"),
