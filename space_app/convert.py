@@ -281,6 +281,7 @@ def connect(
                form.owner.change, form.name.blur, form.visibility.change, form.pull_request.change, form.terms.change,
                form.executor.change, form.hardware.change, form.max_usd.blur]  # fmt: skip
     gr.on(changed, asked_with(cost), form.asked, [form.preview, form.start, form.terms, form.name],
-          trigger_mode="always_last", api_visibility="private", show_progress="minimal")  # fmt: skip
+          trigger_mode="always_last", api_visibility="private", show_progress="minimal",
+          show_progress_on=form.preview)  # fmt: skip
     pressed = form.start.click(asked_with(start), form.asked, [job, tabs, form.preview], api_visibility="private")
     refresh(pressed)

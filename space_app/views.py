@@ -90,7 +90,7 @@ def headline(job: Job) -> str:
     text += f"**{STATES[job.state]}**"
     if job.state == "queued" and job.place:
         text += f", number {job.place} in the queue"
-    if job.state == "running" and job.progress.eta is not None:
+    if job.state == "running" and job.progress.eta is not None and job.progress.eta >= 1:
         text += f", about {duration(job.progress.eta)} left"
     if job.state == "failed" and job.failure:
         text += "\n\n" + failure(HfquantError(job.failure.message, job.failure.hint), "Why")
@@ -121,7 +121,8 @@ def stepper(job: Job) -> str:
     done = job.progress
     bar = ""
     if done.layers and not job.is_final:
-        text = f"{done.layers_done} of {done.layers} layers, {done.blocks_done} of {done.blocks} blocks"
+        blocks = done.blocks if done.layers_done == done.layers else done.blocks_done
+        text = f"{done.layers_done} of {done.layers} layers, {blocks} of {done.blocks} blocks"
         bar = f'<progress max="1" value="{done.share:.4f}" aria-label="compressed">{done.share:.0%}</progress> {text}'
     return f'<ol class="stepper" aria-label="Steps">{"".join(items)}</ol><p class="bar">{bar}</p>'
 

@@ -61,6 +61,15 @@ def test_a_step_in_which_a_job_was_cancelled_does_not_run_any_more() -> None:
     assert '<span class="sr"> running</span>' not in stopped
 
 
+def test_what_is_compressed_is_not_said_to_lack_a_block_nor_to_take_no_time() -> None:
+    done = Progress(share=1.0, layers_done=21, layers=21, blocks_done=2, blocks=3, eta=0.2)
+    assert "21 of 21 layers, 3 of 3 blocks" in views.stepper(job(state="running", progress=done))
+    assert "left" not in views.headline(job(state="running", progress=done))
+    half = Progress(share=0.5, layers_done=10, layers=21, blocks_done=1, blocks=3, eta=8.0)
+    assert "10 of 21 layers, 1 of 3 blocks" in views.stepper(job(state="running", progress=half))
+    assert "about 8 s left" in views.headline(job(state="running", progress=half))
+
+
 def test_a_layer_that_is_told_again_is_one_layer() -> None:
     told = [Event(n, 0.0, "layer", {"name": name, "error": n / 10}) for n, name in enumerate("aba", 1)]
     seen = jobs._after(jobs.NOTHING, told)
