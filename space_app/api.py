@@ -11,9 +11,13 @@ from typing import Any
 import gradio as gr
 from gradio.events import api
 
+from hfquant.conversion.request import Request
 from hfquant.conversion.service import Service
-from hfquant.errors import HfquantError
+from hfquant.errors import HfquantError, RequestError
+from space_app import convert
 from space_app.login import Login
+
+USUAL = int(Request.model_fields["priority"].default)
 
 
 def expose(service: Service, login: Login) -> None:
@@ -27,7 +31,7 @@ def expose(service: Service, login: Login) -> None:
         """
         caller = login.caller(http)
         found = service.preview(
-            conversion, user=caller.user if caller else None, token=caller.token if caller else None
+            fair(conversion, login), user=caller.user if caller else None, token=caller.token if caller else None
         )
         return {**asdict(found), "allowed": found.allowed}
 
@@ -38,7 +42,7 @@ def expose(service: Service, login: Login) -> None:
             conversion: {"model": "namespace/name", "recipe": "gptq-w4g64", "target": "namespace/name"}, and more.
         """
         caller = login.required(http)
-        return asdict(service.submit(conversion, caller.user, caller.token, expires=caller.expires))
+        return asdict(service.submit(fair(conversion, login), caller.user, caller.token, expires=caller.expires))
 
     def status(job: str, http: gr.Request) -> dict[str, Any]:
         """How a job of yours stands: its state, steps, progress, failure, and where it was pushed.
@@ -88,6 +92,19 @@ def expose(service: Service, login: Login) -> None:
 
     for call in (preview, submit, status, jobs, report, cancel, resume, publish):
         api(_said(call), api_name=call.__name__, queue=False)
+
+
+def fair(conversion: dict[str, Any], login: Login) -> dict[str, Any]:
+    """A conversion as it was asked for.  Raises RequestError, where others use the service too, for what is not theirs
+    to choose: to go before them, and the machines of whoever runs it."""
+    if not isinstance(conversion, dict):
+        raise RequestError("a conversion should be an object", 'such as {"model": "org/model", "recipe": "rtn-w8"}')
+    if login.hub and isinstance(urgency := conversion.get("priority", USUAL), int) and urgency < USUAL:
+        raise RequestError("`priority` below 50 goes before other people", "leave it out, or give 50 to 100")
+    if login.hub and conversion.get("executor", "local") not in convert.EXECUTORS.values():
+        said = f"`executor` should be one of {', '.join(convert.EXECUTORS.values())}"
+        raise RequestError(said, "others are for whoever runs this service")
+    return conversion
 
 
 def _said(call: Callable[..., Any]) -> Callable[..., Any]:

@@ -12,6 +12,7 @@ for name, value in {
 
 import argparse  # noqa: E402
 import signal  # noqa: E402
+import socket  # noqa: E402
 import sys  # noqa: E402
 from collections.abc import Sequence  # noqa: E402
 from contextlib import ExitStack  # noqa: E402
@@ -24,11 +25,13 @@ import uvicorn  # noqa: E402
 from cryptography.fernet import Fernet  # noqa: E402
 from huggingface_hub import get_token  # noqa: E402
 
+from hfquant.conversion.fleet.manifest import read_manifest  # noqa: E402
 from hfquant.conversion.fleet.serve import attached  # noqa: E402
 from hfquant.conversion.service import Service  # noqa: E402
 from hfquant.conversion.settings import Settings  # noqa: E402
+from hfquant.errors import ResourceError  # noqa: E402
 from hfquant.measure.markdown import code  # noqa: E402
-from space_app import api, convert, examples, fleet, jobs, look  # noqa: E402
+from space_app import api, calm, convert, examples, first_look, fleet, jobs, look, zero  # noqa: E402
 from space_app.login import Login  # noqa: E402
 from space_app.worker import Worker  # noqa: E402
 
@@ -39,6 +42,7 @@ The result is measured against the original and pushed with a card that says wha
 
 def build(service: Service, login: Login, kept: fleet.Fleet | None = None) -> gr.Blocks:
     """The page on a service."""
+    calm.apply()
     with gr.Blocks(title="hfquant") as page:
         job = gr.BrowserState(None, storage_key="hfquant-job")
         with gr.Row(elem_id="head"):
@@ -51,6 +55,8 @@ def build(service: Service, login: Login, kept: fleet.Fleet | None = None) -> gr
         with gr.Tabs(elem_id="tabs") as tabs:
             with gr.Tab("Convert", id="convert"):
                 form = convert.build(service, login)
+                if zero.here():
+                    first_look.build(form, service, login)
             with gr.Tab("Jobs", id="jobs"):
                 watched = jobs.build(service, login, job)
             with gr.Tab("Examples", id="examples", elem_id="examples"):
@@ -120,9 +126,14 @@ def serve(host: str, port: int, manifest: Path | None = None) -> None:
     """The page, its API and a worker, until interrupted.
 
     manifest: of a fleet that is shown; with HFQUANT_WEBHOOK_SECRET, `/webhooks/hub` keeps it up to date.
+
+    Raises LoginError, ResourceError for an address that is taken, FleetError for a manifest, before anything is begun.
     """
     login = Login()
     login.may_listen(host)
+    _can_listen(host, port)
+    if manifest:
+        read_manifest(Path(manifest))
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))  # uvicorn raises it again at its end: the worker ends first
     settings = Settings.read(own_login=not login.hub)
     if settings.secret is None:
@@ -137,7 +148,18 @@ def serve(host: str, port: int, manifest: Path | None = None) -> None:
         if kept is not None and secret:
             own = get_token() if login.hub else None  # elsewhere the worker has this machine's login
             hooks = stack.enter_context(attached(kept.manifest, service, secret, kept.user, own))
-        uvicorn.run(create(service, login, kept, hooks), host=host, port=port, log_level="warning")
+        app = create(service, login, kept, hooks)
+        zero.report()
+        uvicorn.run(app, host=host, port=port, log_level="warning")
+
+
+def _can_listen(host: str, port: int) -> None:
+    """Raises ResourceError where nobody can be answered."""
+    try:
+        socket.create_server((host, port), family=socket.AF_INET6 if ":" in host else socket.AF_INET).close()
+    except OSError as error:
+        said = f"the page cannot answer on {host}, port {port}: {error.strerror}"
+        raise ResourceError(said, "end what answers there, or give another `--port`") from error
 
 
 if __name__ == "__main__":

@@ -150,11 +150,9 @@ def request(
     model = model.strip()
     rented = EXECUTORS[executor] != "local"
     target = f"{owner}/{name.strip() or default_name(model, recipe)}" if owner else None
-    chosen = catalogue.asked(recipe)
     return {
         "model": model,
-        "recipe": chosen,
-        "changes": options.changes(Recipe.parse(chosen), values),
+        **recipe_of(recipe, values),
         "target": target,
         "private": VISIBILITY[visibility],
         "pull_request": pull_request and target is not None,
@@ -164,6 +162,12 @@ def request(
         "hardware": hardware if rented else None,
         "max_usd": (max_usd or None) if rented else None,  # an empty field is 0 to the page
     }
+
+
+def recipe_of(recipe: str, values: dict[str, Any]) -> dict[str, Any]:
+    """The part of a request that is about its recipe.  Raises RecipeError for one that does not exist."""
+    chosen = catalogue.asked(recipe)
+    return {"recipe": chosen, "changes": options.changes(Recipe.parse(chosen), values)}
 
 
 def default_name(model: str, recipe: str) -> str:
@@ -277,6 +281,7 @@ def connect(
                form.owner.change, form.name.blur, form.visibility.change, form.pull_request.change, form.terms.change,
                form.executor.change, form.hardware.change, form.max_usd.blur]  # fmt: skip
     gr.on(changed, asked_with(cost), form.asked, [form.preview, form.start, form.terms, form.name],
-          trigger_mode="always_last", api_visibility="private", show_progress="minimal")  # fmt: skip
+          trigger_mode="always_last", api_visibility="private", show_progress="minimal",
+          show_progress_on=form.preview)  # fmt: skip
     pressed = form.start.click(asked_with(start), form.asked, [job, tabs, form.preview], api_visibility="private")
     refresh(pressed)

@@ -53,7 +53,15 @@ def of_results(found: Sequence[Job], reports: Mapping[str, Mapping[str, Any] | N
         before, after, size = evaluation.get("reference_perplexity"), evaluation.get("perplexity"), output.get("bytes")
         if before and after and size:
             rows.append([size / 1e6, after / before, views.recipe(job)])
-    return _filled("compared", pd.DataFrame(rows, columns=RESULT), least=2)
+    points = pd.DataFrame(rows, columns=RESULT)
+    return _filled("compared", points, least=2, x_lim=around(points[RESULT[0]]), y_lim=around(points[RESULT[1]]))
+
+
+def around(values: Sequence[float]) -> list[float]:
+    """A range in which no point is cut by the edge, however close they lie together."""
+    least, most = min(values, default=0.0), max(values, default=0.0)
+    room = max(0.1 * (most - least), 0.02 * abs(most))
+    return [least - room, most + room]
 
 
 def none() -> dict[str, Any]:

@@ -13,7 +13,7 @@ from hfquant.measure.markdown import code, fence, number
 
 FIGURE = re.compile(r"!\[([^\[\]]*)\]\((figures/[a-z0-9-]+\.png)\)")
 OTHER = re.compile(r"<(?=/?[a-z])(?!/?(?:details|summary)>)|!(?=\[)", re.IGNORECASE)  # HTML but ours, pictures
-MARKS = {"done": "✔", "running": "▶", "failed": "✘", "skipped": "–", "waiting": "·"}
+MARKS = {"done": "✔", "running": "▶", "failed": "✘", "skipped": "–", "waiting": "·", "stopped": "■"}
 WORDS = {
     "preflight": "Check", "resolve": "Find the commit", "download": "Download", "compress": "Compress",
     "evaluate": "Measure", "gate": "Gate", "card": "Write the card", "push": "Push", "verify": "Read back",
@@ -90,7 +90,7 @@ def headline(job: Job) -> str:
     text += f"**{STATES[job.state]}**"
     if job.state == "queued" and job.place:
         text += f", number {job.place} in the queue"
-    if job.state == "running" and job.progress.eta is not None:
+    if job.state == "running" and job.progress.eta is not None and job.progress.eta >= 1:
         text += f", about {duration(job.progress.eta)} left"
     if job.state == "failed" and job.failure:
         text += "\n\n" + failure(HfquantError(job.failure.message, job.failure.hint), "Why")
@@ -112,15 +112,17 @@ def stepper(job: Job) -> str:
     """The steps of a job as HTML of our own words only."""
     items = []
     for step in job.steps:
-        word, mark = WORDS.get(step.name, ""), MARKS[step.state]
+        state = "stopped" if step.state == "running" and job.is_final else step.state  # cancelled in the middle of it
+        word, mark = WORDS.get(step.name, ""), MARKS[state]
         took = f" <small>{duration(step.seconds)}</small>" if step.seconds is not None and step.seconds >= 1 else ""
-        current = ' aria-current="step"' if step.state == "running" else ""
-        items.append(f'<li class="step {step.state}"{current}><span aria-hidden="true">{mark}</span> {word}'
-                     f'<span class="sr"> {step.state}</span>{took}</li>')  # fmt: skip
+        current = ' aria-current="step"' if state == "running" else ""
+        items.append(f'<li class="step {state}"{current}><span aria-hidden="true">{mark}</span> {word}'
+                     f'<span class="sr"> {state}</span>{took}</li>')  # fmt: skip
     done = job.progress
     bar = ""
     if done.layers and not job.is_final:
-        text = f"{done.layers_done} of {done.layers} layers, {done.blocks_done} of {done.blocks} blocks"
+        blocks = done.blocks if done.layers_done == done.layers else done.blocks_done
+        text = f"{done.layers_done} of {done.layers} layers, {blocks} of {done.blocks} blocks"
         bar = f'<progress max="1" value="{done.share:.4f}" aria-label="compressed">{done.share:.0%}</progress> {text}'
     return f'<ol class="stepper" aria-label="Steps">{"".join(items)}</ol><p class="bar">{bar}</p>'
 

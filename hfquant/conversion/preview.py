@@ -32,6 +32,7 @@ from .planner import Planner
 from .request import Request
 from .retry import understood as hub_understood
 from .settings import Settings
+from .slices import Piece, fetch
 from .survey import Survey
 
 KINDS: dict[type[HfquantError], str] = {
@@ -90,8 +91,24 @@ class Previewer:
         self, found: "_Findings", recipe: Recipe, seen: Look, config: Mapping[str, Any], tensors: Tensors
     ) -> None:
         with found.caught("recipe"):
-            key = (seen.commit, recipe.hash, str(recipe.calibration.samples * recipe.calibration.seq_len))
-            found.laid = self._planner.ask(key, seen.model, config, tensors, recipe.model_dump(mode="json"))
+            found.laid = self._laid(recipe, seen, config, tensors)
+
+    def _laid(self, recipe: Recipe, seen: Look, config: Mapping[str, Any], tensors: Tensors) -> Mapping[str, Any]:
+        key = (seen.commit, recipe.hash, str(recipe.calibration.samples * recipe.calibration.seq_len))
+        return self._planner.ask(key, seen.model, config, tensors, recipe.model_dump(mode="json"))
+
+    def block(self, request: Mapping[str, Any] | Request, token: str | bool | None) -> list[Piece]:
+        """The weights of one block.  Raises the first thing that stands in the way."""
+        wish = Request.parse(request)
+        recipe = wish.chosen()
+        with hub_understood():
+            seen, config, tensors = self._survey.see(wish.model, wish.revision, token)
+            for found in checks.problems(seen, config, tensors, self._settings.limits, wish):
+                if found.blocks and found.kind != "license":
+                    raise SourceError(found.message, found.hint)
+            if recipe.budget is not None:
+                raise RecipeError("the grids of a budget are chosen in the conversion", "choose a recipe by its name")
+            return fetch(seen, tensors, self._laid(recipe, seen, config, tensors)["middle"], token)
 
     def _pay(self, found: "_Findings", wish: Request, token: str | bool | None) -> None:
         limits = self._settings.limits

@@ -27,6 +27,7 @@ from .request import COMMIT, Request, key
 from .retry import insisting
 from .sandbox import Start
 from .settings import Settings
+from .slices import Piece
 from .vault import EXPIRED, Token, Vault, vault_for
 from .workspace import Workspace
 
@@ -73,6 +74,13 @@ class Service:
         """A model's facts, from its page and headers.  Raises SourceError with the reason if there are none."""
         wish = Request.parse({"model": model, "revision": revision, "recipe": "rtn-w8"})
         return self._preview.inspect(wish.model, wish.revision, self._as(token))
+
+    def block(self, request: Mapping[str, Any] | Request, token: str | None = None) -> list[Piece]:
+        """The weights of one block of a model, and the grids of a recipe, for `slices.rounded`; nothing is begun.
+
+        Raises HfquantError with what stands in the way.
+        """
+        return self._preview.block(request, self._as(token))
 
     def hardware(self, token: str | None = None) -> list[Hardware]:
         """What `executor: hf-jobs` can run on, cheapest first."""

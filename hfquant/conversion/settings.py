@@ -7,6 +7,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Self
 
+from .. import __version__
+
 GB = 1_000_000_000
 
 
@@ -57,6 +59,7 @@ class Settings:
     memory of the process that took them, and only a worker in that process can use them.
     measuring: the same for all jobs, so that results can be compared.
     own_login: whether jobs without a token use the login of the machine; for one's own machine only.
+    package: what a rented machine installs, as `pip` takes it: this version of hfquant, or the address of a wheel.
     """
 
     database: str
@@ -65,10 +68,11 @@ class Settings:
     limits: Limits = Limits()
     measuring: Measuring = Measuring()
     own_login: bool = False
+    package: str = f"hfquant=={__version__}"
 
     @classmethod
     def read(cls, environment: Mapping[str, str] = os.environ, **changes: object) -> Self:
-        """From HFQUANT_DATABASE, HFQUANT_FOLDER and HFQUANT_SECRET; what is not set lies in the user's data folder."""
+        """From HFQUANT_DATABASE, _FOLDER, _SECRET and _PACKAGE; what is not set lies in the user's data folder."""
         home = Path(environment.get("XDG_DATA_HOME") or Path.home() / ".local" / "share") / "hfquant"
         folder = Path(environment.get("HFQUANT_FOLDER") or home)
         given: dict[str, object] = {
@@ -76,4 +80,6 @@ class Settings:
             "folder": folder,
             "secret": environment.get("HFQUANT_SECRET") or None,
         }
+        if package := environment.get("HFQUANT_PACKAGE"):
+            given["package"] = package
         return cls(**(given | changes))  # type: ignore[arg-type]

@@ -28,6 +28,7 @@ from ..recipe import Recipe
 from .child import Tell, explained
 
 BUDGETED = 2  # times as long: the model is looked at first, and measured twice
+MATRICES = ("linear", "conv1d")  # of a block; the ends of the model and fused experts are others
 EVALUATED = 2 * 64 * 512  # tokens that the two models see in an evaluation, usually
 
 
@@ -135,7 +136,19 @@ def _layout(question: Mapping[str, Any]) -> dict[str, Any]:
         "disk": expected.disk,
         "seconds": seconds * (1 if least is None else BUDGETED),
         "grids": sorted({str(layer.grid) for layer in laid.layers.values()}),
+        "middle": _middle(laid),
     }
+
+
+def _middle(laid: Layout) -> list[dict[str, Any]]:
+    """The matrices that are rounded in the middle one of the blocks, and onto which grids."""
+    rounded = [layer for layer in laid.layers.values() if layer.kind in MATRICES and not layer.grid.is_float]
+    blocks = sorted({layer.block for layer in rounded})
+    return [
+        {"name": layer.name, "kind": layer.kind, "grid": vars(layer.grid)}
+        for layer in rounded
+        if layer.block == blocks[len(blocks) // 2]
+    ]
 
 
 def _least(laid: Layout, recipe: Recipe) -> int | None:

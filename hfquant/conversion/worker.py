@@ -57,7 +57,8 @@ class Worker:
         self.claims = Claims(self.database, self.queue, kept, settings.limits)
         self.workspace = Workspace(settings.folder)
         memory = settings.limits.memory or psutil.virtual_memory().total * 3 // 4 // at_once
-        executors = {"local": Local(settings.limits, memory, begin), "hf-jobs": HfJobs(), "ray": OnRay()}
+        rented = HfJobs(package=settings.package)
+        executors = {"local": Local(settings.limits, memory, begin), "hf-jobs": rented, "ray": OnRay()}
         self.presence = Presence(self.database, dead)
         tools = Tools(self.claims, self.workspace, settings, memory, executors)
         self.conversions = Conversions(tools, self.presence.id)

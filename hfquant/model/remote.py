@@ -2,7 +2,7 @@
 
 import json
 import struct
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
@@ -21,6 +21,7 @@ MAX_SHARDS = 1_000
 PICKLES = (".bin", ".pt", ".pth", ".ckpt")
 INDEX, WHOLE = "model.safetensors.index.json", "model.safetensors"
 OTHER_COPY = "take another copy, or another revision"
+LATER = "try again later"
 
 Tensors = Mapping[str, tuple[str, tuple[int, ...]]]  # name -> (type, shape), as the headers have them
 
@@ -95,31 +96,58 @@ def read_headers(seen: Look, token: Token = None) -> dict[str, tuple[str, tuple[
     return found
 
 
+def read_tensors(
+    seen: Look, names: Collection[str], token: Token = None
+) -> dict[str, tuple[str, tuple[int, ...], bytes]]:
+    """Some tensors, each by a range of its file -> name: (type, shape, its bytes).  What is nowhere is left out.
+
+    Raises SourceError for a file whose header cannot be, or that the Hub did not deliver in parts.
+    """
+    found: dict[str, tuple[str, tuple[int, ...], bytes]] = {}
+    for file in seen.weights:
+        if len(found) == len(names):
+            break
+        for name, (kind, shape, begin, end) in _entries(seen, file, token):
+            if name in names:
+                content = _get(seen, file, token, begin, end - begin) if end > begin else b""
+                if len(content) != end - begin:
+                    raise SourceError(f"{file} of {seen.model} did not arrive in the part that was asked for", LATER)
+                found[name] = kind, shape, content
+    return found
+
+
 def _tensors(seen: Look, name: str, token: Token) -> Iterator[tuple[str, tuple[str, tuple[int, ...]]]]:
+    for tensor, (kind, shape, _, _) in _entries(seen, name, token):
+        yield tensor, (kind, shape)
+
+
+def _entries(seen: Look, name: str, token: Token) -> list[tuple[str, tuple[str, tuple[int, ...], int, int]]]:
+    """Each tensor of a file: (type, shape, where its bytes begin and end in the file)."""
     size, start = seen.files[name], _get(seen, name, token, 0, FIRST)
     length = struct.unpack("<Q", start[:8])[0] if len(start) >= 8 else size
     if length > min(size, LONGEST):
         raise SourceError(f"{name} of {seen.model} is damaged: its header cannot be read", OTHER_COPY)
     if len(start) < 8 + length:
         start = _get(seen, name, token, 0, 8 + length)
-    end = 0
+    found, last = [], 0
     try:
         header = json.loads(start[8 : 8 + length])
         header.pop("__metadata__", None)
         for tensor, entry in header.items():
-            begin, end_of_it = entry["data_offsets"]
+            begin, end = entry["data_offsets"]
             shape = tuple(int(n) for n in entry["shape"])
-            if begin < 0 or end_of_it < begin or min(shape, default=0) < 0:
+            if begin < 0 or end < begin or min(shape, default=0) < 0:
                 raise ValueError(tensor)
-            end = max(end, end_of_it)
-            yield tensor, (str(entry["dtype"]), shape)
+            last = max(last, end)
+            found.append((tensor, (str(entry["dtype"]), shape, 8 + length + begin, 8 + length + end)))
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise SourceError(f"{name} of {seen.model} is damaged: its header cannot be read", OTHER_COPY) from error
-    if 8 + length + end != size:
+    if 8 + length + last != size:
         raise SourceError(
-            f"{name} of {seen.model} is damaged: {8 + length + end:,} bytes are promised, the file has {size:,}",
+            f"{name} of {seen.model} is damaged: {8 + length + last:,} bytes are promised, the file has {size:,}",
             OTHER_COPY,
         )
+    return found
 
 
 def _get(seen: Look, name: str, token: Token, start: int | None = None, count: int = 0) -> bytes:

@@ -1,4 +1,4 @@
-"""A real browser, and what holds for every picture of the page: nothing is cut off, everything has a name."""
+"""A real browser, and what holds for every picture of the page: nothing is cut off or pale, everything has a name."""
 
 import os
 import shutil
@@ -25,6 +25,29 @@ CUT_OFF = """() => [...document.querySelectorAll('#tabs h3, #tabs p, #tabs li, #
     .filter(e => { const box = e.getBoundingClientRect();
                    return box.width && (box.right > innerWidth + 1 || box.left < -1); })
     .map(e => e.outerHTML.slice(0, 160))"""
+
+# WCAG 2.1, 1.4.3: 4.5 to 1, 3 to 1 for large letters; what cannot be used is exempt
+PALE = """() => {
+    const light = c => { c /= 255; return c <= 0.03928 ? c / 12.92 : ((c + 0.055) / 1.055) ** 2.4; };
+    const pen = document.createElement('canvas').getContext('2d', {willReadFrequently: true});
+    const read = text => {  // any notation of a colour, over what is there already
+        pen.fillStyle = text; pen.fillRect(0, 0, 1, 1); return [...pen.getImageData(0, 0, 1, 1).data]; };
+    const on = e => {  // what is behind an element: all its ancestors' backgrounds, the farthest first
+        read('white'); let found = [255, 255, 255];
+        for (const one of ancestors(e).reverse()) found = read(getComputedStyle(one).backgroundColor);
+        return found; };
+    const ancestors = e => e ? [e, ...ancestors(e.parentElement)] : [];
+    const shade = ([r, g, b]) => 0.2126 * light(r) + 0.7152 * light(g) + 0.0722 * light(b);
+    return [...document.querySelectorAll('#head *, #tabs *, footer *')]
+        .filter(e => [...e.childNodes].some(n => n.nodeType === 3 && n.textContent.trim()) || e.value)
+        .filter(e => e.checkVisibility({opacityProperty: true, visibilityProperty: true}))
+        .filter(e => !e.closest('.sr, svg, canvas, :disabled, [type=radio], [type=checkbox]'))
+        .map(e => { const style = getComputedStyle(e), behind = shade(on(e)), ahead = shade(read(style.color));
+            const ratio = (Math.max(behind, ahead) + 0.05) / (Math.min(behind, ahead) + 0.05);
+            const size = parseFloat(style.fontSize), large = size >= 24 || size >= 18.66 && style.fontWeight >= 700;
+            return [ratio, large ? 3 : 4.5, e]; })
+        .filter(([ratio, least]) => ratio < least)
+        .map(([ratio, _, e]) => ratio.toFixed(2) + ' ' + e.outerHTML.slice(0, 160)); }"""
 
 
 class Page:
@@ -80,12 +103,13 @@ class Page:
         expect(self.tab.locator(place)).to_be_visible(timeout=SLOW)
 
     def look(self, name: str) -> None:
-        """Nothing is cut off, everything that can be used has a name; a picture where one is asked for."""
+        """Nothing is cut off or pale, everything that can be used has a name; a picture where one is asked for."""
         if SHOTS:
             self.tab.screenshot(path=str(Path(SHOTS) / f"{name}-{self.width}.png"), full_page=True)
         wide = self.tab.evaluate("document.documentElement.scrollWidth")
         assert wide <= self.width, f"{name}: the page is {wide} pixels wide"
-        for said, found in (("cut off", self.tab.evaluate(CUT_OFF)), ("nameless", self.tab.evaluate(NAMELESS))):
+        for said, script in (("cut off", CUT_OFF), ("nameless", NAMELESS), ("pale", PALE)):
+            found = self.tab.evaluate(script)
             assert not found, f"{name}: {said}: {found}"
 
     def log_in(self) -> None:

