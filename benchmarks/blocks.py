@@ -70,6 +70,8 @@ def measure(args: argparse.Namespace, recipe: str) -> dict[str, Any]:
     )
     found = json.loads(done.stdout)
     seconds = [round(each, 2) for each in found["seconds"]]
+    if not seconds:
+        raise SystemExit(f"{recipe}: the model has no more blocks than are left out")
     return {"recipe": recipe, "per_block": round(median(seconds), 2), "blocks": seconds,
             "mean_layer_error": round(found["error"], 5)}  # fmt: skip
 

@@ -19,7 +19,17 @@ METHODS = ("new_empty", "new_empty_strided")
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_runtest_setup() -> None:
-    """Before the fixtures: the same numbers in every run, whichever tests ran before."""
+    """Fixtures draw the same numbers in every run."""
+    _seed()
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_runtest_call() -> None:
+    """So does the test itself, whether fixtures that it shares with others have drawn before it or not."""
+    _seed()
+
+
+def _seed() -> None:
     random.seed(0)
     numpy.random.seed(0)
     torch.manual_seed(0)

@@ -191,11 +191,16 @@ class BlockView:
             assert site.maker is not None
             where = site.maker.module if isinstance(site.maker, Norm) else site.maker.weight.module
         elif self.free:
+            why = (
+                "nothing before it could take that"
+                if site.maker is None
+                else "a rewrite of what makes it was not exact"
+            )
             for weight in site.members:
                 if weight in self.grids:
                     before = self.done.scales.get(weight)
                     self.done.scales[weight] = s.float().cpu() * (1 if before is None else before)
-                    self.note(weight, f"{step}: its input is divided when it runs, nothing before it could take that")
+                    self.note(weight, f"{step}: its input is divided when it runs: {why}")
         else:  # found when the factors were chosen: what can be known beforehand is said there (`rescalable`)
             for weight in site.members:
                 if weight in self.grids:

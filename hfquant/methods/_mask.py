@@ -64,11 +64,11 @@ def read_pattern(text: str) -> tuple[int, int]:
 
 
 def _all_but(scores: Tensor, lowest: int) -> Tensor:
-    """All except exactly so many of the lowest; of equal ones the first go.
+    """All except exactly so many of the lowest; of equal ones the first go.  What is not a number counts as highest.
 
     The limit is found by numpy, which moves no index along with every score, as torch's `topk` does.
     """
-    flat = scores.flatten()
+    flat = scores.flatten().nan_to_num(nan=torch.inf, posinf=torch.inf)
     if not lowest:
         return torch.ones(scores.shape, dtype=torch.bool)
     limit = np.partition(flat.numpy(), lowest - 1)[lowest - 1]

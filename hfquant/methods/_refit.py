@@ -22,7 +22,7 @@ def least_squares(Vt: Tensor, Wt: Tensor, keep: Tensor, H: Tensor, steps: int) -
     """
     D = Wt - Vt
     G = H @ D
-    left = D.mul_(G).sum(0)
+    left = before = D.mul_(G).sum(0)
     if not steps:
         return Vt, left
     V, R, inverse = Vt.clone(), G.mul_(keep), (1 / H.diagonal())[:, None]  # R: the negative gradient where V is free
@@ -35,7 +35,8 @@ def least_squares(Vt: Tensor, Wt: Tensor, keep: Tensor, H: Tensor, steps: int) -
         V.addcmul_(P, alpha)
         gained = alpha * descent
         left = left - gained
-        if gained.sum() <= WORTH / steps * left.sum():
+        going = torch.isfinite(left)
+        if gained[going].sum() <= WORTH / steps * left[going].sum():
             break
         R.addcmul_(HP, alpha, value=-1)
         Z = R * inverse
@@ -43,4 +44,4 @@ def least_squares(Vt: Tensor, Wt: Tensor, keep: Tensor, H: Tensor, steps: int) -
         P.mul_(torch.where(descent > 0, new / descent, 0.0)).add_(Z)
         descent = new
     sound = torch.isfinite(left)
-    return torch.where(sound, V, Vt), left
+    return torch.where(sound, V, Vt), torch.where(sound, left, before)
