@@ -6,6 +6,8 @@ import pytest
 import torch
 
 from hfquant.errors import RecipeError
+from hfquant.methods._mask import _all_but
+from hfquant.methods._refit import least_squares
 from hfquant.methods.sparsegpt import Method
 from hfquant.recipe_parts import Step
 from hfquant.tensors.encoding import Encoding, Sparsity
@@ -205,3 +207,26 @@ def test_shorthand(what: str, options: dict[str, object]) -> None:
 def test_shorthand_that_means_nothing(what: str) -> None:
     with pytest.raises(ValueError, match=r"2of4|not 4 of 2"):
         Method.shorthand(what)
+
+
+def test_a_row_that_overflows_costs_the_others_nothing() -> None:
+    X = torch.randn(64, 200)
+    H, W = X @ X.T / 200 + 0.01 * torch.eye(64), torch.randn(64, 8)
+    keep = torch.rand(64, 8) > 0.5
+    alone, left = least_squares(W * keep, W, keep, H, 12)
+    W[:, 3] *= 1e30  # its squares are not float32
+    beside, left_beside = least_squares(W * keep, W, keep, H, 12)
+    rest = [0, 1, 2, 4, 5, 6, 7]
+    torch.testing.assert_close(beside[:, rest], alone[:, rest])
+    torch.testing.assert_close(left_beside[rest], left[rest])
+    assert torch.equal(beside[:, 3], (W * keep)[:, 3])
+
+
+@pytest.mark.parametrize("lowest", [1, 2, 3, 5])
+def test_exactly_so_many_are_pruned_whatever_the_scores(lowest: int) -> None:
+    """Those that are not numbers go last."""
+    scores = torch.tensor([[1.0, float("nan"), 2.0], [float("inf"), float("nan"), 2.0]])
+    keep = _all_but(scores, lowest)
+    assert int(keep.sum()) == 6 - lowest
+    assert not keep[0, 0]
+    assert bool(keep[1, 1])
