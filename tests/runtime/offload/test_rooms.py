@@ -1,5 +1,8 @@
 """A cache with room for what comes holds what transformers' own does."""
 
+import sys
+from pathlib import Path
+
 import pytest
 import torch
 from torch import Tensor
@@ -42,6 +45,20 @@ def test_what_is_there_stays_where_it_is() -> None:
     layer = RoomLayer(20)
     places = {layer.update(*new(1))[0].data_ptr() for _ in range(20)}
     assert len(places) == 1
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="reads /proc/self/maps")
+@pytest.mark.parametrize("tokens", [2000, 50_000], ids=["small pages", "huge pages"])
+def test_its_memory_is_of_this_process_alone(tokens: int) -> None:
+    layer = RoomLayer(tokens)
+    address = layer.update(*new(1))[0].data_ptr()
+    for line in Path("/proc/self/maps").read_text().splitlines():
+        place, access = line.split()[:2]
+        first, last = (int(end, 16) for end in place.split("-"))
+        if first <= address < last:
+            assert access == "rw-p"
+            return
+    pytest.fail("no memory lies at the address of the keys")
 
 
 def test_those_who_left_take_nothing() -> None:
