@@ -88,6 +88,8 @@ def _settings(settings: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, An
                     f"--batch, --batches and --chunk set the policy, which {bound} would be solved for",
                     "leave one of them out",
                 )
+        if chunk is not None and batch is None:
+            raise RecipeError("--chunk without --batch would pass prompts one by one", "give --batch too")
         like = {"cache_bits": given["cache_bits"], "attention": given["attention"]}
         given["policy"] = Policy(batch=batch or 1, batches=batches or 1, chunk=chunk, **like)
     if settings["temperature"] is None:
