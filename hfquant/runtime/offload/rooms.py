@@ -22,7 +22,10 @@ NAMES = ("keys", "values")
 
 
 class RoomLayer(DynamicLayer):  # type: ignore[misc]
-    """Keys and values of one layer, [batch, heads, seq, dim] each, in room for `tokens` tokens, or as many as come."""
+    """Keys and values of one layer, [batch, heads, seq, dim] each, in room for `tokens` tokens.
+
+    Where more come, room is made for an eighth more than there are; with `tokens` 0, for what comes, and no more.
+    """
 
     def __init__(self, tokens: int) -> None:
         super().__init__()
@@ -41,12 +44,16 @@ class RoomLayer(DynamicLayer):  # type: ignore[misc]
         have = old.shape[2] if old.numel() else 0
         end = have + new.shape[2]
         room = self._rooms.get(name)
-        if room is None or len(room) != len(new) or room.shape[2] < end:
-            room = self._rooms[name] = _pages((*new.shape[:2], max(self.tokens, end), new.shape[3]), new.dtype)
+        if room is None or len(room) != len(new) or room.shape[2] < end or (have and not _begins(room, old)):
+            room = self._rooms[name] = _pages((*new.shape[:2], self._length(end), new.shape[3]), new.dtype)
             if have:
                 room[:, :, :have] = old
         room[:, :, have:end] = new
         return room[:, :, :end]
+
+    def _length(self, end: int) -> int:
+        """Tokens to make room for where `end` are needed."""
+        return end + end // 8 if 0 < self.tokens < end else max(self.tokens, end)
 
     def batch_select_indices(self, indices: Tensor) -> None:
         """Keep these sequences, in room of their own: that of the others is free."""
@@ -54,13 +61,18 @@ class RoomLayer(DynamicLayer):  # type: ignore[misc]
             return
         for name in NAMES:
             kept = getattr(self, name).index_select(0, indices)
-            self._rooms.pop(name)
+            self._rooms.pop(name, None)
             setattr(self, name, kept[:, :, :0])
             setattr(self, name, self._append(name, kept))
 
     def reset(self) -> None:
         super().reset()
         self._rooms.clear()
+
+
+def _begins(room: Tensor, old: Tensor) -> bool:
+    """Whether `old` is the first tokens of a room: what was reordered, repeated or moved is elsewhere."""
+    return len(old) == len(room) and old.data_ptr() == room.data_ptr() and old.stride() == room.stride()
 
 
 def _pages(shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
