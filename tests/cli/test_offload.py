@@ -203,6 +203,17 @@ def test_mistakes_exit_with_2(words: tuple[str, ...], said: str, trained: Callab
     assert said in " ".join(done.stderr.replace("│", " ").split())
 
 
+def test_chunks_of_what_an_encoder_reads_are_refused(
+    built: Callable[[str], Path], prompts: Path, tmp_path: Path
+) -> None:
+    """They would be silently ignored."""
+    chunks = ("--offload", "--batch", 2, "--chunk", 2)
+    for words in (("--prompt", "a"), ("--input", prompts, "--output", tmp_path / "answers.jsonl")):
+        done = run("generate", built("t5"), *words, *chunks)
+        assert done.exit_code == 2
+        assert "an encoder reads its input as a whole" in " ".join(done.stderr.replace("│", " ").split())
+
+
 def test_the_library_door(trained: Callable[[str], Path]) -> None:
     folder = trained("llama")
     assert hfquant.offload_generate(folder, TEXTS, max_new_tokens=8, do_sample=False) == expected(folder, TEXTS, 8)
