@@ -41,6 +41,7 @@ def texts(model: str, prompts: list[str], **settings: Any) -> list[str]:
     from ..runtime.offload.door import offload_generate
 
     given, how = _settings(settings)
+    _check_chunk(model, settings["chunk"])
     return [str(text) for text in offload_generate(model, prompts, **given, **how)]
 
 
@@ -58,6 +59,7 @@ def answer(model: str, answers: "Answers", meter: Any, **settings: Any) -> None:
     from ..runtime.offload.door import decode, opened
 
     given, how = _settings(settings)
+    _check_chunk(model, settings["chunk"])
     seed = how.pop("seed", None)
     if seed is not None:  # a batch draws by its number: those of this run are not those of an earlier one
         seed += len(answers.done) * len(answers.prompts)
@@ -88,11 +90,21 @@ def _settings(settings: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, An
                     f"--batch, --batches and --chunk set the policy, which {bound} would be solved for",
                     "leave one of them out",
                 )
+        if chunk is not None and batch is None:
+            raise RecipeError("--chunk without --batch would pass prompts one by one", "give --batch too")
         like = {"cache_bits": given["cache_bits"], "attention": given["attention"]}
         given["policy"] = Policy(batch=batch or 1, batches=batches or 1, chunk=chunk, **like)
     if settings["temperature"] is None:
         return given, {"do_sample": False}
     return given, {"do_sample": True, "temperature": settings["temperature"], "seed": settings["seed"]}
+
+
+def _check_chunk(model: str, chunk: int | None) -> None:
+    """Raises RecipeError for chunks of what an encoder reads: it would be read as a whole, whatever was asked for."""
+    from ..model.source import open_source
+
+    if chunk is not None and open_source(model, None, quantized=True).config.is_encoder_decoder:
+        raise RecipeError("an encoder reads its input as a whole: --chunk does nothing here", "leave it out")
 
 
 def _dtype(name: str | None) -> Any:

@@ -48,7 +48,9 @@ def generate(
     ] = None,
     chunk: Annotated[
         int | None,
-        typer.Option(min=1, metavar="N", help="Tokens of a prompt computed together.", show_default="solved for"),
+        typer.Option(
+            min=1, metavar="N", help="With --batch: tokens of a prompt computed together.", show_default="solved for"
+        ),
     ] = None,
     temperature: Annotated[
         float | None, typer.Option(min=0.01, metavar="T", help="With --offload: sample.", show_default="greedy")

@@ -52,7 +52,8 @@ def test_one_prompt(trained: Callable[[str], Path]) -> None:
 
 
 def test_a_prompt_in_chunks(trained: Callable[[str], Path]) -> None:
-    done = run("generate", trained("llama"), "--offload", "--prompt", TEXTS[0], "--max-new-tokens", 8, "--chunk", 3)
+    words = ("--prompt", TEXTS[0], "--max-new-tokens", 8, "--batch", 1, "--chunk", 3)
+    done = run("generate", trained("llama"), "--offload", *words)
     assert done.exit_code == 0, done.output
     assert done.stdout == TEXTS[0] + expected(trained("llama"), TEXTS[:1], 8)[0] + "\n"
 
@@ -191,6 +192,8 @@ def test_profile() -> None:
         (("--offload", "--prompt", "a", "--batch", "2", "--host-memory", "2GB"), "leave one of them out"),
         (("--offload", "--prompt", "a", "--batches", "2", "--latency", "2"), "leave one of them out"),
         (("--offload", "--prompt", "a", "--chunk", "2", "--host-memory", "2GB"), "--chunk set the policy"),
+        (("--offload", "--prompt", "a", "--chunk", "2"), "--chunk without --batch"),
+        (("--offload", "--prompt", "a", "--chunk", "2", "--batches", "2"), "--chunk without --batch"),
         (("--offload", "--input", "x.jsonl", "--output", "y"), "cannot be read"),
     ],
 )
@@ -198,6 +201,17 @@ def test_mistakes_exit_with_2(words: tuple[str, ...], said: str, trained: Callab
     done = run("generate", trained("llama"), *words)
     assert done.exit_code == 2
     assert said in " ".join(done.stderr.replace("│", " ").split())
+
+
+def test_chunks_of_what_an_encoder_reads_are_refused(
+    built: Callable[[str], Path], prompts: Path, tmp_path: Path
+) -> None:
+    """They would be silently ignored."""
+    chunks = ("--offload", "--batch", 2, "--chunk", 2)
+    for words in (("--prompt", "a"), ("--input", prompts, "--output", tmp_path / "answers.jsonl")):
+        done = run("generate", built("t5"), *words, *chunks)
+        assert done.exit_code == 2
+        assert "an encoder reads its input as a whole" in " ".join(done.stderr.replace("│", " ").split())
 
 
 def test_the_library_door(trained: Callable[[str], Path]) -> None:

@@ -6,7 +6,7 @@ import platform
 import time
 from collections.abc import Callable
 from contextlib import suppress
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +23,7 @@ from .scratch import Scratch, write_all
 
 SAMPLE = 128 << 20  # bytes moved per measurement of the disk
 PART = 8 << 20
-ROWS = (1, 8, 32, 96, 256)  # tokens multiplied with a matrix: the more, the more of its reading is shared
+ROWS = 256  # tokens multiplied with a matrix: so many that its reading counts for little
 COPIED = 32 << 20  # bytes copied at a time: measuring must fit into the budget that it is for
 WEEK = 7 * 24 * 3600
 
@@ -33,9 +33,8 @@ class Hardware:
     """Bytes per second of each way, and multiply-adds per second (x2) of products.
 
     disk_read: from the disk itself, past memory that the system keeps files in.  read_cpu: seconds of a processor per
-    second of such reading.  matmul, matmul_half: in float32 and bfloat16, of the most rows that are measured.
-    attention: of a token over 1024 others.  to_device, from_device: to and from an accelerator, 0 without one.  rows:
-    products of so many rows, in float32 and in bfloat16.
+    second of such reading.  matmul, matmul_half: in float32 and bfloat16, of many rows.
+    attention: of a token over 1024 others.  to_device, from_device: to and from an accelerator, 0 without one.
     """
 
     processor: str
@@ -50,7 +49,6 @@ class Hardware:
     attention: float
     to_device: float
     from_device: float
-    rows: dict[str, list[float]] = field(default_factory=dict)
 
     def lines(self) -> dict[str, str]:
         """For printing."""
@@ -60,9 +58,6 @@ class Hardware:
             "disk": f"{self.disk_read / 1e9:.2f} GB/s read, {self.disk_write / 1e9:.2f} GB/s write",
             "memory copy": f"{self.copy / 1e9:.2f} GB/s",
             "matrix product": f"{self.matmul / 1e9:.0f} GFLOP/s (float32), {self.matmul_half / 1e9:.0f} (bfloat16)",
-            "of few rows": "; ".join(
-                f"{rows} of them {single / 1e9:.0f} and {half / 1e9:.0f}" for rows, (single, half) in self.rows.items()
-            ),
             "attention": f"{self.attention / 1e9:.0f} GFLOP/s",
         }
         if self.to_device:
@@ -80,7 +75,7 @@ def measure(folder: Path) -> Hardware:
     written, read, cpu = _files(folder)
     trim()
     copied, there, back = _copies()
-    rates = {str(rows): [_matmul(dtype, rows) for dtype in (torch.float32, torch.bfloat16)] for rows in ROWS}
+    single, half = _matmul(torch.float32), _matmul(torch.bfloat16)
     attention = _attention()
     trim()
     return Hardware(
@@ -91,12 +86,11 @@ def measure(folder: Path) -> Hardware:
         disk_write=SAMPLE / written,
         read_cpu=min(1.0, cpu / read),
         copy=copied,
-        matmul=rates[str(ROWS[-1])][0],
-        matmul_half=rates[str(ROWS[-1])][1],
+        matmul=single,
+        matmul_half=half,
         attention=attention,
         to_device=there,
         from_device=back,
-        rows=rates,
     )
 
 
@@ -146,9 +140,9 @@ def _best(work: Callable[[], object]) -> float:
     return min(times)
 
 
-def _matmul(dtype: torch.dtype, rows: int) -> float:
-    x, W = torch.randn(rows, 1024).to(dtype), torch.randn(2048, 1024).to(dtype)
-    return 2 * rows * 1024 * 2048 / _best(lambda: torch.nn.functional.linear(x, W))
+def _matmul(dtype: torch.dtype) -> float:
+    x, W = torch.randn(ROWS, 1024).to(dtype), torch.randn(2048, 1024).to(dtype)
+    return 2 * ROWS * 1024 * 2048 / _best(lambda: torch.nn.functional.linear(x, W))
 
 
 def _attention() -> float:

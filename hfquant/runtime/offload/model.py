@@ -22,17 +22,11 @@ from .opening import open_model
 from .pieces import collect
 from .placement import Placement
 from .policy import Policy
-from .rooms import RoomLayer
+from .rooms import OWN, RoomLayer
 from .schedule import Lane, Order, halting, run
 from .scratch import Files, Scratch
 from .shelf import Shelf
 from .upload import Upload
-
-# bytes of a tensor that has memory of its own: one batch's cache of one layer, in most cases.  Where it shares a heap
-# with activations, which come and go, their holes take up to a third of the cache beyond what is predicted.  New pages
-# for every activation are not free (a quarter of the time of large batches), but with activations of up to 32 MB on the
-# heap a process that was predicted to take 673 MB took 862.
-LARGE = 64 << 10
 
 
 class OffloadedModel:
@@ -56,7 +50,7 @@ class OffloadedModel:
     ) -> None:
         self.loader: Loader | None = None
         self.on_tokens: Callable[[int], None] | None = None  # told how many tokens every step of a batch made
-        map_large_pieces(LARGE)
+        map_large_pieces(OWN)
         self.device = torch.device(device)
         with ExitStack() as undo:
             self.skeleton = open_model(model, dtype, revision)

@@ -176,12 +176,12 @@ def decoding(offloaded: Any, batch: int, context: int, shelved: bool = False) ->
 def chunk(offloaded: Any, batch: int, tokens: int, past: int) -> Chunk:
     """Measure some tokens of prompts whose `past` tokens before them are made up: time, then bytes."""
     first = _Run(offloaded, 1, 2)
-    first.go()
+    first.go(steps=0)
     pattern = first.layers()
     runs = [
         _Run(offloaded, batch, past, ledger=ledger, pattern=pattern, more=tokens) for ledger in (None, None, Ledger())
     ]
-    timed, again, counted = (run.go()[0] for run in runs)
+    timed, again, counted = (run.go(steps=0)[0] for run in runs)
     return Chunk(
         batch, tokens, past, min(timed.block, again.block), counted.held, max(counted.work, counted.outside_work)
     )  # fmt: skip
@@ -223,15 +223,15 @@ class _Run:
             ]
             layer.update(*made)
 
-    def go(self) -> list[Step]:
-        """The first pass and STEPS following ones."""
+    def go(self, steps: int = STEPS) -> list[Step]:
+        """The first pass and so many following ones."""
         offloaded, model = self.offloaded, self.offloaded.model
-        settings = Generation.of(model, {"max_new_tokens": 1 + STEPS, "do_sample": False, "eos_token_id": None})
+        settings = Generation.of(model, {"max_new_tokens": 1 + steps, "do_sample": False, "eos_token_id": None})
         made_up = bool(self.layers() and self.layers()[0].is_initialized)
         long = self.prompt + (self.more if made_up else 0)
         ids = torch.randint(5, max(6, min(1000, offloaded.vocabulary)), (self.batch, long))
         prompts = Batch(list(range(self.batch)), ids, torch.ones_like(ids))
-        shelf = Shelf(offloaded.scratch, long + STEPS) if self.shelved else None
+        shelf = Shelf(offloaded.scratch, long + steps) if self.shelved else None
         around = Around(shelf, self.layers()) if shelf is not None else None
         if around is not None:
             around.put()

@@ -9,12 +9,10 @@ and converts it to the type that is computed with.
 Where a file system cannot do this, it is read as usual.
 """
 
-import mmap
 import os
 import threading
 import time
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -23,10 +21,10 @@ import torch
 from torch import Tensor
 
 from ...errors import SourceError
+from ...memory import HUGE, anonymous
 from .clock import undisturbed
 
 BLOCK = 4096  # what offsets, sizes and addresses must be multiples of
-HUGE = 2 << 20
 BUFFER = 4 << 20  # bytes of the buffer of a thread
 CHUNK = BUFFER - 2 * BLOCK  # bytes of a request, wherever they begin
 
@@ -59,7 +57,7 @@ def _direct(path: Path) -> int:
     except OSError:
         return -1
     try:
-        os.preadv(fd, [mmap.mmap(-1, BLOCK)], 0)
+        os.preadv(fd, [anonymous(BLOCK)], 0)
     except OSError:
         os.close(fd)
         return -1
@@ -127,11 +125,7 @@ class Reader:
 
 def _in_one_piece(nbytes: int) -> Tensor:
     """uint8 [nbytes] at a multiple of a huge page"""
-    room = mmap.mmap(-1, nbytes + HUGE, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
-    if hasattr(mmap, "MADV_HUGEPAGE"):
-        with suppress(OSError):  # a system without huge pages
-            room.madvise(mmap.MADV_HUGEPAGE)
-    raw = torch.frombuffer(room, dtype=torch.uint8)
+    raw = torch.frombuffer(anonymous(nbytes + HUGE), dtype=torch.uint8)
     start = -raw.data_ptr() % HUGE
     return raw[start : start + nbytes]
 
