@@ -154,12 +154,24 @@ def serve(host: str, port: int, manifest: Path | None = None) -> None:
 
 
 def _can_listen(host: str, port: int) -> None:
-    """Raises ResourceError where nobody can be answered."""
+    """Raises ResourceError where nobody can be answered: at none of the addresses that the host's name stands for."""
+    said = f"the page cannot answer on {host}, port {port}"
+    if not 0 <= port <= 65535:
+        raise ResourceError(f"{said}: there is no such port", "give a `--port` up to 65535")
     try:
-        socket.create_server((host, port), family=socket.AF_INET6 if ":" in host else socket.AF_INET).close()
-    except OSError as error:
-        said = f"the page cannot answer on {host}, port {port}: {error.strerror}"
-        raise ResourceError(said, "end what answers there, or give another `--port`") from error
+        found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
+    except (OSError, UnicodeError) as error:
+        why = getattr(error, "strerror", None) or error
+        raise ResourceError(f"{said}: {why}", "give the name or an address of this machine as `--host`") from error
+    failed: OSError | None = None
+    for family, _, _, _, address in found:
+        try:
+            socket.create_server(address, family=family).close()
+            return
+        except OSError as error:
+            failed = failed or error
+    assert failed is not None  # getaddrinfo never finds nothing
+    raise ResourceError(f"{said}: {failed.strerror}", "end what answers there, or give another `--port`") from failed
 
 
 if __name__ == "__main__":

@@ -6,7 +6,7 @@ import gradio as gr
 
 from hfquant.conversion.service import Service
 from hfquant.conversion.slices import Rounded, rounded
-from hfquant.errors import HfquantError
+from hfquant.errors import HfquantError, SourceError
 from hfquant.measure.markdown import code, number
 from space_app import convert, views, zero
 from space_app.convert import Form
@@ -31,10 +31,12 @@ def build(form: Form, service: Service, login: Login) -> None:
         try:
             caller = login.required(http)
             wish = {"model": model.strip(), **convert.recipe_of(recipe, values)}
-            pieces = service.block(wish, caller.token)
+            return table(on_gpu(service.block(wish, caller.token)))
         except HfquantError as error:
             return views.failure(error)
-        return table(on_gpu(pieces))
+        except (RuntimeError, ValueError) as error:  # torch's words; gradio's own errors, of shares, are shown by it
+            said = f"the block of {model.strip()} could not be rounded: {error}"
+            return views.failure(SourceError(said, "start the conversion"))
 
     press.click(look, [form.model, form.recipe, form.values], found, api_visibility="private", concurrency_limit=1)
 

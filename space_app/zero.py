@@ -1,7 +1,8 @@
 """ZeroGPU: there the Hub lends a Space a GPU for the seconds of one call, and ends Spaces that have no use for one.
 
-What is lent the GPU runs in a process forked from this one, which holds what unlocks everybody's tokens.  So it is
-given numbers, and is our own arithmetic on them; whole conversions, which run a model, are not done there.
+What is lent the GPU runs in a process forked from this one, which holds what unlocks everybody's tokens, and which may
+stay for the next visitor's call.  So it is given numbers, and is our own arithmetic on them; whole conversions, which
+run a model, are not done there.
 """
 
 import importlib

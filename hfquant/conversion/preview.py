@@ -2,6 +2,7 @@
 
 import math
 import shutil
+import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -32,7 +33,7 @@ from .planner import Planner
 from .request import Request
 from .retry import understood as hub_understood
 from .settings import Settings
-from .slices import Piece, fetch
+from .slices import FETCHING, Piece, fetch
 from .survey import Survey
 
 KINDS: dict[type[HfquantError], str] = {
@@ -99,16 +100,17 @@ class Previewer:
 
     def block(self, request: Mapping[str, Any] | Request, token: str | bool | None) -> list[Piece]:
         """The weights of one block.  Raises the first thing that stands in the way."""
-        wish = Request.parse(request)
+        wish, until = Request.parse(request), time.monotonic() + FETCHING
         recipe = wish.chosen()
         with hub_understood():
-            seen, config, tensors = self._survey.see(wish.model, wish.revision, token)
+            seen, config, tensors = self._survey.see(wish.model, wish.revision, token, until)
             for found in checks.problems(seen, config, tensors, self._settings.limits, wish):
                 if found.blocks and found.kind != "license":
                     raise SourceError(found.message, found.hint)
             if recipe.budget is not None:
                 raise RecipeError("the grids of a budget are chosen in the conversion", "choose a recipe by its name")
-            return fetch(seen, tensors, self._laid(recipe, seen, config, tensors)["middle"], token)
+            middle = self._laid(recipe, seen, config, tensors)["middle"]
+            return fetch(seen, tensors, middle, token, until=until)
 
     def _pay(self, found: "_Findings", wish: Request, token: str | bool | None) -> None:
         limits = self._settings.limits

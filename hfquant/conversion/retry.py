@@ -1,6 +1,7 @@
 """Patience with the Hub: what passes is tried again, what does not becomes a message and a way out."""
 
 import json
+import math
 import random
 import re
 import time
@@ -46,15 +47,19 @@ def patiently(work: Callable[[], T]) -> T:
         return insisting(work)
 
 
-def insisting(work: Callable[[], T]) -> T:
-    """The same; an error that stays is raised as the client had it."""
+def insisting(work: Callable[[], T], until: float = math.inf) -> T:
+    """The same; an error that stays is raised as the client had it.
+
+    until: by `time.monotonic()`; work that could only be done again later than that is not.
+    """
     for attempt in range(TRIES - 1):
         try:
             return work()
         except FAILURES as error:
-            if not passing(error):
+            wait = _wait(error, attempt)
+            if not passing(error) or time.monotonic() + wait > until:
                 raise
-            sleep(_wait(error, attempt))
+            sleep(wait)
     return work()
 
 

@@ -4,6 +4,7 @@ Who looks at costs changes the recipe, not the model: a commit's files are read 
 """
 
 import hashlib
+import math
 import threading
 import time
 from collections import OrderedDict
@@ -28,10 +29,13 @@ class Survey:
         self._known: OrderedDict[tuple[str, ...], tuple[float, Mapping[str, Any], Tensors]] = OrderedDict()
         self._lock = threading.Lock()
 
-    def see(self, model: str, revision: str, token: Token) -> Seen:
-        """A model's page as it is now, its config and the headers of its files.  Raises SourceError, HubError."""
+    def see(self, model: str, revision: str, token: Token, until: float = math.inf) -> Seen:
+        """A model's page as it is now, its config and the headers of its files.  Raises SourceError, HubError.
+
+        until: by `time.monotonic()`, how long a Hub that is busy is asked again.
+        """
         with understood(model, revision):
-            seen = insisting(lambda: look(model, revision, token))
+            seen = insisting(lambda: look(model, revision, token), until)
             key = (model, seen.commit, _reader(token))
             if (known := self._recall(key)) is not None:
                 return seen, *known

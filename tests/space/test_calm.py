@@ -31,9 +31,30 @@ def restless() -> BlocksConfig:
     return config
 
 
+def test_another_gradio_loses_the_patch_only(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(calm, "_attach", None)
+    monkeypatch.delattr(BlocksConfig, "attach_load_events")
+    calm.apply()
+    assert not hasattr(BlocksConfig, "attach_load_events")
+
+
+def test_what_gradio_says_besides_is_passed_on(monkeypatch: pytest.MonkeyPatch) -> None:
+    heard: list[Any] = []
+    monkeypatch.setattr(calm, "_attach", lambda page, *given, **named: heard.append((given, named)))
+    config = BlocksConfig(gr.Blocks())
+    part = gr.Textbox(render=False)
+    part.load_event_to_attach, part.rendered_in = (lambda: "", None, None), "form"  # type: ignore[assignment]
+    config.blocks = {0: part}
+    calm._calmly(config, rendered_in="form", later=1)
+    calm._calmly(config, "form")
+    calm._calmly(config, "another")
+    assert heard == [((), {"rendered_in": "form", "later": 1}), (("form",), {})]
+
+
 def test_gradio_trips_and_the_page_does_not() -> None:
+    assert calm._attach is not None
     with pytest.raises(RuntimeError, match="changed size during iteration"):
-        calm._attach(restless(), "form")  # type: ignore[arg-type]
+        calm._attach(restless(), "form")
     calm._calmly(restless(), "form")
 
 

@@ -100,6 +100,7 @@ def test_on_ones_own_machine_nothing_is_fetched_from_elsewhere(browser: Any, own
     assert hosts == {"127.0.0.1"}
 
 
+@pytest.mark.slow  # by the clock: a machine with other work may miss it
 @pytest.mark.skipif(CHROMIUM is None, reason="needs Chromium")
 def test_it_is_painted_within_three_seconds(browser: Any, own: str) -> None:
     """In browsers that have never been here; the best of three, for other tests run beside this one."""

@@ -3,6 +3,7 @@
 import socket
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -32,6 +33,44 @@ def test_an_address_that_is_taken() -> None:
     with socket.create_server(("127.0.0.1", 0)) as other:
         port = other.getsockname()[1]
         refused(ResourceError, f"cannot answer on 127.0.0.1, port {port}: Address already in use", port=port)
+
+
+@pytest.mark.parametrize("port", [70_000, -1])
+def test_a_port_that_does_not_exist(port: int) -> None:
+    refused(ResourceError, f"port {port}: there is no such port", port=port)
+
+
+def resolving(monkeypatch: pytest.MonkeyPatch, *addresses: str) -> None:
+    """Every name stands for these."""
+    found = [
+        (socket.AF_INET6 if ":" in one else socket.AF_INET, socket.SOCK_STREAM, 6, "", (one, 0)) for one in addresses
+    ]
+    monkeypatch.setattr(socket, "getaddrinfo", lambda *_, **__: found)
+
+
+def test_a_name_is_where_it_stands_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(ResourceError, match=r"cannot answer on nowhere\.invalid"):
+        app._can_listen("nowhere.invalid", 7860)
+    with pytest.raises(ResourceError, match="cannot answer on"):
+        app._can_listen("a" * 70, 7860)  # no label of a name is that long
+    families: list[int] = []
+    create = socket.create_server
+
+    def counted(address: Any, *, family: int) -> socket.socket:
+        families.append(family)
+        if family == socket.AF_INET6:  # not every machine has it
+            return socket.socket()
+        return create(address, family=family)
+
+    monkeypatch.setattr(socket, "create_server", counted)
+    resolving(monkeypatch, "::1")
+    app._can_listen("six", 0)
+    resolving(monkeypatch, "192.0.2.1", "127.0.0.1")
+    app._can_listen("several", 0)
+    assert families == [socket.AF_INET6, socket.AF_INET, socket.AF_INET]
+    resolving(monkeypatch, "192.0.2.1")
+    with pytest.raises(ResourceError, match="cannot answer on elsewhere"):
+        app._can_listen("elsewhere", 0)
 
 
 def test_an_address_that_is_not_this_machines() -> None:

@@ -16,7 +16,8 @@ import pytest
 import uvicorn
 
 from hfquant.conversion import slices
-from space_app import app, zero
+from hfquant.errors import ShapeError
+from space_app import app, first_look, zero
 from space_app.app import create
 from space_app.login import Login
 from tests.conversion.jobs.conftest import Desk
@@ -86,6 +87,18 @@ def test_a_block_is_rounded_on_the_gpu_for_whoever_may_read_it(
         assert len(spaces.calls) == 1, "nobody's share was spent on those"
 
 
+@pytest.mark.parametrize("error", [RuntimeError("out of memory"), ShapeError("W does not fit")], ids=str)
+def test_what_goes_wrong_on_the_gpu_is_said(
+    desk: Desk, spaces: Spaces, monkeypatch: pytest.MonkeyPatch, error: Exception
+) -> None:
+    def fails(pieces: Any) -> Any:
+        raise error
+
+    monkeypatch.setattr(first_look, "rounded", fails)
+    with opened(desk, monkeypatch, SCOPES) as site:
+        assert str(error) in look(site, "alice")
+
+
 def test_what_is_lent_is_given_numbers_only(desk: Desk) -> None:
     """It runs in a copy of the page's process: its arguments are plain, and it takes nothing else."""
     for piece in desk.service.block({"model": "alice/model", "recipe": "rtn-w4g32"}):
@@ -114,12 +127,14 @@ def test_elsewhere_there_is_none_of_it(site: Site, monkeypatch: pytest.MonkeyPat
         assert events(Site(url, site.desk))("round") == []
 
 
-@pytest.mark.skipif(importlib.util.find_spec("spaces") is None, reason="needs the Hub's package: pip install spaces")
+@pytest.mark.slow  # not among what hfquant installs, so never there by itself: `pip install spaces`, then `-m slow`
 def test_with_the_hubs_own_package(tmp_path: Path) -> None:
     """Its start is reported, a GPU is asked for, the work is done in a fork of its own, and given back.
 
     The Hub's side is made up; without a GPU its CUDA is left out, and the fork works on the processor.
     """
+    if importlib.util.find_spec("spaces") is None:  # looked for, not imported: importing it changes torch
+        pytest.skip("needs the Hub's package: pip install spaces")
     script = tmp_path / "script.py"
     script.write_text(REAL)
     own = {"PATH": "/usr/bin:/bin", "HOME": str(tmp_path), "PYTHONPATH": os.pathsep.join([str(PLACE), *sys.path])}

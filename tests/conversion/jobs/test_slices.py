@@ -9,7 +9,7 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
-from hfquant.conversion import slices
+from hfquant.conversion import preview, retry, slices
 from hfquant.conversion.slices import Piece, fetch, rounded
 from hfquant.errors import HfquantError, LimitError, RecipeError, SourceError
 from hfquant.methods import load
@@ -33,10 +33,10 @@ def test_the_middle_block_and_nothing_else_is_fetched(desk: Desk, model: Path, m
     parts: list[int] = []
     get = remote._get
 
-    def counted(seen: Any, name: str, token: Any, start: int | None = None, count: int = 0) -> bytes:
+    def counted(seen: Any, name: str, token: Any, start: int | None = None, *more: Any) -> bytes:
         if start:  # a header is at the start
-            parts.append(count)
-        return get(seen, name, token, start, count)
+            parts.append(more[0])
+        return get(seen, name, token, start, *more)
 
     monkeypatch.setattr(remote, "_get", counted)
     stored, found = load_file(model / "model.safetensors"), pieces(desk)
@@ -122,3 +122,37 @@ def test_a_block_that_is_too_large_or_called_otherwise(desk: Desk, monkeypatch: 
     with pytest.raises(SourceError, match="did not arrive in the part"):
         fetch(seen, tensors, middle, TOKENS["alice"])
     assert slices.MOST > 440_000_000, "a block of Llama 3 8B in 16 bit"
+
+
+def test_a_weight_that_is_not_there_is_not_left_out(desk: Desk, monkeypatch: pytest.MonkeyPatch) -> None:
+    seen, _, tensors = desk.service._preview._survey.see("alice/model", "main", TOKENS["alice"])
+    name = "model.layers.1.mlp.up_proj.weight"
+    one = {"name": name, "kind": "linear", "grid": vars(Grid(4, 32, True))}
+    two = {**one, "name": name.replace("up", "down")}
+    with pytest.raises(SourceError, match=r"otherwise: they have no .*nowhere"):
+        fetch(seen, tensors, [one, {**one, "name": "nowhere"}], TOKENS["alice"])
+    for wrong in (("F4", tensors[name][1]), ("F32", (4, 4, 4)), ("F32", (4,))):
+        with pytest.raises(SourceError, match=f"{name} of alice/model is no matrix of numbers"):
+            fetch(seen, {**tensors, name: wrong}, [one], TOKENS["alice"])
+    for wrong in (("F32", (0, 2**70)), ("F32", (4, 4))):
+        with pytest.raises(SourceError, match=f"{name} of alice/model is empty, or is in its files twice"):
+            fetch(seen, {**tensors, name: wrong}, [one, two], TOKENS["alice"])
+    read = slices.read_tensors
+    monkeypatch.setattr(slices, "read_tensors", lambda seen, names, *given, **more: read(seen, {name}, *given, **more))
+    with pytest.raises(SourceError, match=r"down_proj.* is empty"):
+        fetch(seen, tensors, [one, two], TOKENS["alice"])
+
+
+def test_a_hub_that_is_busy_is_not_asked_for_ever(desk: Desk, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The next visitor waits for it too."""
+    waits: list[float] = []
+    monkeypatch.setattr(retry, "sleep", waits.append)
+    desk.hub.faults.add("busy", times=100)
+    monkeypatch.setattr(preview, "FETCHING", 0.5)
+    with pytest.raises(SourceError, match="429 Too Many"):
+        pieces(desk)
+    assert waits == [], "the first wait would have been a second"
+    monkeypatch.setattr(preview, "FETCHING", 120.0)
+    with pytest.raises(SourceError, match="429 Too Many"):
+        pieces(desk)
+    assert len(waits) == retry.TRIES - 1
