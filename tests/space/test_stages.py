@@ -247,7 +247,7 @@ def test_what_is_typed_wrong_is_said_and_cannot_be_started(browser: Any, site: S
         ("https://evil.example/a/b", "should be `namespace/name`"), ("alice/none", "alice/none is not on the Hub"),
         ("<img src=x onerror=alert(1)>/x", "should be `namespace/name`"),
     ):  # fmt: skip
-        typed(model, "", "Choose a model first")  # else what is said of the one before would do
+        typed(model, "alice/other", "alice/other is not on the Hub")  # else what is said of the one before would do
         typed(model, text, said)
     page.look("30-wrong-model")
     pick(page)
