@@ -53,6 +53,7 @@ def test_attention(bits: int, size: int) -> None:
 @pytest.mark.parametrize("size", [64, 80])
 def test_rounded_queries(size: int) -> None:
     """Products with codes are the reference's integers: what rounding costs is many times their difference."""
+    torch.manual_seed(1)  # numbers whose rounding costs enough to be told from the kernel's own
     layer = cache(8, 2, 1, 120, size, 32, torch.float16)
     query, recent = torch.randn(2, 3, size).half(), (layer.keys, layer.values)
     query[0, 2] = 0
@@ -64,7 +65,7 @@ def test_rounded_queries(size: int) -> None:
     y = attend(query, layer.tokens, recent, 1 / math.sqrt(size), mask, 4)
     error = float((y.double() - want).norm() / want.norm())
     assert error < 1.5e-3
-    assert float((y.double() - as_it_is).norm() / want.norm()) > 8 * error
+    assert float((y.double() - as_it_is).norm() / want.norm()) > max(6e-3, 8 * error)
 
 
 def test_bfloat16() -> None:
