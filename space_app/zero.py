@@ -10,6 +10,8 @@ import os
 from collections.abc import Callable, Mapping
 from typing import ParamSpec, TypeVar
 
+from .forks import spare
+
 P = ParamSpec("P")
 R = TypeVar("R")
 
@@ -25,6 +27,7 @@ def lent(work: Callable[P, R]) -> Callable[P, R]:
     """`work` with a GPU while it runs, on ZeroGPU; elsewhere as it is."""
     if not here():
         return work
+    spare()  # of a child that waits for ever, while the visitor's seconds of the GPU pass
     made: Callable[P, R] = importlib.import_module("spaces").GPU(duration=SECONDS)(work)
     return made
 

@@ -12,11 +12,13 @@ from contextlib import suppress
 from pathlib import Path
 from typing import IO, Any, NoReturn
 
-import huggingface_hub
 import torch
 
 from hfquant.conversion import child
 from hfquant.conversion.sandbox import environment
+from space_app import forks
+
+forks.spare()  # workers fork while their other threads talk to the Hub
 
 
 def _fork() -> int:
@@ -48,7 +50,6 @@ class Forked:
             sys.stderr = os.fdopen(2, "w", buffering=1, closefd=False)
             for name in (None, "dbos"):  # what other tests left writes to what is closed by now
                 logging.getLogger(name).handlers.clear()
-            huggingface_hub.close_session()
             torch.set_num_threads(1)
             work()
             code = 0
@@ -89,9 +90,9 @@ def start(folder: Path) -> Forked:
         os.setsid()
         for source, target in ((in_read, 0), (out_write, 1), (err_write, 2)):
             os.dup2(source, target)
-        for end in (*ends[0], *ends[1], *ends[2]):
-            if end > 2:
-                os.close(end)
+        # As `subprocess` does.  Children begun at once by several threads have ends of each other's pipes too, and
+        # would keep open what the reader at the other end waits to see closed.
+        os.closerange(3, os.sysconf("SC_OPEN_MAX"))
         os.environ.clear()
         os.environ.update(environment(folder))
         os.chdir(folder)
