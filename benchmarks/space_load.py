@@ -46,9 +46,9 @@ class Events:
 
     @classmethod
     def read(cls, url: str) -> "Events":
-        found = [event for event in httpx.get(f"{url}/config").json()["dependencies"] if len(event["outputs"]) > 15]
-        tick = next(event["id"] for event in found if len(event["inputs"]) == 1)
-        return cls(tick, next(event["id"] for event in found if len(event["inputs"]) == 2))
+        events = httpx.get(f"{url}/config").json()["dependencies"]
+        tick = next(event["id"] for event in events if event["targets"][0][1] == "tick")
+        return cls(tick, next(event["id"] for event in events if len(event["outputs"]) > 15))
 
 
 async def event(client: httpx.AsyncClient, number: int, data: list[Any], session: str) -> None:

@@ -73,7 +73,7 @@ def build(service: Service, login: Login, kept: fleet.Fleet | None = None) -> gr
 
         quiet: dict[str, Any] = {"queue": False, "show_progress": "hidden", "api_visibility": "private"}
         page.load(arrive, None, [status, form.owner], **quiet)
-        page.load(watched.show, [job, watched.seen], watched.outputs, **quiet)
+        page.load(watched.show, [job, watched.seen], watched.places(jobs.FILLED), **quiet)
     return page
 
 

@@ -1,5 +1,6 @@
 """The second tab: how a conversion goes, what came of it, and those before."""
 
+import time
 from base64 import b64encode
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -21,9 +22,11 @@ HISTORY = 50
 LOGGED_OUT = "**Log in to see your jobs.** They go on while nobody looks."
 NONE_YET = "**No jobs yet.** Begin one under *Convert*: it shows here, today and when you come back."
 NOTHING: dict[str, Any] = {"job": None, "state": None, "number": 0, "layers": {}, "log": []}
+QUIET: dict[str, Any] = {"queue": False, "show_progress": "hidden", "api_visibility": "private"}
 RETRIES = ("failed", "cancelled", "done")
 BUTTONS = ("cancel", "resume", "publish", "retry", "again", "delete")
 SURE = "(job) => confirm('Everybody will see the repository, and may copy it. Make it public?') ? job : null"
+TICKING = ("seen", "turned", "headline", "steps", "log", "errors_place", "errors")
 FILLED = ("seen", "timer", "chosen", "headline", "steps", "errors_place", "errors", "log", *BUTTONS, "result",
           "comparison", "before", "after", "card", "details", "all", "history", "compared_place",
           "compared")  # fmt: skip
@@ -42,10 +45,8 @@ class Jobs:
     def seen(self) -> gr.State:
         return self.parts["seen"]
 
-    @property
-    def outputs(self) -> list[Any]:
-        """What `show` and `tick` fill, in the order of `FILLED`."""
-        return [self.parts[name] for name in FILLED]
+    def places(self, names: Sequence[str]) -> list[Any]:
+        return [self.parts[name] for name in names]
 
     def show(self, job: str | None, seen: dict[str, Any], http: gr.Request) -> list[Any]:
         """Everything about the chosen job, and the list of all: on arrival, and when something was asked for."""
@@ -57,60 +58,52 @@ class Jobs:
             return _empty(NONE_YET)
         chosen = job if job in {one.id for one in found} else found[0].id
         reports = {one.id: self.service.report(one.id, caller.user) for one in found if one.has_report}
+        now = self.service.status(chosen, caller.user)
         return _fill(
-            self._watched(chosen, caller, NOTHING)
-            | {
+            FILLED,
+            {
                 "chosen": gr.update(choices=[(_label(one), one.id) for one in found], value=chosen, visible=True),
                 "details": gr.update(visible=True),
                 "all": gr.update(visible=True),
                 "history": views.history(found, reports),
             }
-            | plots.of_results(found, reports)
+            | self._watched(now, caller, NOTHING)
+            | _offered(now)
+            | self._result(now, caller)
+            | plots.of_results(found, reports),
         )
 
     def tick(self, seen: dict[str, Any], http: gr.Request) -> list[Any]:
-        """What is new of the job that is shown; the list is left alone until its state is another."""
+        """What is new of the job that is shown; `turned` is another if all has to be shown anew.
+
+        Little is filled here: gradio takes half a millisecond for every part that an event may fill, even for those it
+        leaves, and many people's pages ask every second.
+        """
         caller, job = self.login.caller(http), seen["job"]
         if caller is None or job is None:
-            return _empty(LOGGED_OUT)
+            return _fill(TICKING, {"turned": time.monotonic()})
         try:
-            new = self._watched(job, caller, seen)
+            new = self._watched(self.service.status(job, caller.user), caller, seen)
         except HfquantError as error:
-            return _empty(views.failure(error))
-        if new["seen"]["state"] != seen.get("state"):  # the list says so too
-            return self.show(job, seen, http)
-        return _fill(new)
+            return _fill(TICKING, {"turned": time.monotonic(), "headline": views.failure(error)})
+        if new["seen"]["state"] != seen.get("state"):
+            return _fill(TICKING, {"turned": time.monotonic()})
+        return _fill(TICKING, new)
 
-    def _watched(self, job: str, caller: Caller, seen: dict[str, Any]) -> dict[str, Any]:
-        """What is to be seen of one job."""
-        now = self.service.status(job, caller.user)
-        new = seen["job"] != job
-        fresh = self.service.events(job, caller.user, 0 if new else seen["number"])
-        seen = _after({**NOTHING, "job": job} if new else seen, fresh) | {"state": now.state}
-        filled = {
-            "seen": seen,
-            "timer": gr.update(active=not now.is_final),
-            "headline": views.headline(now),
-            "steps": views.stepper(now),
-            "cancel": gr.update(visible=now.state in ("queued", "running")),
-            "resume": gr.update(
-                visible=now.state in ("failed", "cancelled", "review"),
-                value="Push it" if now.state == "review" else "Resume",
-            ),
-            "publish": gr.update(visible=now.state == "done" and _is_private(now)),
-            "retry": gr.update(visible=now.state in RETRIES),
-            "again": gr.update(visible=True),
-            "delete": gr.update(visible=now.is_final),
-            "result": gr.update(visible=False),
-        }
+    def _watched(self, now: Job, caller: Caller, seen: dict[str, Any]) -> dict[str, Any]:
+        """How it goes with a job."""
+        new = seen["job"] != now.id
+        fresh = self.service.events(now.id, caller.user, 0 if new else seen["number"])
+        seen = _after({**NOTHING, "job": now.id} if new else seen, fresh) | {"state": now.state}
+        filled = {"seen": seen, "headline": views.headline(now), "steps": views.stepper(now)}
         if new or fresh:  # nothing is drawn again that has not changed
             filled |= {"log": "\n".join(seen["log"])} | plots.of_layers(seen["layers"])
-        return filled | (self._result(now, caller) if now.is_final and now.has_report else {})
+        return filled
 
     def _result(self, job: Job, caller: Caller) -> dict[str, Any]:
-        report = self.service.report(job.id, caller.user)
+        report = self.service.report(job.id, caller.user) if job.is_final and job.has_report else None
         if report is None:
-            return {}
+            return {"result": gr.update(visible=False)}
         sample = report.get("sample") or {}
         place = self.service.result(job.id, caller.user)
         text = views.comparison(report)
@@ -129,19 +122,19 @@ class Jobs:
 
     def refresh(self, event: Any) -> None:
         """After an event, show everything anew."""
-        event.then(self.show, [self.job, self.seen], self.outputs, queue=False, show_progress="hidden",
-                   api_visibility="private")  # fmt: skip
+        event.then(self.show, [self.job, self.seen], self.places(FILLED), **QUIET)
 
     def connect(self, tabs: gr.Tabs, form: Form) -> None:
         """What happens when a button is pressed, a job chosen, a second has passed."""
-        parts, quiet = self.parts, {"queue": False, "show_progress": "hidden", "api_visibility": "private"}
-        parts["timer"].tick(self.tick, self.seen, self.outputs, trigger_mode="once", **quiet)
-        chosen = parts["chosen"].input(lambda job: job, parts["chosen"], self.job, **quiet)
+        parts = self.parts
+        parts["timer"].tick(self.tick, self.seen, self.places(TICKING), trigger_mode="once", **QUIET)
+        parts["turned"].change(self.show, [self.job, self.seen], self.places(FILLED), **QUIET)
+        chosen = parts["chosen"].input(lambda job: job, parts["chosen"], self.job, **QUIET)
         self.refresh(chosen)
         for name, act in self._actions().items():
             asked = {"js": SURE} if name == "publish" else {}
-            self.refresh(parts[name].click(act, parts["chosen"], parts["said"], **asked, **quiet))
-        parts["again"].click(self._again, parts["chosen"], [form.model, tabs, parts["said"]], **quiet)
+            self.refresh(parts[name].click(act, parts["chosen"], parts["said"], **asked, **QUIET))
+        parts["again"].click(self._again, parts["chosen"], [form.model, tabs, parts["said"]], **QUIET)
 
     def _actions(self) -> dict[str, Callable[..., str]]:
         def acting(act: Callable[[str, Caller], Any]) -> Callable[..., str]:
@@ -177,6 +170,7 @@ def build(service: Service, login: Login, job: gr.BrowserState) -> Jobs:
     """The tab's content."""
     tab = Jobs(service, login, job)
     parts = tab.parts
+    parts["turned"] = gr.State(0.0)
     parts["seen"], parts["timer"] = gr.State(dict(NOTHING)), gr.Timer(EVERY, active=False)
     parts["chosen"] = gr.Dropdown([], label="Job", elem_id="chosen", visible=False)
     parts["headline"] = gr.Markdown("No jobs yet.", elem_id="headline")
@@ -227,19 +221,34 @@ def _is_private(job: Job) -> bool:
     return bool(job.pushed and job.pushed.private and not job.pushed.pull_request)
 
 
+def _offered(job: Job) -> dict[str, Any]:
+    """What can be done with a job in its state."""
+    return {
+        "timer": gr.update(active=not job.is_final),
+        "cancel": gr.update(visible=job.state in ("queued", "running")),
+        "resume": gr.update(
+            visible=job.state in ("failed", "cancelled", "review"),
+            value="Push it" if job.state == "review" else "Resume",
+        ),
+        "publish": gr.update(visible=job.state == "done" and _is_private(job)),
+        "retry": gr.update(visible=job.state in RETRIES),
+        "again": gr.update(visible=True),
+        "delete": gr.update(visible=job.is_final),
+    }
+
+
 def _label(job: Job) -> str:
     return f"{job.request['model']} · {views.recipe(job)} · {job.state}"
 
 
-def _fill(values: Mapping[str, Any]) -> list[Any]:
-    """In the order of `FILLED`; what is not named stays as it is."""
-    return [values.get(name, gr.skip()) for name in FILLED]
+def _fill(names: Sequence[str], values: Mapping[str, Any]) -> list[Any]:
+    """In the order of the names; what is not given stays as it is."""
+    return [values.get(name, gr.skip()) for name in names]
 
 
 def _empty(text: str) -> list[Any]:
     """No job, and why."""
     hidden = gr.update(visible=False)
     gone = dict.fromkeys(("chosen", *BUTTONS, "result", "details", "all"), hidden)
-    return _fill(
-        gone | plots.none() | {"seen": dict(NOTHING), "timer": gr.update(active=False), "headline": text, "steps": ""}
-    )
+    said = {"seen": dict(NOTHING), "timer": gr.update(active=False), "headline": text, "steps": ""}
+    return _fill(FILLED, gone | plots.none() | said)
