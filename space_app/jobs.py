@@ -81,13 +81,13 @@ class Jobs:
         """
         caller, job = self.login.caller(http), seen["job"]
         if caller is None or job is None:
-            return _fill(TICKING, {"turned": time.monotonic()})
+            return _fill(TICKING, {"turned": _now()})
         try:
             new = self._watched(self.service.status(job, caller.user), caller, seen)
         except HfquantError as error:
-            return _fill(TICKING, {"turned": time.monotonic(), "headline": views.failure(error)})
+            return _fill(TICKING, {"turned": _now(), "headline": views.failure(error)})
         if new["seen"]["state"] != seen.get("state"):
-            return _fill(TICKING, {"turned": time.monotonic()})
+            return _fill(TICKING, {"turned": _now()})
         return _fill(TICKING, new)
 
     def _watched(self, now: Job, caller: Caller, seen: dict[str, Any]) -> dict[str, Any]:
@@ -170,7 +170,8 @@ def build(service: Service, login: Login, job: gr.BrowserState) -> Jobs:
     """The tab's content."""
     tab = Jobs(service, login, job)
     parts = tab.parts
-    parts["turned"] = gr.State(0.0)
+    # not a state: of those that change without the queue the page is not told
+    parts["turned"] = gr.Textbox(visible="hidden", elem_id="turned", label="When the job turned")
     parts["seen"], parts["timer"] = gr.State(dict(NOTHING)), gr.Timer(EVERY, active=False)
     parts["chosen"] = gr.Dropdown([], label="Job", elem_id="chosen", visible=False)
     parts["headline"] = gr.Markdown("No jobs yet.", elem_id="headline")
@@ -219,6 +220,11 @@ def _after(seen: Mapping[str, Any], fresh: Sequence[Event]) -> dict[str, Any]:
 def _is_private(job: Job) -> bool:
     """Whether it pushed to a repository that only some may see."""
     return bool(job.pushed and job.pushed.private and not job.pushed.pull_request)
+
+
+def _now() -> str:
+    """Never the same twice."""
+    return str(time.monotonic())
 
 
 def _offered(job: Job) -> dict[str, Any]:
