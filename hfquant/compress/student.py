@@ -61,13 +61,17 @@ class Student:
     def tokens(self, batch: int) -> int:
         return self.passage.batches[batch][1] * self.passage.stream.shape[0]
 
+    def dtype(self, weight: Weight) -> torch.dtype:
+        """What the block runs a weight in."""
+        return self.block.get_parameter(weight.name).dtype
+
     def output(
         self, batch: int, weights: Mapping[Weight, Tensor], vectors: Mapping[str, Tensor], *, teacher: bool = False
     ) -> Tensor:
         """What the block puts out with these parameters [n, seq, hidden], differentiable in them.
 
-        weights: float32 [out, in] each.  vectors: rounded here to the type they are stored in.  teacher: it reads what
-        the original block read, not what the compressed blocks before it put out.
+        weights: [out, in] each, float32 or what they run in.  vectors: rounded here to the type they are stored in.
+        teacher: it reads what the original block read, not what the compressed blocks before it put out.
         """
         args, kwargs = self.passage.arguments(self.index, batch, self.before if teacher else None)
         values = {}

@@ -15,6 +15,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
+from ..llvm import refused
 from ..tensors.grid import storable
 from ..tensors.layer import Quantized
 
@@ -27,8 +28,11 @@ class Learned(Protocol):
     latent: Tensor
     scale: Tensor
 
-    def weight(self) -> Tensor:
-        """The weight that will run, float32 [out, in], a function of `latent` and `scale`."""
+    def weight(self, dtype: torch.dtype = torch.float32) -> Tensor:
+        """The weight that will run, [out, in], a function of `latent` and `scale`.
+
+        dtype: what it will be rounded to anyway; where that saves something, it is here, else it is float32.
+        """
         ...
 
     def quantized(self) -> Quantized:
@@ -42,25 +46,45 @@ def learned(Q: Quantized, W: Tensor) -> Learned:
 
 
 class OnGrid(torch.autograd.Function):
-    """(u, s, z) -> s · (clip(⌊u⌉, 0, top) − z).  u [out, groups, columns]; s, z [out, groups, 1]
+    """(u, s, z) -> s · (clip(⌊u⌉, 0, top) − z), of a type.  u [out, groups, columns]; s, z [out, groups, 1]
 
     ∂Ŵ/∂u = s inside the range, 0 outside; ∂Ŵ/∂s = code − z.
     """
 
     @staticmethod
-    def forward(ctx: Any, u: Tensor, s: Tensor, z: Tensor, top: int) -> Tensor:
-        steps = u.round().clamp_(0, top).sub_(z)
-        ctx.save_for_backward(u, s, steps)
+    def forward(ctx: Any, u: Tensor, s: Tensor, z: Tensor, top: int, dtype: torch.dtype) -> Tensor:
+        ctx.save_for_backward(u, s, z)
         ctx.top = top
-        return steps * s
+        W = None
+        if _for_generated(u, s, dtype):
+            from . import _on_grid
+
+            W = _on_grid.forward(u, s, z, top, dtype)
+        return (_steps(u, z, top) * s).to(dtype) if W is None else W
 
     @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, Tensor | None, None, None]:
-        u, s, steps = ctx.saved_tensors
-        inside = (u > -0.5) & (u < ctx.top + 0.5)
-        du = (grad * s).mul_(inside) if ctx.needs_input_grad[0] else None
-        ds = (grad * steps).sum(-1, keepdim=True) if ctx.needs_input_grad[1] else None
-        return du, ds, None, None
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, Tensor | None, None, None, None]:
+        u, s, z = ctx.saved_tensors
+        found = None
+        if _for_generated(u, s, grad.dtype):
+            from . import _on_grid
+
+            found = _on_grid.backward(u, s, z, ctx.top, grad)
+        if found is None:
+            grad, inside = grad.to(u.dtype), (u > -0.5) & (u < ctx.top + 0.5)
+            found = (grad * s).mul_(inside), (grad * _steps(u, z, ctx.top)).sum(-1, keepdim=True)
+        du, ds = (t if needed else None for t, needed in zip(found, ctx.needs_input_grad, strict=False))
+        return du, ds, None, None, None
+
+
+def _for_generated(u: Tensor, s: Tensor, dtype: torch.dtype) -> bool:
+    """Groups that fill vectors of 16, weights of a type that is stored."""
+    fits = u.dtype == s.dtype == torch.float32 and u.is_contiguous() and u.shape[-1] % 16 == 0
+    return fits and dtype in (torch.float32, torch.bfloat16, torch.float16) and refused(u, s) is None
+
+
+def _steps(u: Tensor, z: Tensor, top: int) -> Tensor:
+    return u.round().clamp_(0, top).sub_(z)
 
 
 class Codes:
@@ -87,9 +111,11 @@ class Codes:
     def _flat(self, grouped: Tensor) -> Tensor:
         return grouped.flatten(1)[:, : self.Q.shape[1]]
 
-    def weight(self) -> Tensor:
+    def weight(self, dtype: torch.dtype = torch.float32) -> Tensor:
         zero = self.Q.zero_point.float()[..., None]
-        W: Tensor = OnGrid.apply(self.latent, self._scales(), zero, self.Q.grid.top)
+        alone = self.Q.mask is None and self.Q.low_rank is None and self.Q.input_scale is None
+        kind = dtype if alone else torch.float32
+        W: Tensor = OnGrid.apply(self.latent, self._scales(), zero, self.Q.grid.top, kind)
         return beside(self._flat(W), self.Q)
 
     @torch.no_grad()
@@ -111,7 +137,7 @@ class Values:
         W = (self._start + self._step * self.latent) * self.scale
         return through(W, W.detach().to(self.Q.codes.dtype).float())
 
-    def weight(self) -> Tensor:
+    def weight(self, dtype: torch.dtype = torch.float32) -> Tensor:
         return beside(self._values(), self.Q)
 
     @torch.no_grad()

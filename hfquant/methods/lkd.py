@@ -114,7 +114,7 @@ class _Lesson:
             if rate and tensors
         ]
         self._optimizer = (
-            Sign(groups) if method.optimizer == "sign" else torch.optim.Adam(groups, betas=BETAS, eps=1e-12)
+            Sign(groups) if method.optimizer == "sign" else torch.optim.Adam(groups, betas=BETAS, eps=1e-12, fused=True)
         )
         self._order = self._shuffled()
 
@@ -129,10 +129,12 @@ class _Lesson:
 
     def _loss(self, batch: int, weights: Mapping[Weight, Tensor]) -> Tensor:
         """Mean over tokens of the squared relative error."""
-        target = self.student.target(batch)
         output = self.student.output(batch, weights, self._gains(), teacher=self.method.input == "teacher")
-        lost = (output.float() - target).square().sum(-1)
-        return (lost / target.square().sum(-1).clamp(min=1e-12)).mean()
+        loss: Tensor = RelativeError.apply(output, self.student.target(batch))
+        return loss
+
+    def _weights(self) -> dict[Weight, Tensor]:
+        return {w: weight.weight(self.student.dtype(w)) for w, weight in self.weights.items()}
 
     def learn(self, rate: float) -> None:
         """One step, at a share `rate` of the learning rates."""
@@ -144,7 +146,7 @@ class _Lesson:
             batch = next(self._order)
             n = self.student.tokens(batch)
             with torch.enable_grad():
-                loss = self._loss(batch, {w: weight.weight() for w, weight in self.weights.items()})
+                loss = self._loss(batch, self._weights())
                 (loss * (n / self.method.tokens)).backward()
             tokens += n
         self._optimizer.step()
@@ -152,7 +154,7 @@ class _Lesson:
     def judge(self) -> float:
         """The loss on the held-out batches; infinite if it is not a number."""
         with torch.no_grad():
-            weights = {w: weight.weight() for w, weight in self.weights.items()}
+            weights = self._weights()
             losses = [float(self._loss(batch, weights)) for batch in self.student.held]
         mean = sum(losses) / len(losses)
         return mean if mean == mean else float("inf")
@@ -162,6 +164,26 @@ class _Lesson:
         return {w: weight.quantized() for w, weight in self.weights.items()}, {
             name: v.detach() for name, v in self._gains().items()
         }
+
+
+class RelativeError(torch.autograd.Function):
+    """(y, t) -> mean over tokens of ‖y − t‖² / ‖t‖².  y [..., hidden] of any type, t float32; the gradient is y's.
+
+    ∂/∂y = 2 (y − t) / (n ‖t‖²), n tokens.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, y: Tensor, t: Tensor) -> Tensor:
+        d = y.float() - t
+        energy = torch.linalg.vector_norm(t, dim=-1).square_().clamp_(min=1e-12)
+        ctx.save_for_backward(d, energy)
+        ctx.dtype = y.dtype
+        return (torch.linalg.vector_norm(d, dim=-1).square_() / energy).mean()
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
+        d, energy = ctx.saved_tensors
+        return (d * (2 * grad / (energy.numel() * energy))[..., None]).to(ctx.dtype), None
 
 
 class Sign(torch.optim.Optimizer):

@@ -13,6 +13,7 @@ from hfquant import llvm
 from hfquant.llvm import engine, machine
 from hfquant.llvm.threads import pool
 from hfquant.methods import _columns, _descent, _obs, _products, _refine
+from hfquant.methods._learned import learned
 from hfquant.methods.gptq import Method as Gptq
 from hfquant.tensors import _search
 from hfquant.tensors.grid import Grid
@@ -231,3 +232,33 @@ def test_code_that_cannot_be_made_is_not_asked_for_again(switch: Switch, monkeyp
     assert expected is not None
     assert found is not None
     assert torch.equal(found.codes, expected.codes)
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize(
+    "grid", [Grid(3, 32, False), Grid(4, 16, True), Grid(8, -1, False), Grid(4, 64, True)], ids=str
+)
+def test_a_weight_that_learns_and_its_gradients(switch: Switch, grid: Grid, dtype: torch.dtype) -> None:
+    """The weight to the bit; of the gradients the codes' too, the scales' up to the order of a sum."""
+    draw = torch.Generator().manual_seed(0)
+    W, G = torch.randn(37, 192, generator=draw), torch.randn(37, 192, generator=draw).to(dtype)
+    Q = start(replace(layer(37, 192), W=W), grid, torch.float16)
+
+    def learn() -> tuple[Tensor, ...]:
+        one = learned(Q, W)
+        with torch.no_grad():  # some beyond both ends of the range
+            one.latent.add_(torch.randn(one.latent.shape, generator=torch.Generator().manual_seed(1)))
+        for t in (one.latent, one.scale):
+            t.requires_grad_()
+        weight = one.weight(dtype)
+        assert weight.dtype == dtype
+        weight.backward(G)
+        assert one.latent.grad is not None
+        assert one.scale.grad is not None
+        return weight.detach(), one.latent.grad, one.scale.grad
+
+    ours, theirs = both(switch, learn)
+    assert torch.equal(ours[0], theirs[0])
+    assert torch.equal(ours[1], theirs[1])
+    assert (ours[1] == 0).any()
+    torch.testing.assert_close(ours[2], theirs[2], rtol=1e-4, atol=1e-4)

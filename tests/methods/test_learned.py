@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from hfquant.methods._learned import Codes, OnGrid, learned
+from hfquant.methods.lkd import RelativeError
 from hfquant.tensors.grid import Grid
 from hfquant.tensors.layer import Layer, LowRank, Quantized
 
@@ -61,7 +62,7 @@ def test_gradients_are_those_of_the_definition() -> None:
     weight, top = normal(5, 3, 8, seed=2).double(), 7
     for t in (u, s):
         t.requires_grad_()
-    (OnGrid.apply(u, s, z, top) * weight).sum().backward()
+    (OnGrid.apply(u, s, z, top, torch.float64) * weight).sum().backward()
     mine = [t.grad.clone() for t in (u, s)]
     u.grad = s.grad = None
     clipped = u.clamp(-0.5, top + 0.5)  # autograd gives 0 outside
@@ -72,7 +73,7 @@ def test_gradients_are_those_of_the_definition() -> None:
     step = 1e-6
     for i in range(5):
         up, down = (torch.where(torch.arange(5)[:, None, None] == i, s + d, s) for d in (step, -step))
-        lost = [float((OnGrid.apply(u, x, z, top) * weight).sum().detach()) for x in (up, down)]
+        lost = [float((OnGrid.apply(u, x, z, top, torch.float64) * weight).sum().detach()) for x in (up, down)]
         assert (lost[0] - lost[1]) / (2 * step) == pytest.approx(float(mine[1][i].sum()), rel=1e-5)
 
 
@@ -118,3 +119,19 @@ def test_a_weight_that_differs_from_the_nearest_code_stays_where_it_was_put() ->
     moved = replace(Q, codes=(Q.codes.int() + torch.randint(-2, 3, Q.shape)).clamp(0, 7).to(torch.uint8))
     assert torch.equal(Codes(moved, W).weight(), moved.dequantize())
     assert Layer(name="", W=W, Q=moved).error() > Layer(name="", W=W, Q=Q).error()
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+def test_the_loss_of_a_block_is_the_mean_relative_error_of_its_tokens(dtype: torch.dtype) -> None:
+    y, t = normal(2, 5, 8).to(dtype), normal(2, 5, 8, seed=1)
+    t[0] *= 100  # large tokens count no more than others
+    mine, defined = y.clone().requires_grad_(), y.double().requires_grad_()
+    loss = RelativeError.apply(mine, t)
+    true = ((defined - t).square().sum(-1) / t.double().square().sum(-1)).mean()
+    torch.testing.assert_close(loss.double(), true)
+    (3 * loss).backward()
+    (3 * true).backward()
+    assert mine.grad is not None
+    assert defined.grad is not None
+    assert mine.grad.dtype == dtype
+    torch.testing.assert_close(mine.grad, defined.grad.to(dtype))
