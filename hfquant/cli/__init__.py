@@ -13,6 +13,7 @@ import typer
 from typer.core import TyperGroup
 
 from ..errors import HfquantError
+from ..memory import huge_pages
 from . import (
     bench,
     compress,
@@ -97,4 +98,5 @@ def main() -> None:
     if not sys.stderr.isatty():
         os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")  # bars that redraw have no place in a log
     os.environ.setdefault("DISABLE_SAFETENSORS_CONVERSION", "1")  # transformers asks a Space to convert pickles
+    huge_pages()
     app()

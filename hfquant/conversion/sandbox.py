@@ -74,6 +74,7 @@ def environment(folder: Path) -> dict[str, str]:
         "HF_HUB_DISABLE_TELEMETRY": "1",
         "HF_HUB_DISABLE_PROGRESS_BARS": "1",
         "DISABLE_SAFETENSORS_CONVERSION": "1",
+        "THP_MEM_ALLOC_ENABLE": os.environ.get("THP_MEM_ALLOC_ENABLE", "1"),  # see `memory.huge_pages`
         "TOKENIZERS_PARALLELISM": "false",
         "NO_PROXY": "*",
     }
