@@ -35,6 +35,6 @@ def held(word: str, **environment: str) -> tuple[int, int]:
 def test_large_tensors_lie_in_huge_pages_and_take_no_more_memory() -> None:
     plain, asked = held("plain"), held("asked")
     assert plain[0] == 0
-    assert 60 <= asked[0] <= 64
+    assert 32 <= asked[0] <= 64, "a machine whose memory is in pieces may have fewer"
     assert abs(asked[1] - plain[1]) <= 8
     assert held("asked", THP_MEM_ALLOC_ENABLE="0")[0] == 0, "the user's own word counts"
