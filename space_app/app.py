@@ -71,9 +71,8 @@ def build(service: Service, login: Login, kept: fleet.Fleet | None = None) -> gr
         def arrive(http: gr.Request) -> tuple[str, Any]:
             return _status(login, http), convert.owners(login, http)
 
-        quiet: dict[str, Any] = {"queue": False, "show_progress": "hidden", "api_visibility": "private"}
-        page.load(arrive, None, [status, form.owner], **quiet)
-        page.load(watched.show, [job, watched.seen], watched.places(jobs.FILLED), **quiet)
+        page.load(arrive, None, [status, form.owner], **jobs.QUIET)
+        page.load(watched.show, [job, watched.seen], watched.places(jobs.FILLED), **jobs.QUIET)
     return page
 
 

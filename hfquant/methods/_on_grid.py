@@ -1,5 +1,5 @@
 """A weight on its grid and the gradients of it, `_learned.OnGrid`, in generated code: a pass over the weight for each,
-where torch takes ten, which is a third of the time in which a block learns.
+where torch takes ten.
 
     Ŵ = s · (c − z),  c = clip(⌊u⌉, 0, top);    ∂u = s · ∂Ŵ where −½ < u < top + ½, else 0;    ∂s = Σ (c − z) · ∂Ŵ
 """
