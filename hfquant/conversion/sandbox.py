@@ -123,13 +123,23 @@ class Child:
             while True:
                 yield self.said.get_nowait()
 
-    def exited(self) -> int | None:
-        """The exit code once the child is gone and all it said is read; negative: the signal that killed it."""
+    def exited(self, patience: float = 0.2) -> int | None:
+        """The exit code once the child is gone and all it said is read; negative: the signal that killed it.
+
+        patience: seconds to wait for each pipe, which a process that the child began may hold open.
+        """
         if self.process.poll() is None:
             return None
         for reader in self._readers:
-            reader.join(timeout=0.2)
+            reader.join(timeout=patience)
         return self.process.poll()
+
+    def rest(self) -> list[dict[str, Any]]:
+        """What was still under way when the child told how it ended: its log comes through another pipe."""
+        with suppress(subprocess.TimeoutExpired):
+            self.process.wait(timeout=5)
+        self.exited(patience=5)
+        return list(self.heard(0.0))
 
     def kill(self) -> None:
         """The child and all it started, at once."""

@@ -45,6 +45,8 @@ class Local(Executor):
         exited = run.child.exited()
         events = list(run.child.heard(0.0 if exited is not None else self.interval))
         ended = next((event for event in events if event["event"] in ("done", "failed")), None)
+        if ended is not None:
+            events += run.child.rest()
         told = [event for event in events if event["event"] not in ("done", "failed")]
         if ended is None and exited is None:
             self._check(task, run)

@@ -3,6 +3,7 @@
 import logging
 import os
 import signal
+import subprocess
 import sys
 import time
 import traceback
@@ -71,7 +72,8 @@ class Forked:
     def wait(self, timeout: float | None = None) -> int:
         until = time.monotonic() + (timeout or 60)
         while self.poll() is None:
-            assert time.monotonic() < until, f"process {self.pid} goes on"
+            if time.monotonic() > until:
+                raise subprocess.TimeoutExpired(f"process {self.pid}", timeout or 60)
             time.sleep(0.01)
         assert self.code is not None
         return self.code

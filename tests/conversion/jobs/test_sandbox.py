@@ -157,6 +157,21 @@ def test_whatever_happens_in_there_is_a_failure(run: Callable[..., Child], work:
     assert (code, said["kind"], said["message"]) == (1, "Bug", f"the work failed: {name}")
 
 
+def test_a_log_that_comes_later_than_the_end(run: Callable[..., Child], monkeypatch: pytest.MonkeyPatch) -> None:
+    """The end comes through one pipe, what it printed before through another, which may be read more slowly."""
+    hear = Child._hear
+
+    def slowly(child: Child, line: bytes, speaks: bool) -> None:
+        time.sleep(0 if speaks else 0.1)
+        hear(child, line, speaks)
+
+    monkeypatch.setattr(Child, "_hear", slowly)
+    child, said = run(panics), []
+    wait(lambda: said.extend(child.heard(0.05)) or any(event["event"] == "failed" for event in said))
+    assert not any("too large" in event.get("text", "") for event in said), "it is slow enough to show something"
+    assert any("PanicException: regex too large" in event.get("text", "") for event in child.rest())
+
+
 def test_killed_within_a_second_with_all_that_it_started(run: Callable[..., Child], tmp_path: Path) -> None:
     """Also what ignores signals, and what hides in a child of its own."""
 
