@@ -20,14 +20,19 @@ def target(layer: Layer, U: Tensor, order: Tensor | None, match_original: float)
     kept weights, what is lost to V and what is lost to W* differ by a constant.
     """
     W, H, C = kept(layer), layer.H, layer.C
-    aimed = layer.V is not None or layer.mask is not None
-    if H is None or C is None or aimed or not match_original or not torch.isfinite(C).all():
+    if H is None or C is None or not shifts(layer, match_original):
         return W
     drift = (C.float() - H.float()).T @ W.T  # (C − H)ᵀWᵀ  [in, out]
     order = torch.arange(W.shape[1]) if order is None else order
     shift = torch.empty_like(drift)
     shift[order] = solved(U, drift[order])
     return W + match_original * shift.T
+
+
+def shifts(layer: Layer, match_original: float) -> bool:
+    """Whether `target` is something else than the weights that are there."""
+    aimed = layer.V is not None or layer.mask is not None
+    return bool(match_original) and layer.C is not None and not aimed and bool(torch.isfinite(layer.C).all())
 
 
 def kept(layer: Layer) -> Tensor:

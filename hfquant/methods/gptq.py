@@ -23,7 +23,7 @@ from ..tensors.layer import Layer, Quantized
 from ._obs import damped, inverse_factor, on_grids, sweep
 from ._refine import refine
 from ._streams import Observed
-from ._target import kept, target
+from ._target import kept, shifts, target
 
 
 class Method(Observed):
@@ -63,6 +63,8 @@ class Method(Observed):
             W = target(part, U, order, self.match_original)
             done.append((self._round(W, part.mask, H.diagonal(), U, order, grid, scale_dtype), W, part.mask))
         del U, factor  # as large as H
+        if shifts(layer, self.match_original):
+            layer = replace(layer, aim=torch.cat([W for _, W, _ in done]))
         if self.refine:
             H = damped(H, damp).float()
             done = [(refine(Q, W, H, rounds=self.refine, mask=mask), W, mask) for Q, W, mask in done]

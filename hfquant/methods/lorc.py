@@ -1,7 +1,7 @@
 """LoRC, low-rank compensation (ZeroQuant-V2; Yao et al., 2023; arXiv:2303.08302, section 5), in the layer's metric.
 
-What is left of a weight after any rounding or pruning, E = W − Ŵ, is approximated by U V of rank r, which runs beside
-it: y = Ŵx + U(Vx).  The paper takes the SVD of E, which is best for ‖E − UV‖.  What the layer puts out is best with
+What a weight lacks after any rounding or pruning, E = W − Ŵ, is approximated by U V of rank r, which runs beside it:
+y = Ŵx + U(Vx).  Where the steps before aimed beside W, at the original model's outputs, E is measured from there.  The paper takes the SVD of E, which is best for ‖E − UV‖.  What the layer puts out is best with
 ‖(E − UV)X‖: with H = XXᵀ = L Lᵀ that is the SVD of E·L = A Σ Bᵀ, and U = A_r, V = Σ_r B_rᵀ L⁻¹ = A_rᵀ E (QERA; Zhang
 et al., 2024; arXiv:2410.06040, theorem 1).  L only serves to find the r directions A_r of the output that lose most.
 
@@ -64,7 +64,7 @@ class Method(BaseModel):
 
     def __call__(self, layer: Layer, grid: Grid, scale_dtype: torch.dtype) -> Layer:
         """Set `low_rank`, unless it would not lower the layer's error."""
-        E = (layer.W - layer.effective).double()
+        E = layer.lost.double()
         H = layer.H if self.weighted and layer.H is not None and torch.isfinite(layer.H).all() else None
         L = None if H is None else factor(H, self.damp)
         A, energy = leading(E if L is None else E @ L, self.rank or min(self.most, *E.shape))

@@ -33,7 +33,7 @@ from ._prune import Rounding, prune
 from ._refine import objective
 from ._refit import least_squares
 from ._streams import Observed
-from ._target import target
+from ._target import shifts, target
 
 PARTS = 16  # of `sparsity`: how finely `max_error` is met
 EXPERT = re.compile(r"\[\d+\]$")  # which one of fused experts a weight is
@@ -143,6 +143,8 @@ class Method(Observed):
         if damp != self.damp:
             layer = replace(layer, notes=(*layer.notes, f"damping raised to {damp:g}"))
         Wt = target(layer, U, None, self.match_original).T.contiguous()
+        if shifts(layer, self.match_original):
+            layer = replace(layer, aim=Wt.T)
         if rounds and not self.admm and not self.refit and self.max_error is None:
             places = self.places(layer.name)
             rounding = Rounding(Wt, U, H.diagonal(), places, self.block, grid, scale_dtype)

@@ -124,14 +124,16 @@ class Layer:
     calibration tokens (any positive factor gives the same result).  C float32 [in, in] = 2/n · X̃Xᵀ where X̃ is
     the input the layer had in the original model; None where only one stream was run.
 
-    What steps have made of it: V float32 [out, in], W as they changed it; mask bool [out, in], True where a weight is
-    kept, and its pattern (n, m) if it has one; Q; low_rank; trail, (method, error after it) of every step.
+    What steps have made of it: aim float32 [out, in], what they want it to become, where that is not W (see
+    `methods._target`); V float32 [out, in], W as they changed it; mask bool [out, in], True where a weight is kept, and
+    its pattern (n, m) if it has one; Q; low_rank; trail, (method, error after it) of every step.
     """
 
     name: str
     W: Tensor
     H: Tensor | None = None
     C: Tensor | None = None
+    aim: Tensor | None = None
     V: Tensor | None = None
     mask: Tensor | None = None
     pattern: tuple[int, int] | None = None
@@ -153,9 +155,14 @@ class Layer:
             W = W * self.mask
         return W if self.low_rank is None else W + self.low_rank.dense()
 
+    @property
+    def lost(self) -> Tensor:
+        """What the weight that will run lacks, float32 [out, in]."""
+        return (self.W if self.aim is None else self.aim) - self.effective
+
     def error(self) -> float:
-        """‖(W − Ŵ)X‖ / ‖WX‖; without H, ‖W − Ŵ‖ / ‖W‖."""
-        lost = sum(float(_energy(part.W - part.effective, self.H)) for part in self.parts())
+        """‖(W − Ŵ)X‖ / ‖WX‖; without H, ‖W − Ŵ‖ / ‖W‖.  Of a layer with an `aim`, the distance from that."""
+        lost = sum(float(_energy(part.lost, self.H)) for part in self.parts())
         return math.sqrt(max(0.0, lost) / max(self.energy, torch.finfo(torch.float32).tiny))
 
     @property
@@ -173,9 +180,10 @@ class Layer:
 
     def rows(self, rows: slice) -> "Layer":
         """The part of it that makes these rows of the output."""
-        V, mask = (None if t is None else t[rows] for t in (self.V, self.mask))
+        aim, V, mask = (None if t is None else t[rows] for t in (self.aim, self.V, self.mask))
         low_rank = self.low_rank and replace(self.low_rank, u=self.low_rank.u[rows])
-        return replace(self, W=self.W[rows], V=V, mask=mask, Q=self.Q and self.Q.rows(rows), low_rank=low_rank)
+        Q = self.Q and self.Q.rows(rows)
+        return replace(self, W=self.W[rows], aim=aim, V=V, mask=mask, Q=Q, low_rank=low_rank)
 
     def stored(self, dtype: torch.dtype) -> Quantized:
         """What is stored of it: Q, or the values in `dtype` where no step quantized; with mask and low rank."""

@@ -1,12 +1,15 @@
 """Low-rank compensation: the best there is of its rank, in 8 bit, and never worse than nothing."""
 
+from collections.abc import Callable
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import scipy.linalg
 import torch
 from torch import Tensor
 
-from hfquant.methods import gptq, lorc, rtn
+from hfquant.methods import gptq, lorc, rtn, sparsegpt
 from hfquant.methods._spectrum import leading
 from hfquant.tensors.grid import Grid
 from hfquant.tensors.layer import Layer
@@ -167,6 +170,46 @@ def test_never_worse_and_left_out_where_nothing_is_gained() -> None:
 def test_never_raises_the_error(seed: int, tokens: int) -> None:
     before = rounded(layer(tokens=tokens, seed=seed))
     assert lorc.Method(rank=4)(before, GRID, torch.float16).error() <= before.error()
+
+
+def drifted(seed: int = 0) -> tuple[Layer, Tensor, Tensor]:
+    """A layer that reads something else than it did in the original model, and both: (layer, X, X̃)."""
+    whole, original = layer(tokens=2000, seed=seed), inputs(96, 2000, seed)
+    noise = torch.randn(original.shape, generator=torch.Generator().manual_seed(seed + 2))
+    X = original + 0.1 * original.std(1, keepdim=True) * noise + 0.2 * original.roll(1, 0)
+    return replace(whole, H=2 / 2000 * X @ X.T, C=2 / 2000 * original @ X.T), X, original
+
+
+@pytest.mark.parametrize(
+    "before", [gptq.Method(match_original=1.0), sparsegpt.Method(sparsity=0.5, match_original=1.0)], ids=["gptq", "50%"]
+)
+@pytest.mark.parametrize("seed", range(3))
+def test_it_corrects_towards_what_the_steps_before_aim_at(before: Callable[..., Layer], seed: int) -> None:
+    """They make up for what earlier layers lost; a correction towards W would undo that."""
+    given, X, original = drifted(seed)
+    done = before(given, GRID, torch.float16)
+    assert done.aim is not None
+    corrected = lorc.Method(rank=8)(done, GRID, torch.float16)
+    towards = lorc.Method(rank=8)(replace(done, aim=None), GRID, torch.float16)
+    wanted = given.W @ original
+    nothing, ours, other = (float((of.effective @ X - wanted).norm()) for of in (done, corrected, towards))
+    assert ours < nothing
+    assert ours < other
+    assert corrected.error() < done.error()
+
+
+def test_errors_are_counted_from_the_aim() -> None:
+    given, _, _ = drifted()
+    done = gptq.Method(match_original=0.5)(given, GRID, torch.float16)
+    assert done.aim is not None
+    assert given.H is not None
+    root = torch.linalg.cholesky(given.H.double())
+    far = ((done.aim - done.effective).double() @ root).norm() / (given.W.double() @ root).norm()
+    assert done.error() == pytest.approx(float(far), rel=1e-4)
+    plain = gptq.Method(match_original=0)(given, GRID, torch.float16)
+    assert plain.aim is None
+    assert done.error() < 1.05 * plain.error(), "what it does on purpose is no error"
+    assert replace(done, aim=None).error() > 1.1 * done.error()
 
 
 def test_an_unusable_hessian() -> None:
