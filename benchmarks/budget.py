@@ -42,7 +42,9 @@ BOUNDS = (0.002, 0.3)  # of the loss
 class Bench:
     def __init__(self, options: argparse.Namespace, work: Path) -> None:
         self.options, self.work = options, work
-        self.calibration = {"samples": options.samples, "seq_len": options.seq_len}
+        self.calibration: dict[str, Any] = {"samples": options.samples, "seq_len": options.seq_len}
+        if options.calibration:
+            self.calibration["calibration"] = options.calibration
         source = open_source(options.model)
         self.windows: Tensor = cut(read_text(options.text), source.tokenizer(), options.seq_len, options.windows)
         self.source = source
@@ -191,7 +193,8 @@ def gains(uniform: list[dict[str, Any]], chosen: list[dict[str, Any]]) -> list[d
 def markdown(done: dict[str, Any]) -> str:
     lines = [
         f"# Budgets: {done['settings']['name']}", "",
-        f"{done['settings']['samples']} sequences of {done['settings']['seq_len']} tokens for calibration; held out:"
+        f"{done['settings']['samples']} sequences of {done['settings']['seq_len']} tokens for calibration"
+        f" ({done['settings'].get('calibration', 'packaged')}); held out:"
         f" {done['settings']['windows']} windows of {done['settings']['text']}. Losses are ln(perplexity / original's)"
         " and KL in nats per token; beside them those of one grid everywhere, interpolated at the same bits.", "",
         "| average | stored bits | KL | uniform | less | ln ppl | uniform | less |",
@@ -223,6 +226,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("model")
     parser.add_argument("--text", required=True, help="held-out text")
+    parser.add_argument("--calibration", help="text, else the packaged one")
     parser.add_argument("--name", required=True)
     parser.add_argument("--samples", type=int, default=64)
     parser.add_argument("--seq-len", type=int, default=512)
@@ -238,6 +242,7 @@ def main() -> None:
     options.groups = options.groups or list(GROUPS)
     torch.manual_seed(0)
     named = {"model": Path(options.model).name, "text": Path(options.text).name}
+    named |= {"calibration": Path(options.calibration).name if options.calibration else "packaged"}
     settings = {name: value for name, value in vars(options).items() if name != "keep"} | named
     done: dict[str, Any] = {"settings": settings, "hardware": hardware(), "versions": versions()}
     done |= {"threads": torch.get_num_threads(), "promises": []}

@@ -69,14 +69,15 @@ def options() -> argparse.Namespace:
     parser.add_argument("--lr", type=float, default=2e-3)
     parser.add_argument("--scale-lr", type=float, default=2e-3)
     parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--text", type=Path, help="to learn from and to measure on, else the packaged one")
     parser.add_argument("--work", type=Path, required=True)
     parser.add_argument("--out", type=Path, required=True)
     return parser.parse_args()
 
 
-def texts(work: Path) -> tuple[Path, Path]:
+def texts(work: Path, text: Path | None) -> tuple[Path, Path]:
     """What is learned from, and what is measured on."""
-    whole = packaged("calibration")
+    whole = packaged("calibration") if text is None else text.read_text("utf-8")
     cut = whole.rindex("\n", 0, len(whole) * 9 // 10)
     (work / "train.txt").write_text(whole[:cut])
     (work / "held.txt").write_text(whole[cut:])
@@ -169,7 +170,7 @@ def wanted(seeds: int) -> Iterator[tuple[str, int]]:
 def main() -> None:
     args = options()
     args.work.mkdir(parents=True, exist_ok=True)
-    text, held_text = texts(args.work)
+    text, held_text = texts(args.work, args.text)
     tokenizer = tokenizer_of(text, args.vocabulary)
     rows: list[dict[str, Any]] = []
     teachers: dict[str, dict[str, Any]] = {}
@@ -189,7 +190,8 @@ def main() -> None:
             rows[-1]["ratio"] = round(rows[-1]["perplexity"] / teachers[family]["perplexity"], 4)
             print(rows[-1], flush=True)
             settings = {
-                "text": "packaged calibration text: nine tenths to learn from, the last tenth to measure on",
+                "text": f"{args.text.name if args.text else 'packaged calibration text'}: nine tenths to learn from, the"
+                " last tenth to measure on",
                 **{k: v for k, v in vars(args).items() if k not in ("work", "out", "family")},
                 "window": WINDOW, "batch": BATCH, "threads": torch.get_num_threads(),
                 "hardware": hardware(), "versions": versions(),
