@@ -190,8 +190,8 @@ def main() -> None:
             rows[-1]["ratio"] = round(rows[-1]["perplexity"] / teachers[family]["perplexity"], 4)
             print(rows[-1], flush=True)
             settings = {
-                "text": f"{args.text.name if args.text else 'packaged calibration text'}: nine tenths to learn from, the"
-                " last tenth to measure on",
+                "text": f"{args.text.name if args.text else 'packaged calibration text'}: nine tenths to learn from,"
+                " the last tenth to measure on",
                 **{k: v for k, v in vars(args).items() if k not in ("work", "out", "family")},
                 "window": WINDOW, "batch": BATCH, "threads": torch.get_num_threads(),
                 "hardware": hardware(), "versions": versions(),

@@ -15,6 +15,7 @@ from pathlib import Path
 
 import pytest
 import yaml
+from safetensors.torch import load_file, save_file
 from typer.testing import CliRunner
 
 from hfquant import methods
@@ -61,10 +62,7 @@ def desk(trained: Callable[[str], Path], tmp_path: Path, monkeypatch: pytest.Mon
     monkeypatch.setenv("HFQUANT_FOLDER", str(tmp_path / "service"))
     monkeypatch.setenv("HFQUANT_USER", "alice")
     monkeypatch.setattr(sandbox, "start", forks.start)  # Python need not be begun anew for every child
-    shutil.copytree(trained("llama"), tmp_path / "MODEL")
-    config = json.loads((tmp_path / "MODEL" / "config.json").read_text())
-    config["max_position_embeddings"] = LENGTH  # of rotary embeddings, which have no parameters
-    (tmp_path / "MODEL" / "config.json").write_text(json.dumps(config))
+    shorter(trained("llama"), tmp_path / "MODEL")
     hub.store.upload("org/model", tmp_path / "MODEL")
     small = gguf_files.FAMILIES["llama"]
     small = replace(small, kv=small.kv | {"context_length": LENGTH})
@@ -78,6 +76,18 @@ def desk(trained: Callable[[str], Path], tmp_path: Path, monkeypatch: pytest.Mon
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     monkeypatch.chdir(tmp_path)
     return tmp_path
+
+
+def shorter(model: Path, to: Path) -> None:
+    """The model without its last block, for texts of LENGTH tokens: rotary embeddings have no parameters."""
+    shutil.copytree(model, to)
+    config = json.loads((to / "config.json").read_text())
+    config["num_hidden_layers"] -= 1
+    config["max_position_embeddings"] = LENGTH
+    (to / "config.json").write_text(json.dumps(config))
+    last = f"model.layers.{config['num_hidden_layers']}."
+    kept = {name: t for name, t in load_file(to / "model.safetensors").items() if not name.startswith(last)}
+    save_file(kept, to / "model.safetensors", {"format": "pt"})
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.stem)

@@ -1,9 +1,11 @@
 """LoRC, low-rank compensation (ZeroQuant-V2; Yao et al., 2023; arXiv:2303.08302, section 5), in the layer's metric.
 
 What a weight lacks after any rounding or pruning, E = W − Ŵ, is approximated by U V of rank r, which runs beside it:
-y = Ŵx + U(Vx).  Where the steps before aimed beside W, at the original model's outputs, E is measured from there.  The paper takes the SVD of E, which is best for ‖E − UV‖.  What the layer puts out is best with
-‖(E − UV)X‖: with H = XXᵀ = L Lᵀ that is the SVD of E·L = A Σ Bᵀ, and U = A_r, V = Σ_r B_rᵀ L⁻¹ = A_rᵀ E (QERA; Zhang
-et al., 2024; arXiv:2410.06040, theorem 1).  L only serves to find the r directions A_r of the output that lose most.
+y = Ŵx + U(Vx).  Where the steps before aimed beside W, at the original model's outputs, E is measured from there.
+
+The paper takes the SVD of E, which is best for ‖E − UV‖.  What the layer puts out is best with ‖(E − UV)X‖: with
+H = XXᵀ = L Lᵀ that is the SVD of E·L = A Σ Bᵀ, and U = A_r, V = Σ_r B_rᵀ L⁻¹ = A_rᵀ E (QERA; Zhang et al., 2024;
+arXiv:2410.06040, theorem 1).  L only serves to find the r directions A_r of the output that lose most.
 
 Both factors are stored in 8 bit, a scale per rank.  V is solved for after U has been rounded, so that it makes up for
 that too: V = (UᵀU)⁻¹UᵀE, whatever H is.

@@ -22,7 +22,7 @@ def test_help_answers_at_once() -> None:
     before = resource.getrusage(resource.RUSAGE_CHILDREN)
     done = subprocess.run([sys.executable, "-m", "hfquant", "--help"], capture_output=True, text=True, check=True)
     after = resource.getrusage(resource.RUSAGE_CHILDREN)
-    assert after.ru_utime - before.ru_utime < 0.5
+    assert after.ru_utime - before.ru_utime < 1
     assert all(command in done.stdout for command in COMMANDS)
 
 

@@ -105,7 +105,9 @@ def test_it_learns_and_the_head_keeps_the_tables_grid(trained: Callable[[str], P
     assert sorted(f.name for f in todo.out.iterdir()) == sorted([*report["output"]["files"], "report.json"])
 
 
-@pytest.mark.parametrize("family", ["gpt2", "llama", "bart"])
+@pytest.mark.parametrize(
+    "family", ["llama", pytest.param("gpt2", marks=pytest.mark.slow), pytest.param("bart", marks=pytest.mark.slow)]
+)
 def test_gradient_checkpointing_changes_no_byte_and_bfloat16_little(
     family: str, trained: Callable[[str], Path], text: str, tmp_path: Path
 ) -> None:

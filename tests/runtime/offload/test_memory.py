@@ -118,7 +118,7 @@ def test_the_plan_keeps_the_budget_and_knows_its_peak(
     assert abs(said["predicted"] - said["peak"]) < 0.1 * said["peak"], said
 
 
-@pytest.mark.parametrize(("batch", "batches"), [(6, 2), (1, 12)])
+@pytest.mark.parametrize(("batch", "batches"), [pytest.param(6, 2, marks=pytest.mark.slow), (1, 12)])
 def test_caches_of_small_batches_leave_no_holes(large: tuple[Path, int], batch: int, batches: int) -> None:
     """A layer's cache of one batch is smaller here than what comes and goes beside it: they must not share a heap."""
     done = child(BATCHES, large[0], batch, batches, 0, 0)
@@ -127,7 +127,14 @@ def test_caches_of_small_batches_leave_no_holes(large: tuple[Path, int], batch: 
     assert said["peak"] <= 1.02 * said["predicted"], said
 
 
-@pytest.mark.parametrize(("chunk", "on_disk"), [(16, 0), (16, 1 << 20), (0, 1 << 20)])
+@pytest.mark.parametrize(
+    ("chunk", "on_disk"),
+    [
+        (16, 1 << 20),
+        pytest.param(16, 0, marks=pytest.mark.slow),
+        pytest.param(0, 1 << 20, marks=pytest.mark.slow),
+    ],
+)
 def test_the_peak_of_chunks_is_known(large: tuple[Path, int], chunk: int, on_disk: int) -> None:
     """Of a large batch, whose activations are most of what is held beside the process itself."""
     done = child(BATCHES, large[0], 48, 1, chunk, on_disk)
