@@ -3,7 +3,7 @@
     python benchmarks/calibration_texts.py MODEL --recipe gptq-w3g64 --calibration default --calibration NOVEL.txt \
         --text c4=C4.txt --text code=CODE.txt --work FOLDER --out RESULT
 
-One compression for each --calibration, kept in FOLDER; perplexity of each on every --text: float32, exp of the mean over
+One compression for each --calibration, kept in FOLDER; perplexity of each on every --text: float32, exp of the mean of
 all tokens of the first --windows windows.
 """
 
