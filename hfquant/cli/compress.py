@@ -9,7 +9,7 @@ import typer
 
 from ..errors import RecipeError, ResourceError
 from . import engine, engine_budget, goals
-from .arguments import Fresh, Json, Model, Out, Set, Windows, size
+from .arguments import Fresh, Json, Model, Out, Set, Text, Windows, size
 from .goals import AverageBits, DryRun, Fastest, Fit, MaxLoss, Within
 from .output import busy, complain, log, print_facts, print_json
 from .progress import Tally, progress
@@ -18,6 +18,7 @@ from .summary import estimate, result
 
 if TYPE_CHECKING:
     from ..compress import Plan
+    from ..compress.plan import Outlook
     from ..recipe import Recipe
 
 
@@ -66,6 +67,7 @@ def compress(
     device: Annotated[
         str, typer.Option(metavar="DEVICE", help="Where the work is done: `cpu`, `cuda`, `cuda:1`.")
     ] = "cpu",
+    text: Text = None,
     windows: Windows = 64,
     crew: Annotated[
         str | None,
@@ -107,18 +109,20 @@ def compress(
     if crew is not None or parts is not None or threads is not None:
         work |= {"crew": engine.crew(crew, parts=parts, threads=threads, device=device), "device": "cpu"}
 
+    def announced(found: "Outlook") -> None:
+        print_facts(log(), estimate(found, windows))
+        engine.check_text(found.source, text)
+
     def done(source: Any, recipe: "Recipe", again: bool = False) -> dict[str, Any]:
-        plan = engine.plan(
-            source, recipe, out, **settings, **work, fresh=fresh or again,
-            announce=lambda found: print_facts(log(), estimate(found, windows)),
-        )  # fmt: skip
+        plan = engine.plan(source, recipe, out, **settings, **work, fresh=fresh or again, announce=announced)
         _run(ctx, plan)
-        return _measure(plan, model, windows)
+        return _measure(plan, model, text, windows)
 
     if chosen.budget is None:
         report = done(model, chosen)
     else:
         case = engine_budget.open_case(model, chosen, out, **settings, fresh=fresh, device=device)
+        engine.check_text(case.source, text)
         if dry_run:
             goals.show(case, as_json)
             return
@@ -153,15 +157,13 @@ def _run(ctx: typer.Context, plan: "Plan") -> None:
         ) from error
 
 
-def _measure(plan: "Plan", model: str, windows: int) -> dict[str, Any]:
+def _measure(plan: "Plan", model: str, text: Path | None, windows: int) -> dict[str, Any]:
     try:
         with busy("reading the result back and comparing it with the original"):
-            return engine.verify(plan.out, against=model, windows=windows)
+            return engine.verify(plan.out, against=model, text=text, windows=windows)
     except KeyboardInterrupt:
-        complain(
-            f"interrupted: `{plan.out}` is complete but not measured",
-            f"measure it with `{shlex.join(['hfquant', 'eval', str(plan.out), '--against', model])}`",
-        )
+        words = ["hfquant", "eval", str(plan.out), "--against", model, *(["--text", str(text)] if text else [])]
+        complain(f"interrupted: `{plan.out}` is complete but not measured", f"measure it with `{shlex.join(words)}`")
         raise typer.Exit(130) from None
 
 

@@ -34,6 +34,16 @@ def plan(model: "str | Source", recipe: "Recipe", out: Path, **settings: Any) ->
     return plan(model, recipe, out, **settings)
 
 
+def check_text(source: "Source", text: Path | None) -> None:
+    """Raises CalibrationError for a text that the result could not be measured on."""
+    if text is not None:
+        from ..measure.text import cut, read_text
+        from ..measure.verify import WINDOW
+        from ..model.inputs import longest
+
+        cut(read_text(text), source.tokenizer(), min(WINDOW, longest(source.config) or WINDOW), 1)
+
+
 def crew(name: str | None, **settings: Any) -> "Crew":
     """Who does it."""
     quiet()

@@ -6,7 +6,7 @@ from typing import Annotated
 import typer
 
 from . import engine
-from .arguments import Folder, Json, Windows
+from .arguments import Folder, Json, Text, Windows
 from .output import busy, data, print_facts, print_json
 from .summary import scores
 
@@ -17,10 +17,7 @@ def evaluate(
         str | None,
         typer.Option(metavar="MODEL", help="The original, if the report does not know it.", show_default=False),
     ] = None,
-    text: Annotated[
-        Path | None,
-        typer.Option(metavar="FILE", help="Text to measure on.", exists=True, dir_okay=False, show_default="packaged"),
-    ] = None,
+    text: Text = None,
     windows: Windows = 64,
     window_len: Annotated[int, typer.Option(min=8, metavar="L", help="Tokens in each window.")] = 512,
     dtype: Annotated[

@@ -30,6 +30,7 @@ from .scan import scan
 from .tasks import Tasks, check_lengths, compared, run
 from .text import PACKAGED, Text, cut, read_text
 
+WINDOW = 512  # tokens
 PROMPT_TOKENS = 16
 NEW_TOKENS = 32
 NOISE = 20_000_000  # bytes of a model: what a smaller one takes is lost in what the process takes and gives back
@@ -41,7 +42,7 @@ def verify(
     against: str | Path | Source | None = None,
     text: str | Path | None = None,
     windows: int | None = 64,
-    window_len: int = 512,
+    window_len: int = WINDOW,
     dtype: str | torch.dtype = "auto",
     prompt: str | None = None,
     new_tokens: int = NEW_TOKENS,

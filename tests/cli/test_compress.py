@@ -70,7 +70,7 @@ def test_settings_reach_the_engine(run: Run, fake: Engine) -> None:
         "max_memory": 2 * 1024**3,
         "device": "cuda:1",
     }
-    assert fake.asked[1] == ("verify", Path("small"), {"against": "org/model", "windows": 64})
+    assert fake.asked[1] == ("verify", Path("small"), {"against": "org/model", "text": None, "windows": 64})
 
 
 def test_interrupt_says_how_to_resume(run: Run, fake: Engine) -> None:

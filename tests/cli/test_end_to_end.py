@@ -127,6 +127,29 @@ def test_collapse_fails_the_command(run: Run, model: Path, tmp_path: Path) -> No
     assert "hint: use more bits" in done.stderr
 
 
+def test_measured_on_a_text_of_ones_own(run: Run, model: Path, tmp_path: Path) -> None:
+    (tmp_path / "mine.txt").write_text("The lion walked down the yellow road. " * 200)
+    done = run("compress", model, "-r", "rtn-w8", "-o", tmp_path / "out", "--text", tmp_path / "mine.txt", "--json")
+    assert done.exit_code == 0, done.stderr
+    assert json.loads(done.stdout)["evaluation"]["settings"]["text"] == "mine.txt"
+
+
+@pytest.mark.parametrize("goal", [["-r", "rtn-w8"], ["--average-bits", "4"]], ids=["recipe", "goal"])
+@pytest.mark.parametrize(
+    ("text", "said"), [(b"short", "fewer than one window"), (b"\xff\xfe" * 900, "give a UTF-8 text file")]
+)
+def test_a_text_that_cannot_be_measured_on(
+    run: Run, model: Path, tmp_path: Path, goal: list[str], text: bytes, said: str
+) -> None:
+    """Is refused before any work."""
+    (tmp_path / "bad.txt").write_bytes(text)
+    done = run("compress", model, *goal, *SMALL, "-o", tmp_path / "out", "--text", tmp_path / "bad.txt")
+    assert done.exit_code == 2
+    assert said in " ".join(done.stderr.split())
+    assert "block 1/" not in done.stderr
+    assert not list((tmp_path / "out").rglob("*.safetensors"))
+
+
 def test_too_little_memory(run: Run, model: Path, tmp_path: Path) -> None:
     done = run("compress", model, "-r", "rtn-w4", "-o", tmp_path / "out", "--max-memory", "1MB")
     assert done.exit_code == 2
