@@ -136,7 +136,7 @@ def test_measured_on_a_text_of_ones_own(run: Run, model: Path, tmp_path: Path) -
 
 @pytest.mark.parametrize("goal", [["-r", "rtn-w8"], ["--average-bits", "4"]], ids=["recipe", "goal"])
 @pytest.mark.parametrize(
-    ("text", "said"), [(b"short", "fewer than one window"), (b"\xff\xfe" * 900, "give a UTF-8 text file")]
+    ("text", "said"), [(b"short", "fewer than one window"), (b"\xff\xfe" * 900, "give a UTF-8 text")]
 )
 def test_a_text_that_cannot_be_measured_on(
     run: Run, model: Path, tmp_path: Path, goal: list[str], text: bytes, said: str
