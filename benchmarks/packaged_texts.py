@@ -1,16 +1,18 @@
 """Make the texts that come with hfquant: python packaged_texts.py --novels FILE FILE --wikitext FOLDER --code FOLDER
 
---novels: what to calibrate on, and what to measure on.  --wikitext: wiki.valid.raw and wiki.test.raw of WikiText-2.
---code: a checkout of hfquant.  The files written are those of `hfquant/model/data`: the same input gives the same
-bytes.
+--novels: what to calibrate on, and what to measure on, as hfquant e1e4b11 had them (calibration.txt, evaluation.txt).
+--wikitext: wiki.valid.raw and wiki.test.raw of WikiText-2.  --code: a checkout of hfquant.  What was given is told by its
+SHA-256; the same input gives the same files in `hfquant/model/data`, and the same list of articles in its LICENSES.md.
 """
 
 import argparse
 import gzip
+import hashlib
 import random
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
+from urllib.parse import quote
 
 import hfquant.model
 from hfquant.model.texts import END
@@ -22,6 +24,9 @@ BYTES = {  # of each text
 }
 PASSAGE = {"calibration": 9_000, "evaluation": 4_000}  # bytes, about: 2,048 and 1,024 tokens
 TITLE = re.compile(r"\n (?== [^=])")
+ARTICLES = "## Articles\n"
+
+Ends = Callable[[str], bool]  # whether a passage may end with this line
 
 
 def main() -> None:
@@ -30,16 +35,29 @@ def main() -> None:
     parser.add_argument("--wikitext", type=Path, required=True)
     parser.add_argument("--code", type=Path, required=True)
     options = parser.parse_args()
-    code = list(files(options.code))
+    code, named = list(files(options.code)), {}
     for name, novels, wiki, half in zip(BYTES, options.novels, ("valid", "test"), (0, 1), strict=True):
-        articles = TITLE.split((options.wikitext / f"wiki.{wiki}.raw").read_text("utf-8"))
-        texts = {
-            "novels": [novels.read_text("utf-8")],
-            "encyclopedia": [readable(article) for article in articles if len(article) > 1_000],
-            "code": code[half::2],
+        raw = told(options.wikitext / f"wiki.{wiki}.raw")
+        found = {
+            "novels": list(passages(told(novels), PASSAGE[name], ends_paragraph)),
+            "encyclopedia": [p for article in TITLE.split(raw) for p in titled(readable(article), PASSAGE[name])],
+            "code": [p for text in code[half::2] for p in passages(text, PASSAGE[name], lambda line: not line)],
         }
-        for kind, whole in texts.items():
-            write(f"{name}_{kind}", chosen(whole, BYTES[name][kind], PASSAGE[name]))
+        for kind, of_kind in found.items():
+            kept = chosen(of_kind, BYTES[name][kind])
+            write(f"{name}_{kind}", kept)
+            if kind == "encyclopedia":
+                named[f"{name}_{kind}"] = sorted({passage.split("\n")[0].removeprefix("# ") for passage in kept})
+    licences = OUT / "LICENSES.md"
+    licences.write_text(
+        licences.read_text("utf-8").split(ARTICLES)[0].rstrip() + "\n\n" + ARTICLES + "".join(listed(named)), "utf-8"
+    )
+
+
+def told(path: Path) -> str:
+    raw = path.read_bytes()
+    print(f"{path.name}: SHA-256 {hashlib.sha256(raw).hexdigest()}")
+    return raw.decode()
 
 
 def files(checkout: Path) -> Iterator[str]:
@@ -51,37 +69,71 @@ def files(checkout: Path) -> Iterator[str]:
 
 
 def readable(article: str) -> str:
-    """WikiText as Wikipedia has it: its tokenization undone, headings marked as in Markdown."""
+    """WikiText as Wikipedia has it: its tokenization undone as far as that can be, headings marked as in Markdown."""
     text = re.sub(r" @([-.,])@ ", r"\1", article)
-    text = re.sub(r" ([,.;:!?)\]}%]|'s\b|'t\b|n't\b|'re\b|'ve\b|'ll\b|'d\b|'m\b)", r"\1", text)
+    text = re.sub(r" ([,.;:!?)\]}%°]|'s\b|'t\b|n't\b|'re\b|'ve\b|'ll\b|'d\b|'m\b)", r"\1", text)
     text = re.sub(r"([(\[{$£]) ", r"\1", text)
-    text = re.sub(r'" ([^"\n]*?) "', r'"\1"', text)
+    text = re.sub(r"(\d) – (\d)", r"\1–\2", text)
     text = re.sub(r"^ *(=(?: =)*) (.+?) \1 *$", lambda m: "#" * m[1].count("=") + " " + m[2], text, flags=re.MULTILINE)
-    return "\n".join(line.strip() for line in text.splitlines() if line.strip()) + "\n"
+    lines = (paired(line.strip(), '"') for line in text.splitlines() if line.strip())
+    return "\n".join(re.sub(r"s ' ", "s' ", re.sub(r" ' ([^'\n]{1,80}) ' ", r" '\1' ", line)) for line in lines) + "\n"
 
 
-def chosen(texts: Sequence[str], most: int, size: int) -> list[str]:
-    """Passages of about `size` bytes, whole lines each, drawn from all the texts; about `most` bytes in all."""
-    found = [passage for text in texts for passage in passages(text, size)]
-    random.Random(0).shuffle(found)
-    kept, taken = [], 0
-    for passage in found:
-        if taken >= most:
-            break
-        kept.append(passage)
-        taken += len(passage.encode())
-    return kept
+def paired(line: str, mark: str) -> str:
+    """Quotation marks at the words that they belong to, the first of each two opening."""
+    words, inside, opens = [""], False, False
+    for word in line.split(" "):
+        if word != mark:
+            words.append(mark + word if opens else word)
+            opens = False
+            continue
+        inside = opens = not inside
+        if not inside:
+            words[-1] += mark
+    return " ".join(words[1:])
 
 
-def passages(text: str, size: int) -> Iterator[str]:
+def ends_paragraph(line: str) -> bool:
+    return not line or (len(line) < 60 and line.endswith((".", "!", "?", "”", '"', "’")))
+
+
+def titled(article: str, size: int) -> Iterator[str]:
+    """Passages of an article, each under its title, as the licence wants it."""
+    title, _, _ = article.partition("\n")
+    if title.startswith("# "):
+        for passage in passages(article, size, lambda line: not line.startswith("#")):
+            yield passage if passage.startswith(title) else f"{title}\n{passage}"
+
+
+def passages(text: str, size: int, ends: Ends) -> Iterator[str]:
+    """Whole lines, about `size` bytes each; the rest too, if it is not very short."""
     begun: list[str] = []
     for line in text.splitlines():
         begun.append(line)
-        if sum(map(len, begun)) >= size and not line.startswith((" ", "#")):
+        if sum(map(len, begun)) >= size and ends(line):
             yield "\n".join(begun).strip("\n")
             begun = []
     if sum(map(len, begun)) > size // 4:
         yield "\n".join(begun).strip("\n")
+
+
+def chosen(found: list[str], most: int) -> list[str]:
+    """The first, and others as chance has it; about `most` bytes in all."""
+    first, *others = found
+    random.Random(0).shuffle(others)
+    kept, taken = [first], len(first.encode())
+    while taken < most and others:
+        kept.append(others.pop())
+        taken += len(kept[-1].encode())
+    return kept
+
+
+def listed(named: dict[str, list[str]]) -> Iterator[str]:
+    for file, titles in named.items():
+        yield f"\nOf `{file}`, all by the authors of Wikipedia:\n\n"
+        yield from (
+            f"* [{title}](https://en.wikipedia.org/wiki/{quote(title.replace(' ', '_'))})\n" for title in titles
+        )
 
 
 def write(name: str, kept: Sequence[str]) -> None:
