@@ -1,8 +1,8 @@
 """Make the texts that come with hfquant: python packaged_texts.py --novels FILE FILE --wikitext FOLDER --code FOLDER
 
 --novels: what to calibrate on, and what to measure on, as hfquant e1e4b11 had them (calibration.txt, evaluation.txt).
---wikitext: wiki.valid.raw and wiki.test.raw of WikiText-2.  --code: a checkout of hfquant.  What was given is told by its
-SHA-256; the same input gives the same files in `hfquant/model/data`, and the same list of articles in its LICENSES.md.
+--wikitext: wiki.valid.raw and wiki.test.raw of WikiText-2.  --code: a checkout of that commit.  What was given is told
+by its SHA-256; the same input gives the same files in `hfquant/model/data`, and the list of articles in LICENSES.md.
 """
 
 import argparse

@@ -12,6 +12,7 @@ import signal
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import suppress
 from dataclasses import asdict, dataclass
@@ -22,6 +23,7 @@ PASSED = (
     "PATH", "LANG", "LC_ALL", "LD_LIBRARY_PATH", "CUDA_VISIBLE_DEVICES", "OMP_NUM_THREADS", "MKL_NUM_THREADS",
     "OPENBLAS_NUM_THREADS", "TZ", "SYSTEMROOT",
 )  # fmt: skip
+LAST_WORDS = 5.0  # seconds that a child has to end, and to be heard, when it said that it does
 LINES = 1_000  # of log that may wait; a child that shouts faster is not listened to
 
 
@@ -123,23 +125,25 @@ class Child:
             while True:
                 yield self.said.get_nowait()
 
-    def exited(self, patience: float = 0.2) -> int | None:
-        """The exit code once the child is gone and all it said is read; negative: the signal that killed it.
-
-        patience: seconds to wait for each pipe, which a process that the child began may hold open.
-        """
+    def exited(self) -> int | None:
+        """The exit code once the child is gone and all it said is read; negative: the signal that killed it."""
         if self.process.poll() is None:
             return None
         for reader in self._readers:
-            reader.join(timeout=patience)
+            reader.join(timeout=0.2)
         return self.process.poll()
 
     def rest(self) -> list[dict[str, Any]]:
-        """What was still under way when the child told how it ended: its log comes through another pipe."""
+        """What was still under way when the child told how it ended, or did: its log comes through another pipe."""
         with suppress(subprocess.TimeoutExpired):
-            self.process.wait(timeout=5)
-        self.exited(patience=5)
-        return list(self.heard(0.0))
+            self.process.wait(timeout=LAST_WORDS)
+        with suppress(ProcessLookupError, PermissionError):
+            os.killpg(self.process.pid, signal.SIGKILL)  # what it began, and that holds the pipes open
+        found: list[dict[str, Any]] = []
+        until = time.monotonic() + LAST_WORDS
+        while any(reader.is_alive() for reader in self._readers) and time.monotonic() < until:
+            found += self.heard(0.05)
+        return [*found, *self.heard(0.0)]
 
     def kill(self) -> None:
         """The child and all it started, at once."""

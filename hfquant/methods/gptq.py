@@ -23,7 +23,7 @@ from ..tensors.layer import Layer, Quantized
 from ._obs import damped, inverse_factor, on_grids, sweep
 from ._refine import refine
 from ._streams import Observed
-from ._target import kept, shifts, target
+from ._target import aimed, wanted
 
 
 class Method(Observed):
@@ -53,18 +53,16 @@ class Method(Observed):
         order = self._order(layer.W.shape[1], H)
         factor = None if H is None else inverse_factor(H, self.damp, order)
         if H is None or factor is None:
-            W = kept(layer)
+            W = wanted(layer)
             scale, zero = grid.fit(W, search=self.search, dtype=scale_dtype)
             Q = Quantized(codes=grid.encode(W, scale, zero), scale=scale, zero_point=zero, grid=grid)
             return replace(layer, Q=Q, notes=(*layer.notes, "no usable Hessian: rounded to nearest"))
         U, damp = factor
-        done = []
+        layer, done = aimed(layer, U, order, self.match_original), []
         for part in layer.parts():
-            W = target(part, U, order, self.match_original)
+            W = wanted(part)
             done.append((self._round(W, part.mask, H.diagonal(), U, order, grid, scale_dtype), W, part.mask))
         del U, factor  # as large as H
-        if shifts(layer, self.match_original):
-            layer = replace(layer, aim=torch.cat([W for _, W, _ in done]))
         if self.refine:
             H = damped(H, damp).float()
             done = [(refine(Q, W, H, rounds=self.refine, mask=mask), W, mask) for Q, W, mask in done]

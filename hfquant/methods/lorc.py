@@ -1,7 +1,7 @@
 """LoRC, low-rank compensation (ZeroQuant-V2; Yao et al., 2023; arXiv:2303.08302, section 5), in the layer's metric.
 
 What a weight lacks after any rounding or pruning, E = W − Ŵ, is approximated by U V of rank r, which runs beside it:
-y = Ŵx + U(Vx).  Where the steps before aimed beside W, at the original model's outputs, E is measured from there.
+y = Ŵx + U(Vx).  Where the steps before aim at shifted weights W*, to match the original model, E = W* − Ŵ.
 
 The paper takes the SVD of E, which is best for ‖E − UV‖.  What the layer puts out is best with ‖(E − UV)X‖: with
 H = XXᵀ = L Lᵀ that is the SVD of E·L = A Σ Bᵀ, and U = A_r, V = Σ_r B_rᵀ L⁻¹ = A_rᵀ E (QERA; Zhang et al., 2024;

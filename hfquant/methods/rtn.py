@@ -17,7 +17,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from ..tensors.grid import Grid
 from ..tensors.layer import Layer, Quantized
-from ._target import kept
+from ._target import wanted
 
 
 class Method(BaseModel):
@@ -31,7 +31,7 @@ class Method(BaseModel):
 
         Zero is a value of every grid: what an earlier step pruned stays exactly zero.
         """
-        W, importance = kept(layer), None if layer.H is None else layer.H.diagonal()
+        W, importance = wanted(layer), None if layer.H is None else layer.H.diagonal()
         scale, zero = grid.fit(W, importance, search=self.search, dtype=scale_dtype)
         codes = grid.encode(W, scale, zero)
         return replace(layer, Q=Quantized(codes=codes, scale=scale, zero_point=zero, grid=grid))

@@ -33,7 +33,7 @@ from ._prune import Rounding, prune
 from ._refine import objective
 from ._refit import least_squares
 from ._streams import Observed
-from ._target import shifts, target
+from ._target import aimed, wanted
 
 PARTS = 16  # of `sparsity`: how finely `max_error` is met
 EXPERT = re.compile(r"\[\d+\]$")  # which one of fused experts a weight is
@@ -142,16 +142,15 @@ class Method(Observed):
         U, damp = factor
         if damp != self.damp:
             layer = replace(layer, notes=(*layer.notes, f"damping raised to {damp:g}"))
-        Wt = target(layer, U, None, self.match_original).T.contiguous()
-        if shifts(layer, self.match_original):
-            layer = replace(layer, aim=Wt.T)
+        own = aimed(layer, U, None, self.match_original)
+        Wt = wanted(own).T.contiguous()
         if rounds and not self.admm and not self.refit and self.max_error is None:
             places = self.places(layer.name)
             rounding = Rounding(Wt, U, H.diagonal(), places, self.block, grid, scale_dtype)
-            layer = _pruned(layer, *prune(Wt, U, places, self.block, rounding), places)
+            layer = _pruned(own, *prune(Wt, U, places, self.block, rounding), places)
             return replace(layer, Q=rounding.quantized())
         H = damped(H, damp).float()
-        layer = self._within(layer, lambda places: _pruned(layer, *self._solve(Wt, U, H, places), places))
+        layer = self._within(layer, lambda places: _pruned(own, *self._solve(Wt, U, H, places), places))
         return self._rounded(layer, grid, scale_dtype) if rounds else layer
 
     def _within(self, layer: Layer, attempt: Callable[[Places], Layer]) -> Layer:

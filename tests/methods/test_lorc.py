@@ -198,6 +198,16 @@ def test_it_corrects_towards_what_the_steps_before_aim_at(before: Callable[..., 
     assert corrected.error() < done.error()
 
 
+def test_a_layer_that_stays_as_it_is_has_no_aim() -> None:
+    """Where `max_error` forbids pruning altogether, nothing is lost, and a step behind it aims for itself."""
+    given, _, _ = drifted()
+    left = sparsegpt.Method(sparsity=0.5, max_error=1e-6, match_original=1.0)(given, GRID, torch.float16)
+    assert left.mask is None
+    assert left.aim is None
+    assert left.error() == 0
+    assert gptq.Method(match_original=0)(left, GRID, torch.float16).aim is None
+
+
 def test_errors_are_counted_from_the_aim() -> None:
     given, _, _ = drifted()
     done = gptq.Method(match_original=0.5)(given, GRID, torch.float16)

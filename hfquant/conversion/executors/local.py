@@ -10,6 +10,7 @@ from ..settings import Limits
 from . import Executor, Poll, Task, too_slow
 
 LOOK = 2.0  # seconds between two looks at how much of the disk a job takes
+ENDS = ("done", "failed")
 SIGNALS = {
     24: "the work took more processor time than a job may",
     9: "the work was killed, most likely because the machine had no memory left",
@@ -44,10 +45,10 @@ class Local(Executor):
         run = self._running[handle]
         exited = run.child.exited()
         events = list(run.child.heard(0.0 if exited is not None else self.interval))
-        ended = next((event for event in events if event["event"] in ("done", "failed")), None)
-        if ended is not None:
+        if exited is not None or any(event["event"] in ENDS for event in events):
             events += run.child.rest()
-        told = [event for event in events if event["event"] not in ("done", "failed")]
+        ended = next((event for event in events if event["event"] in ENDS), None)
+        told = [event for event in events if event["event"] not in ENDS]
         if ended is None and exited is None:
             self._check(task, run)
             return Poll("running", told)

@@ -12,7 +12,11 @@ from typing import Any
 import pytest
 
 from hfquant.conversion import sandbox, tasks
+from hfquant.conversion.executors import Task
+from hfquant.conversion.executors.local import Local
 from hfquant.conversion.sandbox import Bounds, Child, environment
+from hfquant.conversion.settings import Limits
+from hfquant.conversion.workspace import Room
 from tests.hub.server import Hub
 
 from . import forks
@@ -170,6 +174,37 @@ def test_a_log_that_comes_later_than_the_end(run: Callable[..., Child], monkeypa
     wait(lambda: said.extend(child.heard(0.05)) or any(event["event"] == "failed" for event in said))
     assert not any("too large" in event.get("text", "") for event in said), "it is slow enough to show something"
     assert any("PanicException: regex too large" in event.get("text", "") for event in child.rest())
+
+
+def test_a_process_that_holds_the_pipes_open_is_not_waited_for(run: Callable[..., Child]) -> None:
+    def work(task: Mapping[str, Any]) -> None:
+        if os.fork() == 0:
+            time.sleep(60)
+
+    child, said = run(work), []
+    wait(lambda: said.extend(child.heard(0.05)) or any(event["event"] == "done" for event in said))
+    began = time.monotonic()
+    child.rest()
+    assert time.monotonic() - began < 3
+
+
+def test_an_end_that_is_read_slowly_is_no_crash(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The child is gone before what it said last is heard."""
+    hear = Child._hear
+
+    def slowly(child: Child, line: bytes, speaks: bool) -> None:
+        time.sleep(0.4)
+        hear(child, line, speaks)
+
+    monkeypatch.setattr(Child, "_hear", slowly)
+    monkeypatch.setitem(tasks.TASKS, "test", lambda given, tell, heard: {"made": 1})
+    room = Room(tmp_path)
+    room.tmp.mkdir(parents=True)
+    local = Local(Limits(), 4 * GB, forks.start)
+    task = Task(name="test", job="j", key="k", room=room, settings={}, seconds=60)
+    handle, seen = local.start(task), []
+    wait(lambda: seen.append(local.poll(task, handle)) or seen[-1].state != "running")
+    assert (seen[-1].state, seen[-1].result) == ("done", {"made": 1})
 
 
 def test_killed_within_a_second_with_all_that_it_started(run: Callable[..., Child], tmp_path: Path) -> None:
