@@ -8,6 +8,7 @@ all tokens of the first --windows windows.
 """
 
 import argparse
+import hashlib
 from pathlib import Path
 from typing import Any
 
@@ -49,7 +50,8 @@ def main() -> None:
 
     rows = [row("the original", AutoModelForCausalLM.from_pretrained(args.model, dtype=torch.float32))]
     for source in args.calibration:
-        out = args.work / Path(source).stem
+        told = f"{args.model} {args.recipe} {source} {args.samples} {args.seq_len}"
+        out = args.work / hashlib.sha256(told.encode()).hexdigest()[:16]
         if not (out / "report.json").is_file():
             for _ in compress(
                 args.model, args.recipe, out, calibration=source, samples=args.samples, seq_len=args.seq_len

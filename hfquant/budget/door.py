@@ -14,6 +14,7 @@ from ..compress.journal import Journal
 from ..compress.layout import Layout, lay_out
 from ..compress.plan import check_device, check_out, generated_tokens, read_tokens, with_calibration
 from ..errors import CalibrationError, HfquantError, RecipeError
+from ..measure.text import PACKAGED, read_text
 from ..model.calibration import digest
 from ..model.source import Source, open_source
 from ..model.survey import survey
@@ -29,7 +30,10 @@ VERSION = 3  # of how losses are predicted
 
 @dataclass(frozen=True)
 class Case:
-    """A model that is laid out for a recipe with a budget.  table: without losses."""
+    """A model that is laid out for a recipe with a budget.
+
+    table: without losses.  text: what promises are measured on, by its SHA-256.  fresh: whether earlier attempts count.
+    """
 
     source: Source
     recipe: Recipe
@@ -40,6 +44,8 @@ class Case:
     table: Table
     device: str
     fingerprint: str
+    text: str
+    fresh: bool
 
 
 def open_case(
@@ -53,8 +59,10 @@ def open_case(
     seed: int | None = None,
     fresh: bool = False,
     device: str = "cpu",
+    text: str | Path | None = None,
 ) -> Case:
-    """Check everything that can be checked before any work.  Arguments as those of `compress.plan`.
+    """Check everything that can be checked before any work.  Arguments as those of `compress.plan`, and the text that
+    the result will be measured on, as in `measure.verify`.
 
     Raises an HfquantError for what would stop the work later, a budget that cannot be met among it.
     """
@@ -71,6 +79,7 @@ def open_case(
         table = outline(laid, chosen)
         check(table, budget)
         _check_text(source, chosen)
+        measured = read_text(PACKAGED if text is None else text)
         tokens = read_tokens(source, chosen)
         if tokens is None:
             tokens = generated_tokens(source, chosen, laid.skeleton.model)
@@ -85,7 +94,8 @@ def open_case(
     ]
     key += [budget.bits, budget.groups, budget.sparsity, budget.ranks, budget.with_ends]
     fingerprint = hashlib.sha256(json.dumps(key).encode()).hexdigest()
-    return Case(source, chosen, laid, tokens, out, journal.folder / FOLDER, table, device, fingerprint)
+    folder = journal.folder / FOLDER
+    return Case(source, chosen, laid, tokens, out, folder, table, device, fingerprint, measured.sha256, fresh)
 
 
 def outlined(recipe: Recipe) -> Recipe:

@@ -111,10 +111,10 @@ def _remember(case: Case, table: Table, attempt: Attempt) -> None:
 
 def _resumed(case: Case) -> Attempt:
     file = case.folder / "attempt.json"
-    known = json.loads(file.read_text("utf-8")) if file.is_file() else {}
+    known = json.loads(file.read_text("utf-8")) if file.is_file() and not case.fresh else {}
     return Attempt(**known) if known.pop("asked", None) == _asked(case) else Attempt()
 
 
 def _asked(case: Case) -> str:
     assert case.recipe.budget is not None
-    return f"{case.fingerprint} {case.recipe.budget.model_dump_json()}"
+    return f"{case.fingerprint} {case.text} {case.recipe.budget.model_dump_json()}"

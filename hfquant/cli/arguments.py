@@ -18,7 +18,13 @@ Fresh = Annotated[
 Windows = Annotated[int, typer.Option(min=1, metavar="N", help="How many windows of text the result is measured on.")]
 Text = Annotated[
     Path | None,
-    typer.Option(metavar="FILE", help="Text to measure on.", exists=True, dir_okay=False, show_default="packaged"),
+    typer.Option(
+        metavar="FILE",
+        help="Text that the result is measured on.",
+        exists=True,
+        dir_okay=False,
+        show_default="packaged",
+    ),
 ]
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON document on stdout.")]
 Set = Annotated[

@@ -121,7 +121,7 @@ def compress(
     if chosen.budget is None:
         report = done(model, chosen)
     else:
-        case = engine_budget.open_case(model, chosen, out, **settings, fresh=fresh, device=device)
+        case = engine_budget.open_case(model, chosen, out, **settings, fresh=fresh, device=device, text=text)
         engine.check_text(case.source, text)
         if dry_run:
             goals.show(case, as_json)
@@ -162,7 +162,8 @@ def _measure(plan: "Plan", model: str, text: Path | None, windows: int) -> dict[
         with busy("reading the result back and comparing it with the original"):
             return engine.verify(plan.out, against=model, text=text, windows=windows)
     except KeyboardInterrupt:
-        words = ["hfquant", "eval", str(plan.out), "--against", model, *(["--text", str(text)] if text else [])]
+        words = ["hfquant", "eval", str(plan.out), "--against", model, "--windows", str(windows)]
+        words += ["--text", str(text)] if text else []
         complain(f"interrupted: `{plan.out}` is complete but not measured", f"measure it with `{shlex.join(words)}`")
         raise typer.Exit(130) from None
 

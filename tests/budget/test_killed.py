@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from hfquant import compress, plan
-from hfquant.budget import decide, open_case, table_of
+from hfquant.budget import decide, open_case, promise, table_of
 from hfquant.budget.promise import reach
 from hfquant.recipe import Recipe
 from hfquant.report import merge, read
@@ -46,6 +46,22 @@ def budgeted(model: Path, out: Path, blocks: int = 0, layers: int = 0) -> None:
     table = table_of(case, looked)
     first = decide(table, case.recipe).recipe
     reach(case, table, made)
+
+
+def test_an_attempt_for_another_text_or_a_fresh_start_begins_anew(trained: Folders, tmp_path: Path) -> None:
+    """A bound that held on one text says nothing of another."""
+    (tmp_path / "mine.txt").write_text("The lion walked down the yellow road. " * 50)
+    recipe, out = {"name": "gptq", "budget": {"max_loss": 0.1}}, tmp_path / "out"
+    case = open_case(trained("llama"), recipe, out, **SMALL)
+    attempt = promise.Attempt(number=3, bound=0.02, held=0.02)
+    case.folder.mkdir(parents=True)
+    promise._remember(case, case.table, attempt)
+    for settings, found in (
+        ({}, attempt),
+        ({"text": tmp_path / "mine.txt"}, promise.Attempt()),
+        ({"fresh": True}, promise.Attempt()),
+    ):
+        assert promise._resumed(open_case(trained("llama"), recipe, out, **SMALL, **settings)) == found
 
 
 def kept(out: Path) -> dict[str, str]:

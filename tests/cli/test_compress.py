@@ -98,7 +98,7 @@ def test_interrupt_while_measuring(run: Run, fake: Engine, monkeypatch: pytest.M
     done = run(*COMMAND)
     assert done.exit_code == 130
     assert "interrupted: `small` is complete but not measured" in done.stderr
-    assert "hint: measure it with `hfquant eval small --against org/model`" in done.stderr
+    assert "hint: measure it with `hfquant eval small --against org/model --windows 64`" in done.stderr
 
 
 def test_disk_full(run: Run, fake: Engine) -> None:
