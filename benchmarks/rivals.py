@@ -139,6 +139,9 @@ def main() -> None:
     parser.add_argument("--out", type=Path, required=True)
     args = parser.parse_args()
     tokenizer = AutoTokenizer.from_pretrained(args.model)
+    settings = {"model": Path(args.model).name, "calibration": Path(args.calibration).name + ", 64 x 512 tokens",
+                "text": Path(args.text).name + ", first 64 windows of 512, float32", "threads": torch.get_num_threads(),
+                "hardware": hardware(), "versions": versions()}  # fmt: skip
     rows = []
     with tempfile.TemporaryDirectory(prefix="rivals-") as work:
         tokens, windows = f"{work}/tokens.npy", f"{work}/windows.npy"
@@ -160,10 +163,7 @@ def main() -> None:
                  "peak_MB": round(found["peak"] / 1e6), "MB": round(size / 1e6, 1), "perplexity": perplexity}
             )  # fmt: skip
             print(rows[-1], flush=True)
-    settings = {"model": Path(args.model).name, "calibration": Path(args.calibration).name + ", 64 x 512 tokens",
-                "text": Path(args.text).name + ", first 64 windows of 512, float32", "threads": torch.get_num_threads(),
-                "hardware": hardware(), "versions": versions()}  # fmt: skip
-    write(args.out, {"settings": settings, "rows": rows})
+            write(args.out, {"settings": settings, "rows": rows})
 
 
 if __name__ == "__main__":
