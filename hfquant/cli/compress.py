@@ -111,7 +111,8 @@ def compress(
 
     def announced(found: "Outlook") -> None:
         print_facts(log(), estimate(found, windows))
-        engine.check_text(found.source, text)
+        if chosen.budget is None:  # with a goal it was checked before the model was looked at
+            engine.check_text(found.source, text)
 
     def done(source: Any, recipe: "Recipe", again: bool = False) -> dict[str, Any]:
         plan = engine.plan(source, recipe, out, **settings, **work, fresh=fresh or again, announce=announced)

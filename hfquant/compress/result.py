@@ -17,8 +17,8 @@ class LayerResult:
     """A finished layer: what progress, report and card are made of.
 
     encoding: of what is stored, as text.  error: ‖(W − Ŵ)X‖ / ‖WX‖ on the calibration inputs, ‖W − Ŵ‖ / ‖W‖ where
-    there were none; of a method that aims beside W, at the original model's outputs, the distance from there.  trail:
-    the same after each step.
+    there were none; of a method that aims at shifted weights, to match the original model, the distance from these.
+    trail: the same after each step.
     """
 
     name: str
