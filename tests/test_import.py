@@ -7,8 +7,11 @@ FIRST = [
     # `compress` is the name of a function and of the package that it lives in
     "from hfquant import compress, plan; assert callable(compress) and callable(plan)",
     "import hfquant.compress; assert callable(hfquant.compress) and callable(hfquant.plan)",
+    "import hfquant, transformers",
     "import hfquant, transformers.quantizers.auto",
+    "import transformers, hfquant",
     "import transformers.quantizers.auto, hfquant",
+    "import hfquant; import hfquant; from transformers import AutoModelForCausalLM; import transformers",
     "import hfquant; from transformers import AutoModelForCausalLM; AutoModelForCausalLM.from_pretrained",
     "from hfquant.cli import engine; engine.quiet(); from hfquant.measure.layers import layers",
 ]

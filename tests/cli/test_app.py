@@ -19,11 +19,14 @@ COMMANDS = ("compress", "eval", "inspect", "recipes", "generate", "offload")
 
 
 def test_help_answers_at_once() -> None:
-    before = resource.getrusage(resource.RUSAGE_CHILDREN)
-    done = subprocess.run([sys.executable, "-m", "hfquant", "--help"], capture_output=True, text=True, check=True)
-    after = resource.getrusage(resource.RUSAGE_CHILDREN)
-    assert after.ru_utime - before.ru_utime < 1
-    assert all(command in done.stdout for command in COMMANDS)
+    """In half a second of the processor, on the best of three tries: others work on this machine too."""
+    tries = []
+    for _ in range(3):
+        before = resource.getrusage(resource.RUSAGE_CHILDREN)
+        done = subprocess.run([sys.executable, "-m", "hfquant", "--help"], capture_output=True, text=True, check=True)
+        tries.append(resource.getrusage(resource.RUSAGE_CHILDREN).ru_utime - before.ru_utime)
+        assert all(command in done.stdout for command in COMMANDS)
+    assert min(tries) < 0.5
 
 
 def test_nothing_heavy_is_imported() -> None:
