@@ -5,7 +5,6 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from .. import recipe_budget
 from ..errors import RecipeError
 from . import engine_budget
 from .arguments import size as read_size
@@ -19,8 +18,10 @@ if TYPE_CHECKING:
 
 
 def _share(text: str) -> float:
+    from ..recipe_budget import read_share
+
     try:
-        return recipe_budget.read_share(text)
+        return read_share(text)
     except ValueError as error:
         raise typer.BadParameter(str(error)) from None
 
@@ -53,6 +54,7 @@ DryRun = Annotated[bool, typer.Option("--dry-run", help="With a goal: say what w
 
 def with_goal(recipe: str | None, changes: list[str] | None, **goal: Any) -> "Recipe":
     """The recipe, with the goal as its budget if there is one.  Raises RecipeError where neither is given."""
+    from .. import recipe_budget
     from ..recipe import Recipe
 
     given = {key: value for key, value in goal.items() if value is not None and value is not False}
