@@ -1,11 +1,14 @@
 """Memory as the system counts it."""
 
+import gc
 import os
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+
+from hfquant import memory
 
 SETTING = Path("/sys/kernel/mm/transparent_hugepage/enabled")
 HELD = """
@@ -38,3 +41,23 @@ def test_large_tensors_lie_in_huge_pages_and_take_no_more_memory() -> None:
     assert 32 <= asked[0] <= 64, "a machine whose memory is in pieces may have fewer"
     assert abs(asked[1] - plain[1]) <= 8
     assert held("asked", THP_MEM_ALLOC_ENABLE="0")[0] == 0, "the user's own word counts"
+
+
+def test_what_somebody_else_left_out_of_collections_stays_out() -> None:
+    """A test run, or a worker of the service, did so once for all; a conversion within one is not the last word."""
+    frozen = gc.get_freeze_count()
+    gc.freeze()
+    try:
+        outside = gc.get_freeze_count()
+        with memory.settled():
+            pass
+        assert gc.get_freeze_count() == outside > frozen
+        gc.unfreeze()
+        with memory.settled():
+            assert gc.get_freeze_count() > 0
+            with memory.settled():
+                pass
+            assert gc.get_freeze_count() > 0
+        assert gc.get_freeze_count() == 0
+    finally:
+        gc.freeze()
