@@ -77,14 +77,22 @@ class HfquantQuantizer(OptimumQuantizer):  # type: ignore[misc]  # optimum has n
         return cls(Path(model_or_path) / file_name if file_name else model_or_path)
 
     def quantize(
-        self, save_dir: str | Path, file_prefix: str | None = None, *, recipe: Any = None, **kwargs: Any
+        self,
+        save_dir: str | Path,
+        file_prefix: str | None = None,
+        *,
+        recipe: Any = None,
+        text: str | Path | None = None,
+        **kwargs: Any,
     ) -> dict[str, Any]:
         """Compress into `save_dir`, measure, and return the report.
 
         recipe: a recipe of hfquant's, in any form; otherwise `kwargs` are read as GPTQConfig's.
+        text: a file that the result is measured on; by default the packaged text.
         Raises HfquantErrors, a QualityError among them if the result did not pass its gate.
         """
         from ..compress import compress
+        from ..measure.text import read_text
         from ..measure.verify import verify
 
         if file_prefix:
@@ -92,6 +100,8 @@ class HfquantQuantizer(OptimumQuantizer):  # type: ignore[misc]  # optimum has n
         if recipe is not None and kwargs:
             raise RecipeError(f"`{min(kwargs)}` beside a recipe", "say it in the recipe")
         chosen = recipe_of(kwargs) if recipe is None else Recipe.parse(recipe)
+        if text is not None:
+            read_text(text)  # what cannot be read is said before hours of work
         for _ in compress(self.model, chosen, save_dir):
             pass
-        return verify(save_dir, against=self.model)
+        return verify(save_dir, against=self.model, text=text)

@@ -11,7 +11,7 @@ from transformers import GPTQConfig
 
 from hfquant.cli import app
 from hfquant.conversion.optimum import HfquantQuantizer, recipe_of
-from hfquant.errors import QualityError, RecipeError
+from hfquant.errors import CalibrationError, QualityError, RecipeError
 from hfquant.recipe import Recipe
 from optimum.commands.register.register_hfquant import NAMES, HfquantGroup
 
@@ -95,3 +95,13 @@ def test_quantizer(built: Callable[[str], Path], tmp_path: Path) -> None:
         quantizer.quantize(tmp_path / "bad", recipe=strict)
     with pytest.raises(RecipeError):
         quantizer.quantize(tmp_path / "none", recipe="rtn-w8", bits=4)
+
+
+def test_the_text_that_it_is_measured_on(built: Callable[[str], Path], tmp_path: Path) -> None:
+    (tmp_path / "mine.txt").write_text("a story of a lion and a road. " * 200)
+    quantizer = HfquantQuantizer.from_pretrained(built("llama"))
+    report = quantizer.quantize(tmp_path / "out", recipe="rtn-w8", text=tmp_path / "mine.txt")
+    assert report["evaluation"]["settings"]["text"] == "mine.txt"
+    with pytest.raises(CalibrationError):
+        quantizer.quantize(tmp_path / "none", recipe="rtn-w8", text=tmp_path / "missing.txt")
+    assert not (tmp_path / "none").exists()

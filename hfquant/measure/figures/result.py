@@ -31,7 +31,7 @@ def errors(data: Mapping[str, Any]) -> Drawing | None:
         logarithmic(axis)
         depth(axis, [row["block"] for row in rows])
         axis.set_xlabel("block")
-        axis.set_ylabel("‖(W − Ŵ)X‖ / ‖WX‖")
+        axis.set_ylabel("error of the output / the output")
         axis.legend(loc="upper left", bbox_to_anchor=(1.0, 1.0), frameon=False)
     worst = max(rows, key=lambda row: float(row["error"]))
     mean = sum(float(row["error"]) for row in rows) / len(rows)
