@@ -25,6 +25,7 @@ from .trials import Trials
 from .walk import Walk, forward
 
 SEQUENCES = 16  # that gradients are taken on
+LEARNED = 32  # others, that layers learn H from
 SEARCH = 40  # ranges that embeddings and head are fitted with
 
 Told = Callable[[int, int], None]  # blocks done, blocks in all
@@ -41,17 +42,32 @@ def analyse(
     """
     assert recipe.budget is not None
     began, worked = time.perf_counter(), time.process_time()
-    tokens = tokens[:: max(1, len(tokens) // SEQUENCES)][:SEQUENCES]
+    tokens, judged = _divided(tokens, rounding(recipe).needs_hessian)
     with tempfile.TemporaryDirectory(prefix="hfquant-", dir=folder) as work, settled():
-        walk = forward(laid.skeleton, tokens, Path(work), device)
-        scoring = _Scoring(laid, recipe, recipe.budget, walk, tokens.numel(), told)
+        walk = forward(laid.skeleton, tokens, Path(work), device, judged)
+        scoring = _Scoring(laid, recipe, recipe.budget, walk, walk.judged * tokens.shape[1], told)
         backward(walk, recipe.calibration.seed, scoring.block, scoring.ends)
     scoring.tables()
     scoring.unseen()
     sizes = scoring.bytes
     spent = {"seconds": time.perf_counter() - began, "processor_seconds": time.process_time() - worked}
-    about = {"sequences": len(tokens), "tokens": tokens.numel(), **spent}
+    about = {"sequences": len(tokens), "judged": walk.judged, "tokens": tokens.numel(), **spent}
     return Table(tuple(scoring.rows[name] for name in laid.targets), sizes.rest(), sizes.original(), about)
+
+
+def _divided(tokens: Tensor, learns: bool) -> tuple[Tensor, int]:
+    """The sequences that are used, those to judge by first, and how many these are.
+
+    Where layers learn from text, they are judged by other text: on what GPTQ has seen, its errors are a half to a
+    seventh of what they are elsewhere, and the least where the inputs have many directions.
+    """
+    count = len(tokens)
+    judged = min(SEQUENCES, max(1, count // 3) if learns else count)
+    order = torch.arange(count)
+    first = order[:: max(1, count // judged)][:judged]
+    others = order[~torch.isin(order, first)] if learns else order[:0]
+    others = others[:: max(1, len(others) // LEARNED)][:LEARNED]
+    return tokens[torch.cat([first, others])], judged
 
 
 class _Scoring:

@@ -35,7 +35,7 @@ def head_gradients(walk: Walk, seed: int, ends: Ends) -> Stream:
     """The gradients of what the last stack puts out."""
     streamer, states = walk.streamer, walk.before[-1][-1]
     model: Any = streamer.skeleton.model
-    found = Stream(gradients_of(states), states.samples, states.shape, torch.float32)
+    found = Stream(gradients_of(states), walk.judged, states.shape, torch.float32)
     draw = torch.Generator().manual_seed(seed)
     for at, n in _through(walk):
         leaf: list[Tensor] = []
@@ -109,10 +109,10 @@ def _of_table(module: Any, ids: Tensor, looked_up: Tensor, gradient: Tensor) -> 
 
 
 def _through(walk: Walk) -> Iterator[tuple[int, int]]:
-    """(first sample, samples) of every batch, with what is outside the blocks loaded."""
+    """(first sample, samples) of every batch that is taken back, with what is outside the blocks loaded."""
     streamer = walk.streamer
     streamer.skeleton.load(streamer.outside)
-    yield from streamer.batches
+    yield from ((at, n) for _, at, n in walk.back())
     streamer.skeleton.drop(streamer.outside)
     give_back()
 
@@ -135,7 +135,7 @@ def input_gradients(walk: Walk, stack: int, gradient: Stream, beside: dict[str, 
     """From the gradients of what a stack reads to those of what the one before it puts out, and of embeddings."""
     streamer, model = walk.streamer, walk.streamer.skeleton.model
     states = walk.before[max(0, stack - 1)][-1]
-    found = Stream(gradients_of(states), states.samples, states.shape, torch.float32)
+    found = Stream(gradients_of(states), walk.judged, states.shape, torch.float32)
     name = walk.passages[stack].stack.name
     for at, n in _through(walk):
         leaf: list[Tensor] = []

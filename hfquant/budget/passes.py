@@ -39,17 +39,17 @@ class Backward:
 
     @torch.no_grad()
     def look(self) -> None:
-        """All batches through the block."""
+        """The batches that layers learn from through the block."""
         passage = self.walk.passages[self.stack]
-        for batch in range(len(passage.batches)):
+        for batch in self.walk.learned():
             args, kwargs = passage.arguments(self.index, batch, self.walk.before[self.stack][self.index])
             self.block(*args, **kwargs)
 
     def run(self, begin: Callable[[int], None], *, last: bool = True) -> None:
-        """All batches through the block and back.  begin(n): called before each, of n samples.  last: whether the
-        gradients of what the block reads are written."""
+        """The batches that are judged through the block and back.  begin(n): called before each, of n samples.  last:
+        whether the gradients of what the block reads are written."""
         passage = self.walk.passages[self.stack]
-        for batch, (at, n) in enumerate(passage.batches):
+        for batch, at, n in self.walk.back():
             begin(n)
             args, kwargs = passage.arguments(self.index, batch, self.walk.before[self.stack][self.index])
             x = first_tensor(args, kwargs).requires_grad_()

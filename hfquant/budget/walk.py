@@ -1,5 +1,6 @@
 """The pass forward: the hidden states before every block, kept on disk."""
 
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -16,17 +17,35 @@ TOGETHER = 512  # tokens whose logits are in memory together
 
 @dataclass
 class Walk:
-    """What the pass forward leaves: each stack's passage, and the hidden states before each of its blocks."""
+    """What the pass forward leaves: each stack's passage, and the hidden states before each of its blocks.
+
+    judged: so many samples, the first, are taken back; from the others, if there are others, layers learn.
+    """
 
     streamer: Streamer
+    judged: int
     passages: list[Passage] = field(default_factory=list)
     before: list[list[Stream]] = field(default_factory=list)
 
+    def back(self) -> Iterator[tuple[int, int, int]]:
+        """(number, first sample, samples) of the batches that are taken back."""
+        return ((i, at, n) for i, (at, n) in enumerate(self.streamer.batches) if at < self.judged)
+
+    def learned(self) -> Iterator[int]:
+        """The batches that layers learn from: those that are not taken back, or all where there are no others."""
+        all_of_them = self.judged == len(self.streamer.tokens)
+        return (i for i, (at, _) in enumerate(self.streamer.batches) if all_of_them or at >= self.judged)
+
 
 @torch.no_grad()
-def forward(skeleton: Skeleton, tokens: Tensor, folder: Path, device: str = "cpu") -> Walk:
-    """Run the model on tokens [samples, seq], and keep the hidden states before every block in `folder`."""
-    walk = Walk(Streamer(skeleton, tokens, folder, max(1, TOGETHER // tokens.shape[1]), device))
+def forward(skeleton: Skeleton, tokens: Tensor, folder: Path, device: str = "cpu", judged: int | None = None) -> Walk:
+    """Run the model on tokens [samples, seq], and keep the hidden states before every block in `folder`.
+
+    judged: how many samples will be taken back, up to the end of a batch; all by default.
+    """
+    streamer = Streamer(skeleton, tokens, folder, max(1, TOGETHER // tokens.shape[1]), device)
+    wanted = len(tokens) if judged is None else judged
+    walk = Walk(streamer, next(at + n for at, n in streamer.batches if at + n >= wanted))
     for passage in walk.streamer.passages():
         states = [passage.stream]
         for i, name in enumerate(passage.stack.blocks):

@@ -7,8 +7,9 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from hfquant.budget import outside, passes
+from hfquant.budget import analysis, outside, passes
 from hfquant.budget import walk as walking
+from hfquant.model.blocks import hidden
 from hfquant.model.inputs import model_inputs
 from hfquant.model.skeleton import Skeleton
 from hfquant.model.source import open_source
@@ -99,3 +100,45 @@ def test_drawn_tokens_are_the_models_own(uneven: Folders, tmp_path: Path) -> Non
     for gradient in told.heads:
         assert torch.allclose(gradient.sum(-1), torch.zeros(gradient.shape[:-1]), atol=1e-5)
         assert torch.equal((gradient < 0).sum(-1), torch.ones(gradient.shape[:-1], dtype=torch.int64))
+
+
+@pytest.mark.parametrize("family", ["llama", "bart"])
+def test_some_are_taken_back_and_layers_learn_from_the_others(family: str, uneven: Folders, tmp_path: Path) -> None:
+    """The gradients of the first samples are what they are without the others, which alone are looked at."""
+    source, tokens = open_source(uneven(family)), families.held_out()[:12, :LENGTH].clone()
+    monkey = pytest.MonkeyPatch()
+    monkey.setattr(walking, "TOGETHER", 2 * LENGTH)  # batches of 1, 2, 2 ..
+    with monkey.context():
+        few = walking.forward(Skeleton(source, torch.float32), tokens[:5], tmp_path / "few")
+        walk = walking.forward(Skeleton(source, torch.float32), tokens, tmp_path / "walk", judged=4)
+    monkey.undo()
+    assert [n for _, _, n in walk.back()] == [1, 2, 2], "up to the end of a batch"
+    assert walk.judged == 5
+    assert [walk.streamer.batches[i] for i in walk.learned()] == [(5, 2), (7, 2), (9, 2), (11, 1)]
+    assert list(few.learned()) == [0, 1, 2]
+    alone, among, looked = Told(), Told(), []
+
+    def see(name: str, block: nn.Module, back: passes.Backward) -> None:
+        looked.clear()
+        watch = block.register_forward_hook(lambda module, args, output: looked.append(len(hidden(output))))
+        back.look()
+        watch.remove()
+        assert looked == [2, 2, 2, 1]
+        back.run(lambda n: None)
+
+    passes.backward(few, SEED, lambda name, block, back: back.run(lambda n: None), alone)
+    passes.backward(walk, SEED, see, among)
+    pairs = zip(alone.heads + [g for _, g in alone.tables], among.heads + [g for _, g in among.tables], strict=True)
+    assert all(torch.allclose(one, other, rtol=1e-4, atol=1e-7) for one, other in pairs)
+
+
+def test_sequences_are_divided() -> None:
+    tokens = torch.arange(100)[:, None].expand(-1, 3)
+    used, judged = analysis._divided(tokens, learns=True)
+    assert judged == analysis.SEQUENCES
+    assert len(used) == judged + analysis.LEARNED == len(used[:, 0].unique())
+    assert [analysis._divided(tokens[:n], learns=True)[1] for n in (1, 2, 3, 12, 47, 48)] == [1, 1, 1, 4, 15, 16]
+    used, judged = analysis._divided(tokens[:1], learns=True)
+    assert len(used) == judged == 1, "of a single sequence both"
+    used, judged = analysis._divided(tokens, learns=False)
+    assert len(used) == judged == analysis.SEQUENCES
