@@ -8,11 +8,13 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
+from ..compress.estimate import hidden_size
 from ..compress.layout import Layout
 from ..compress.portions import ROOM, nbytes
 from ..compress.selection import Target
 from ..memory import settled
 from ..model.blocks import Weight, weights
+from ..model.inputs import positions
 from ..recipe import Recipe
 from ..recipe_budget import Budget
 from .candidates import ENDS, Bytes, Candidate, candidates
@@ -53,6 +55,14 @@ def analyse(
     spent = {"seconds": time.perf_counter() - began, "processor_seconds": time.process_time() - worked}
     about = {"sequences": len(tokens), "judged": walk.judged, "tokens": tokens.numel(), **spent}
     return Table(tuple(scoring.rows[name] for name in laid.targets), sizes.rest(), sizes.original(), about)
+
+
+def room(laid: Layout, recipe: Recipe, tokens: Tensor) -> int:
+    """Bytes of disk for the hidden states before every block, and the gradients before and after one."""
+    used, _ = _divided(tokens, rounding(recipe).needs_hessian)
+    places = sum(len(stack.blocks) + 1 for stack in laid.stacks)
+    each = max(positions(laid.skeleton.source.config, tokens.shape[1]).values()) * hidden_size(laid.skeleton)
+    return each * len(used) * (places * laid.skeleton.dtype.itemsize + 2 * torch.float32.itemsize)
 
 
 def _divided(tokens: Tensor, learns: bool) -> tuple[Tensor, int]:

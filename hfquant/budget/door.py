@@ -12,14 +12,14 @@ from torch import Tensor
 
 from ..compress.journal import Journal
 from ..compress.layout import Layout, lay_out
-from ..compress.plan import check_device, check_out, generated_tokens, read_tokens, with_calibration
+from ..compress.plan import check_device, check_out, check_room, generated_tokens, read_tokens, with_calibration
 from ..errors import CalibrationError, HfquantError, RecipeError
 from ..measure.text import PACKAGED, read_text
 from ..model.calibration import digest
 from ..model.source import Source, open_source
 from ..model.survey import survey
 from ..recipe import GridSpec, Recipe
-from .analysis import Told, analyse
+from .analysis import Told, analyse, room
 from .candidates import Bytes, candidates
 from .decide import Decision, check, decide
 from .table import Row, Table
@@ -95,6 +95,8 @@ def open_case(
     key += [budget.bits, budget.groups, budget.sparsity, budget.ranks, budget.with_ends]
     fingerprint = hashlib.sha256(json.dumps(key).encode()).hexdigest()
     folder = journal.folder / FOLDER
+    if Table.read(folder / TABLE, fingerprint) is None:
+        check_room(out, room(laid, chosen, tokens))
     return Case(source, chosen, laid, tokens, out, folder, table, device, fingerprint, measured.sha256, fresh)
 
 

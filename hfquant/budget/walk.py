@@ -41,11 +41,13 @@ class Walk:
 def forward(skeleton: Skeleton, tokens: Tensor, folder: Path, device: str = "cpu", judged: int | None = None) -> Walk:
     """Run the model on tokens [samples, seq], and keep the hidden states before every block in `folder`.
 
-    judged: how many samples will be taken back, up to the end of a batch; all by default.
+    judged: about how many samples will be taken back, whole batches; all by default, and only then.
     """
-    streamer = Streamer(skeleton, tokens, folder, max(1, TOGETHER // tokens.shape[1]), device)
-    wanted = len(tokens) if judged is None else judged
-    walk = Walk(streamer, next(at + n for at, n in streamer.batches if at + n >= wanted))
+    wanted = len(tokens) if judged is None else min(judged, len(tokens))
+    batch = max(1, min(TOGETHER // tokens.shape[1], wanted - 1))  # the first batch is a single sample
+    streamer = Streamer(skeleton, tokens, folder, batch, device)
+    ends = [at + n for at, n in streamer.batches if wanted == len(tokens) or at + n < len(tokens)]
+    walk = Walk(streamer, wanted if wanted == len(tokens) else min(ends, key=lambda end: abs(end - wanted)))
     for passage in walk.streamer.passages():
         states = [passage.stream]
         for i, name in enumerate(passage.stack.blocks):

@@ -87,7 +87,8 @@ def estimate(
     )
 
 
-def _hidden(skeleton: Skeleton) -> int:
+def hidden_size(skeleton: Skeleton) -> int:
+    """Numbers in a hidden state."""
     return int(getattr(skeleton.source.config.get_text_config(decoder=True), "hidden_size", 0))
 
 
@@ -97,7 +98,7 @@ def _streams(skeleton: Skeleton, recipe: Recipe, layers: "Sequence[LayerPlan]", 
     the finished layers of a block return, where they are remembered."""
     samples, seq = tokens.shape
     lengths = positions(skeleton.source.config, seq)
-    row = _hidden(skeleton) * skeleton.dtype.itemsize
+    row = hidden_size(skeleton) * skeleton.dtype.itemsize
     before = 2 * row * lengths["encoder"] * samples if "encoder" in lengths else 0
     longest = max(lengths.values()) * samples
     streams = max(2 * row * longest, before + 2 * row * seq * samples)
@@ -143,7 +144,7 @@ def _peak(
     inside = sum(p.numel() for n, p in skeleton.model.named_parameters() if n in {layer.name for layer in layers})
     outside = (size_of(skeleton) - inside) * skeleton.dtype.itemsize
     rows = batch * max(positions(skeleton.source.config, tokens.shape[1]).values())
-    hidden = _hidden(skeleton)
+    hidden = hidden_size(skeleton)
     activations = rows * (6 * hidden + 5 * widest) * skeleton.dtype.itemsize + 4 * rows * widest
     # H, its float64 factors; W, its errors and codes; and the statistics that wait for their turn
     solving = 28 * widest * widest + 20 * largest + max(0, statistics.together - nbytes(widest))
@@ -156,7 +157,7 @@ def _peak(
 def _writing(skeleton: Skeleton, tokens: Tensor) -> int:
     """While the whole model writes its calibration text: its weights, and keys and values of a batch, in float32."""
     config = skeleton.source.config.get_text_config(decoder=True)
-    cached = 2 * getattr(config, "num_hidden_layers", 0) * _hidden(skeleton) * min(GENERATED, tokens.shape[0])
+    cached = 2 * getattr(config, "num_hidden_layers", 0) * hidden_size(skeleton) * min(GENERATED, tokens.shape[0])
     return 4 * (size_of(skeleton) + cached * tokens.shape[1])
 
 

@@ -115,7 +115,7 @@ def plan(
         )  # fmt: skip
         if announce is not None:
             announce(foreseen)
-        _check_disk(out, expected)
+        check_room(out, expected.disk)
         tokens = read_tokens(source, chosen)
         identity = survey(source, laid.dtype)
         if chosen.generates:
@@ -251,11 +251,12 @@ def check_begun(journal: Journal, fingerprint: Mapping[str, Any], out: Path) -> 
         )
 
 
-def _check_disk(out: Path, expected: Estimate) -> None:
+def check_room(out: Path, needed: int) -> None:
+    """Raises ResourceError where the disk of `out` has fewer bytes free."""
     folder = next(p for p in (out, *out.absolute().parents) if p.exists())
     free = shutil.disk_usage(folder).free
-    if free < expected.disk:
+    if free < needed:
         raise ResourceError(
-            f"about {expected.disk / 1e6:,.0f} MB of disk are needed for `{out}`, {free / 1e6:,.0f} MB are free",
+            f"about {needed / 1e6:,.0f} MB of disk are needed for `{out}`, {free / 1e6:,.0f} MB are free",
             "free some space, or write to another disk",
         )

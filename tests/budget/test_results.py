@@ -1,6 +1,7 @@
 """What a budget leads to on small trained models: its size is kept, its loss foretold, and it can be made again."""
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -10,10 +11,10 @@ from scipy.stats import spearmanr
 from transformers import AutoModelForCausalLM
 
 from hfquant import HfQuantConfig, compress, plan
-from hfquant.budget import Case, Decision, choose_recipe, decide, door, open_case, speed, table_of
+from hfquant.budget import Case, Decision, analysis, choose_recipe, decide, door, open_case, speed, table_of
 from hfquant.budget.loaded import choose_for
 from hfquant.budget.promise import ATTEMPTS, reach
-from hfquant.errors import CalibrationError, QualityError, RecipeError
+from hfquant.errors import CalibrationError, QualityError, RecipeError, ResourceError
 from hfquant.measure.evaluate import compare
 from hfquant.model.source import open_source
 from hfquant.model.stream import stream_logits
@@ -246,3 +247,26 @@ def test_while_loading(trained: Folders, tmp_path: Path) -> None:
     assert scores.kl < 0.5
     with pytest.raises(RecipeError, match="two goals"):
         HfQuantConfig(fit="1GB", average_bits=3)
+
+
+@pytest.mark.parametrize("family", ["llama", "t5"])
+def test_disk_that_is_needed_is_known_and_asked_for_first(
+    family: str, built: Folders, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    case = case_of(built(family), tmp_path / "out", average_bits=4)
+    needed, taken = analysis.room(case.laid, case.recipe, case.tokens), []
+
+    def told(done: int, blocks: int) -> None:
+        """Hidden states and their gradients: how blocks are called, masks and the like, is more only at this size."""
+        files = [file for part in ("stream", "kept") for file in case.folder.rglob(f"*.{part}.*") if file.is_file()]
+        taken.append(sum(file.stat().st_size for file in files if "beside" not in file.name))
+
+    table_of(case, told)
+    assert 0.6 * needed <= max(taken) <= needed
+    usage = shutil.disk_usage(tmp_path)
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: usage._replace(free=needed - 1))
+    with pytest.raises(ResourceError, match="of disk are needed"):
+        case_of(built(family), tmp_path / "other", average_bits=4)
+    assert not (tmp_path / "other").exists()
+    # what was looked at already needs no more
+    case_of(built(family), tmp_path / "out", average_bits=4)
