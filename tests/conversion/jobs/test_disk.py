@@ -42,7 +42,9 @@ def test_a_disk_that_runs_full(desk: Desk, small_disk: Path) -> None:
 
     def unaware(worker: Worker) -> None:
         Workspace.check = lambda self, needed: None  # type: ignore[method-assign]
-        sys.modules["hfquant.compress.plan"]._check_disk = lambda out, expected: None  # type: ignore[attr-defined]
+        planning = sys.modules["hfquant.compress.plan"]
+        assert planning.check_room
+        planning.check_room = lambda out, needed: None  # type: ignore[attr-defined]
         enter = Room.enter
 
         def filled(room: Room, attempt: int, *, fresh: bool) -> None:
