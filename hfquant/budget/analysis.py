@@ -27,6 +27,7 @@ from .trials import Trials
 from .walk import Walk, forward
 
 SEQUENCES = 16  # that gradients are taken on
+SCRATCH = "hfquant-"  # what the folder of hidden states begins with
 LEARNED = 32  # others, that layers learn H from
 SEARCH = 40  # ranges that embeddings and head are fitted with
 
@@ -44,8 +45,8 @@ def analyse(
     """
     assert recipe.budget is not None
     began, worked = time.perf_counter(), time.process_time()
-    tokens, judged = _divided(tokens, rounding(recipe).needs_hessian)
-    with tempfile.TemporaryDirectory(prefix="hfquant-", dir=folder) as work, settled():
+    tokens, judged = _divided(tokens, learns(recipe))
+    with tempfile.TemporaryDirectory(prefix=SCRATCH, dir=folder) as work, settled():
         walk = forward(laid.skeleton, tokens, Path(work), device, judged)
         scoring = _Scoring(laid, recipe, recipe.budget, walk, walk.judged * tokens.shape[1], told)
         backward(walk, recipe.calibration.seed, scoring.block, scoring.ends)
@@ -53,30 +54,43 @@ def analyse(
     scoring.unseen()
     sizes = scoring.bytes
     spent = {"seconds": time.perf_counter() - began, "processor_seconds": time.process_time() - worked}
-    about = {"sequences": len(tokens), "judged": walk.judged, "tokens": tokens.numel(), **spent}
+    about = {"sequences": len(tokens), "judged": walk.judged, "tokens": walk.judged * tokens.shape[1], **spent}
     return Table(tuple(scoring.rows[name] for name in laid.targets), sizes.rest(), sizes.original(), about)
 
 
-def room(laid: Layout, recipe: Recipe, tokens: Tensor) -> int:
-    """Bytes of disk for the hidden states before every block, and the gradients before and after one."""
-    used, _ = _divided(tokens, rounding(recipe).needs_hessian)
-    places = sum(len(stack.blocks) + 1 for stack in laid.stacks)
-    each = max(positions(laid.skeleton.source.config, tokens.shape[1]).values()) * hidden_size(laid.skeleton)
-    return each * len(used) * (places * laid.skeleton.dtype.itemsize + 2 * torch.float32.itemsize)
+def room(laid: Layout, recipe: Recipe, samples: int, seq: int) -> int:
+    """Bytes of disk for the hidden states before every block, and the gradients before and after one, if there is
+    calibration text [samples, seq].  Of an encoder its outputs a second time, as decoders read them, with gradients."""
+    used, encoders = sum(_counts(samples, learns(recipe))), len(laid.stacks) - 1
+    places = sum(len(stack.blocks) + 1 for stack in laid.stacks) + encoders
+    each = max(positions(laid.skeleton.source.config, seq).values()) * hidden_size(laid.skeleton)
+    return each * used * (places * laid.skeleton.dtype.itemsize + (2 + encoders) * torch.float32.itemsize)
 
 
-def _divided(tokens: Tensor, learns: bool) -> tuple[Tensor, int]:
+def learns(recipe: Recipe) -> bool:
+    """Whether anything that is chosen from is fitted to text."""
+    budget = recipe.budget
+    return rounding(recipe).needs_hessian or (budget is not None and bool(budget.sparsity or budget.ranks))
+
+
+def _counts(samples: int, learning: bool) -> tuple[int, int]:
+    """How many sequences are judged by, and how many others are learned from."""
+    judged = min(SEQUENCES, max(1, samples // 3) if learning else samples)
+    return judged, min(LEARNED, samples - judged) if learning else 0
+
+
+def _divided(tokens: Tensor, learning: bool) -> tuple[Tensor, int]:
     """The sequences that are used, those to judge by first, and how many these are.
 
-    Where layers learn from text, they are judged by other text: on what GPTQ has seen, its errors are a half to a
-    seventh of what they are elsewhere, and the least where the inputs have many directions.
+    Where layers learn from text, they are judged by other text: on what GPTQ has seen, its errors are smaller than
+    elsewhere, in some layers by a quarter, in others to a seventh (docs/budget.md).
     """
     count = len(tokens)
-    judged = min(SEQUENCES, max(1, count // 3) if learns else count)
+    judged, learned = _counts(count, learning)
     order = torch.arange(count)
     first = order[:: max(1, count // judged)][:judged]
-    others = order[~torch.isin(order, first)] if learns else order[:0]
-    others = others[:: max(1, len(others) // LEARNED)][:LEARNED]
+    others = order[~torch.isin(order, first)]
+    others = others[:: max(1, len(others) // max(1, learned))][:learned]
     return tokens[torch.cat([first, others])], judged
 
 
@@ -100,9 +114,7 @@ class _Scoring:
         found = {w: target for w, target in targets.items() if target is not None}
         portions = _portions(block, list(found))
         for i, portion in enumerate(portions):
-            inputs = Inputs(block, portion)
-            with inputs.watching():
-                back.look()
+            inputs = _inputs(block, portion, back)
             H = {leader: whole(S) for leader, S in inputs.H.items()}
             on = {leader: spread(one, self.step) for leader, one in H.items()}
             M = {w: None if (one := on[leader]) is None else one.M for w, leader in inputs.leaders.items()}
@@ -158,6 +170,20 @@ class _Scoring:
         for name, target in self.laid.targets.items():
             if name not in self.rows:
                 self._row(target, target.layer, [Candidate.of(target.grid)], [0.0])
+
+
+def _inputs(block: nn.Module, portion: Sequence[Weight], back: Backward) -> Inputs:
+    """What weights read in the text that they learn from; of experts that only other text reaches, in that."""
+    inputs = Inputs(block, portion)
+    with inputs.watching():
+        back.look()
+    if left := [weight for weight in portion if weight not in inputs.leaders]:
+        others = Inputs(block, left)
+        with others.watching():
+            back.look(judged=True)
+        inputs.leaders |= others.leaders
+        inputs.H |= others.H
+    return inputs
 
 
 def _portions(block: nn.Module, found: Sequence[Weight]) -> list[list[Weight]]:

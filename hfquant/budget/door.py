@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -19,7 +20,7 @@ from ..model.calibration import digest
 from ..model.source import Source, open_source
 from ..model.survey import survey
 from ..recipe import GridSpec, Recipe
-from .analysis import Told, analyse, room
+from .analysis import SCRATCH, Told, analyse, room
 from .candidates import Bytes, candidates
 from .decide import Decision, check, decide
 from .table import Row, Table
@@ -79,6 +80,9 @@ def open_case(
         table = outline(laid, chosen)
         check(table, budget)
         _check_text(source, chosen)
+        folder, c = journal.folder / FOLDER, chosen.calibration
+        if not (folder / TABLE).is_file():
+            check_room(out, room(laid, chosen, c.samples, c.seq_len) - _left(folder))
         measured = read_text(PACKAGED if text is None else text)
         tokens = read_tokens(source, chosen)
         if tokens is None:
@@ -94,10 +98,12 @@ def open_case(
     ]
     key += [budget.bits, budget.groups, budget.sparsity, budget.ranks, budget.with_ends]
     fingerprint = hashlib.sha256(json.dumps(key).encode()).hexdigest()
-    folder = journal.folder / FOLDER
-    if Table.read(folder / TABLE, fingerprint) is None:
-        check_room(out, room(laid, chosen, tokens))
     return Case(source, chosen, laid, tokens, out, folder, table, device, fingerprint, measured.sha256, fresh)
+
+
+def _left(folder: Path) -> int:
+    """Bytes that a killed analysis has left, and that the next one deletes."""
+    return sum(file.stat().st_size for file in folder.glob(f"{SCRATCH}*/**/*") if file.is_file())
 
 
 def outlined(recipe: Recipe) -> Recipe:
@@ -140,6 +146,8 @@ def table_of(case: Case, told: Told | None = None) -> Table:
     table = Table.read(kept, case.fingerprint)
     if table is None:
         case.folder.mkdir(parents=True, exist_ok=True)
+        for stale in case.folder.glob(f"{SCRATCH}*"):
+            shutil.rmtree(stale)
         table = analyse(case.laid, case.recipe, case.tokens, case.folder, case.device, told)
         table = replace(table, about={**table.about, "fingerprint": case.fingerprint})
         table.write(kept)

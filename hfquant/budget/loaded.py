@@ -1,19 +1,22 @@
 """The same choice for a model that is in memory already: what `from_pretrained` uses."""
 
+import tempfile
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
 
 from ..compress.layout import Layout
+from ..compress.plan import check_room
 from ..compress.resident import Resident
 from ..compress.selection import select, wire_for
 from ..model.blocks import stacks
 from ..model.skeleton import Skeleton
 from ..recipe import Recipe
-from .analysis import analyse
+from .analysis import analyse, room
 from .decide import Decision, check, decide
 from .door import outline, outlined
 from .speed import timed
@@ -79,11 +82,13 @@ def choose_for(model: nn.Module, recipe: Recipe, batches: Sequence[Tensor]) -> D
         wire=wire_for(targets, model, all_of_it, dtype), layers={}, dtype=dtype,
     )  # fmt: skip
     check(outline(laid, recipe), recipe.budget)
+    tokens = torch.cat(list(batches)).cpu()
+    check_room(Path(tempfile.gettempdir()), room(laid, recipe, *tokens.shape))
     trained = [p for p in model.parameters() if p.requires_grad]
     for p in trained:  # only gradients of hidden states are wanted
         p.requires_grad_(False)
     try:
-        table = analyse(laid, recipe, torch.cat(list(batches)).cpu())
+        table = analyse(laid, recipe, tokens)
         return decide(timed(table, model.config, dtype) if recipe.budget.fastest else table, recipe)
     finally:
         for p in trained:

@@ -38,10 +38,10 @@ class Backward:
     beside: dict[str, Stream]  # of what else it reads that earlier stacks have put out
 
     @torch.no_grad()
-    def look(self) -> None:
-        """The batches that layers learn from through the block."""
+    def look(self, *, judged: bool = False) -> None:
+        """The batches that layers learn from through the block, or those that are judged."""
         passage = self.walk.passages[self.stack]
-        for batch in self.walk.learned():
+        for batch in (i for i, _, _ in self.walk.back()) if judged else self.walk.learned():
             args, kwargs = passage.arguments(self.index, batch, self.walk.before[self.stack][self.index])
             self.block(*args, **kwargs)
 

@@ -20,8 +20,8 @@ from .moments import Sums
 from .scores import Spread, rounded
 
 # A step that aims at the original model's outputs makes up, in every layer, for a part of what the layers before have
-# lost.  With `match_original` 0.5 measured losses are 0.8 of the sum of the layers' own, with rounding to nearest 1.0
-# (docs/budget.md); in between it is taken to be linear.
+# lost.  With `match_original` 0.5 measured losses were 0.8 of the sum of the layers' own, with rounding to nearest 1.0,
+# both judged by the text that was learned from (docs/budget.md); in between it is taken to be linear.
 MADE_UP = 0.4
 
 

@@ -36,12 +36,9 @@ def plan(model: "str | Source", recipe: "Recipe", out: Path, **settings: Any) ->
 
 def check_text(source: "Source", text: Path | None) -> None:
     """Raises CalibrationError for a text that the result could not be measured on."""
-    if text is not None:
-        from ..measure.text import cut, read_text
-        from ..measure.verify import WINDOW
-        from ..model.inputs import longest
+    from ..measure.verify import check_text
 
-        cut(read_text(text), source.tokenizer(), min(WINDOW, longest(source.config) or WINDOW), 1)
+    check_text(source, text)
 
 
 def crew(name: str | None, **settings: Any) -> "Crew":

@@ -91,17 +91,16 @@ class HfquantQuantizer(OptimumQuantizer):  # type: ignore[misc]  # optimum has n
         text: a file that the result is measured on; by default the packaged text.
         Raises HfquantErrors, a QualityError among them if the result did not pass its gate.
         """
-        from ..compress import compress
-        from ..measure.text import read_text
-        from ..measure.verify import verify
+        from ..compress import compress, plan
+        from ..measure.verify import check_text, verify
 
         if file_prefix:
             raise RecipeError("files cannot be given a prefix", "transformers knows them by their names")
         if recipe is not None and kwargs:
             raise RecipeError(f"`{min(kwargs)}` beside a recipe", "say it in the recipe")
         chosen = recipe_of(kwargs) if recipe is None else Recipe.parse(recipe)
-        if text is not None:
-            read_text(text)  # what cannot be read is said before hours of work
-        for _ in compress(self.model, chosen, save_dir):
+        todo = plan(self.model, chosen, save_dir)
+        check_text(todo.source, text)  # before hours of work
+        for _ in compress(todo):
             pass
         return verify(save_dir, against=self.model, text=text)

@@ -164,6 +164,12 @@ def _scores(model: PreTrainedModel, source: Source | None, windows: Tensor, mode
     return compare(originals, model, windows, mode=mode)
 
 
+def check_text(source: Source, text: str | Path | None) -> None:
+    """Raises CalibrationError for a text that what becomes of this model could not be measured on."""
+    if text is not None:
+        cut(read_text(text), source.tokenizer(), min(WINDOW, longest(source.config) or WINDOW), 1)
+
+
 def _settled(scores: Scores, text: Text, windows: int | None) -> dict[str, Any]:
     """The scores, and in their settings what they were measured on."""
     chosen = "all windows of the text" if windows is None else "the first windows of the text"

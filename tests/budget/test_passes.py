@@ -103,15 +103,14 @@ def test_drawn_tokens_are_the_models_own(uneven: Folders, tmp_path: Path) -> Non
 
 
 @pytest.mark.parametrize("family", ["llama", "bart"])
-def test_some_are_taken_back_and_layers_learn_from_the_others(family: str, uneven: Folders, tmp_path: Path) -> None:
+def test_some_are_taken_back_and_layers_learn_from_the_others(
+    family: str, uneven: Folders, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """The gradients of the first samples are what they are without the others, which alone are looked at."""
     source, tokens = open_source(uneven(family)), families.held_out()[:12, :LENGTH].clone()
-    monkey = pytest.MonkeyPatch()
-    monkey.setattr(walking, "TOGETHER", 2 * LENGTH)  # batches of 1, 2, 2 ..
-    with monkey.context():
-        few = walking.forward(Skeleton(source, torch.float32), tokens[:5], tmp_path / "few")
-        walk = walking.forward(Skeleton(source, torch.float32), tokens, tmp_path / "walk", judged=6)
-    monkey.undo()
+    monkeypatch.setattr(walking, "TOGETHER", 2 * LENGTH)  # batches of 1, 2, 2 ..
+    few = walking.forward(Skeleton(source, torch.float32), tokens[:5], tmp_path / "few")
+    walk = walking.forward(Skeleton(source, torch.float32), tokens, tmp_path / "walk", judged=6)
     assert [n for _, _, n in walk.back()] == [1, 2, 2], "whole batches"
     assert walk.judged == 5
     assert [walk.streamer.batches[i] for i in walk.learned()] == [(5, 2), (7, 2), (9, 2), (11, 1)]
@@ -134,11 +133,11 @@ def test_some_are_taken_back_and_layers_learn_from_the_others(family: str, uneve
 
 def test_sequences_are_divided() -> None:
     tokens = torch.arange(100)[:, None].expand(-1, 3)
-    used, judged = analysis._divided(tokens, learns=True)
+    used, judged = analysis._divided(tokens, learning=True)
     assert judged == analysis.SEQUENCES
     assert len(used) == judged + analysis.LEARNED == len(used[:, 0].unique())
-    assert [analysis._divided(tokens[:n], learns=True)[1] for n in (1, 2, 3, 12, 47, 48)] == [1, 1, 1, 4, 15, 16]
-    used, judged = analysis._divided(tokens[:1], learns=True)
+    assert [analysis._divided(tokens[:n], learning=True)[1] for n in (1, 2, 3, 12, 47, 48)] == [1, 1, 1, 4, 15, 16]
+    used, judged = analysis._divided(tokens[:1], learning=True)
     assert len(used) == judged == 1, "of a single sequence both"
-    used, judged = analysis._divided(tokens, learns=False)
+    used, judged = analysis._divided(tokens, learning=False)
     assert len(used) == judged == analysis.SEQUENCES

@@ -33,11 +33,12 @@ before = set(sys.modules)
 try:
     runpy.run_module("hfquant", run_name="__main__")
 finally:
-    print(*(set(sys.modules) - before), file=sys.stderr)
+    print("loaded:", *(set(sys.modules) - before), file=sys.stderr)
 """
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert "--help" in done.stdout
-    libraries = {name.partition(".")[0] for name in done.stderr.split()} - set(sys.stdlib_module_names) - {"hfquant"}
+    loaded = {name.partition(".")[0] for name in done.stderr.rpartition("loaded:")[2].split()}
+    libraries = {name for name in loaded if not name.startswith("_")} - set(sys.stdlib_module_names) - {"hfquant"}
     assert {"typer", "rich"} <= libraries
     assert libraries <= LIGHT
 

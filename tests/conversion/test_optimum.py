@@ -102,6 +102,8 @@ def test_the_text_that_it_is_measured_on(built: Callable[[str], Path], tmp_path:
     quantizer = HfquantQuantizer.from_pretrained(built("llama"))
     report = quantizer.quantize(tmp_path / "out", recipe="rtn-w8", text=tmp_path / "mine.txt")
     assert report["evaluation"]["settings"]["text"] == "mine.txt"
-    with pytest.raises(CalibrationError):
-        quantizer.quantize(tmp_path / "none", recipe="rtn-w8", text=tmp_path / "missing.txt")
+    (tmp_path / "short.txt").write_text("a lion")
+    for name in ("missing.txt", "short.txt"):
+        with pytest.raises(CalibrationError):
+            quantizer.quantize(tmp_path / "none", recipe="rtn-w8", text=tmp_path / name)
     assert not (tmp_path / "none").exists()
