@@ -2,6 +2,8 @@
 
 import logging
 import re
+import sys
+from typing import Any
 
 TOKEN = re.compile(r"hf_(?:oauth|jwt)_[\w.-]{8,}|hf_[A-Za-z0-9]{16,}|eyJ[\w-]{10,}\.[\w-]{10,}\.[\w-]{10,}", re.ASCII)
 BEARER = re.compile(r"(?i)(bearer\s+)[\w.~+/=-]{8,}")
@@ -17,11 +19,22 @@ def redact(text: str) -> str:
 
 def log_to_stderr() -> None:
     """All logs of this process go to stderr, and no tokens with them."""
-    handler = logging.StreamHandler()
+    handler = _Stderr()
     handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
     handler.addFilter(Redact())
     logging.basicConfig(level=logging.WARNING, handlers=[handler], force=True)
     logging.getLogger("hfquant").setLevel(logging.INFO)
+
+
+class _Stderr(logging.StreamHandler):  # type: ignore[type-arg]
+    """Writes to what is stderr at that moment: one that was taken in its place for a while may be closed since."""
+
+    def __init__(self) -> None:
+        logging.Handler.__init__(self)
+
+    @property
+    def stream(self) -> Any:
+        return sys.stderr
 
 
 class Redact(logging.Filter):
