@@ -322,4 +322,4 @@ def test_refused_for_lack_of_disk_leaves_nothing(tmp_path: Path, monkeypatch: py
     with pytest.raises(ResourceError, match="of disk are needed"):
         case_of(tmp_path / "m.gguf", tmp_path / "out", average_bits=4)
     assert len(asked) == 2
-    assert not (tmp_path / "out").exists() or not any((tmp_path / "out").rglob("*.safetensors"))
+    assert not any((tmp_path / "out").rglob("*")), "the unpacked file is gone again"
