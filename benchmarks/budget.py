@@ -22,6 +22,7 @@ from scipy.stats import spearmanr
 from torch import Tensor
 
 from hfquant.budget import Case, Decision, decide, open_case, table_of
+from hfquant.budget.candidates import ENDS
 from hfquant.budget.promise import reach
 from hfquant.compress import compress, plan
 from hfquant.errors import QualityError
@@ -77,9 +78,9 @@ class Bench:
     def uniform(self, case: Case) -> list[dict[str, Any]]:
         """One grid everywhere, stored as budgets are."""
         found = []
-        for name in uniform_grids(self.options.groups):
+        for name in self.options.uniform or uniform_grids(self.options.groups):
             scores, nbytes, seconds = self.made(
-                {"name": name, "steps": [{"method": "gptq"}], "grid": name, "format": "native"}
+                {"name": name, "steps": [{"method": "gptq"}], "grid": grid_of(name), "format": "native"}
             )
             bits = self.bits_of(case, name)
             found.append({"name": name, "bits": bits, "bytes": nbytes, "seconds": seconds, **scores})
@@ -92,7 +93,9 @@ class Bench:
     def bits_of(self, case: Case, name: str) -> float:
         """Stored bits per weight of one grid everywhere."""
         rows = [
-            next((o, row.weights) for o in row.options if o.name.removesuffix("sym") == name) for row in case.table.rows
+            (next(o for o in row.options if o.name == name), row.weights)
+            for row in case.table.rows
+            if row.kind not in ENDS
         ]
         return 8 * sum(o.data for o, _ in rows) / sum(weights for _, weights in rows)
 
@@ -165,14 +168,25 @@ class Bench:
 
 
 def uniform_grids(groups: Sequence[int]) -> list[str]:
-    """What a user would pick from: the widths around AVERAGES with the two smallest groups, wider ones with one."""
+    """What a user would pick from: the widths around AVERAGES with the two smallest groups, with and without a zero
+    point, and one wider."""
     few = sorted(groups)[:2]
-    names = [f"w{bits}g{group}" for bits in (2, 3) for group in reversed(few)]
-    return [*names, f"w4g{few[-1]}", f"w5g{few[-1]}"]
+    names = [f"w{bits}g{group}{kind}" for bits in (2, 3, 4) for group in reversed(few) for kind in ("sym", "")]
+    return [*names, f"w5g{few[-1]}sym"]
+
+
+def grid_of(name: str) -> dict[str, Any]:
+    """Of the name that a table gives a grid."""
+    bits, group = name.removesuffix("sym").removeprefix("w").split("g")
+    return {"bits": int(bits), "group_size": int(group), "symmetric": name.endswith("sym")}
 
 
 def gains(uniform: list[dict[str, Any]], chosen: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """For each of AVERAGES: the loss beside that of the uniform recipes, interpolated at the same number of bits."""
+    """For each of AVERAGES: the loss beside that of the uniform recipes at the same number of bits.
+
+    Between two of them their losses' logarithms are interpolated (`uniform`), which is the line that finer and finer
+    steps of bits would follow, and their losses (`blind`): what a mixture of both has whose layers are picked blindly.
+    """
     best: list[dict[str, Any]] = []
     for row in sorted(uniform, key=lambda row: row["bits"]):
         if not best or row["kl"] < best[-1]["kl"]:
@@ -182,10 +196,14 @@ def gains(uniform: list[dict[str, Any]], chosen: list[dict[str, Any]]) -> list[d
         row = next(row for row in chosen if row["asked"] == average)
         said: dict[str, Any] = {"average": average, "bits": row["bits"]}
         for name in ("kl", "growth"):
-            losses = [math.log(max(r["kl"] if name == "kl" else math.log1p(r["growth"]), 1e-6)) for r in best]
-            beside = math.exp(float(np.interp(row["bits"], [r["bits"] for r in best], losses)))
+            losses = np.array([max(r["kl"] if name == "kl" else math.log1p(r["growth"]), 1e-6) for r in best])
+            bits, at = [r["bits"] for r in best], row["bits"]
+            beside = {"uniform": math.exp(float(np.interp(at, bits, np.log(losses))))}
+            beside["blind"] = float(np.interp(at, bits, losses))
             own = row["kl"] if name == "kl" else math.log1p(row["growth"])
-            said |= {f"{name}_uniform": beside, name: own, f"{name}_less": 1 - own / beside}
+            said[name] = own
+            for kind, loss in beside.items():
+                said |= {f"{name}_{kind}": loss, f"{name}_{kind}_less": 1 - own / loss}
         found.append(said)
     return found
 
@@ -196,15 +214,21 @@ def markdown(done: dict[str, Any]) -> str:
         f"{done['settings']['samples']} sequences of {done['settings']['seq_len']} tokens for calibration"
         f" ({done['settings'].get('calibration', 'packaged')}); held out:"
         f" {done['settings']['windows']} windows of {done['settings']['text']}. Losses are ln(perplexity / original's)"
-        " and KL in nats per token; beside them those of one grid everywhere, interpolated at the same bits.", "",
-        "| average | stored bits | KL | uniform | less | ln ppl | uniform | less |",
-        "|---:|---:|---:|---:|---:|---:|---:|---:|",
+        " and KL in nats per token; beside them those of one grid everywhere, interpolated at the same bits: of the"
+        " logarithm, and (blind) as they are, which layers that are picked blindly from both grids would lose.", "",
+        "| average | stored bits | KL | uniform | less | blind | less | ln ppl | uniform | less | blind | less |",
+        "|---:|---:|---:|---:|---:|---:|---:|---:|---:|---:|---:|---:|",
     ]  # fmt: skip
     for row in done["gains"]:
         cells = [f"{row['average']:g}", f"{row['bits']:.3f}"]
         for name in ("kl", "growth"):
-            cells += [f"{row[name]:.4f}", f"{row[name + '_uniform']:.4f}", f"{row[name + '_less']:.0%}"]
+            cells.append(f"{row[name]:.4f}")
+            for kind in ("uniform", "blind"):
+                cells += [f"{row[f'{name}_{kind}']:.4f}", f"{row[f'{name}_{kind}_less']:.0%}"]
         lines.append(f"| {' | '.join(cells)} |")
+    lines += ["", "| one grid | stored bits | KL | ln ppl |", "|---|---:|---:|---:|"]
+    for row in sorted(done["uniform"], key=lambda row: float(row["bits"])):
+        lines.append(f"| {row['name']} | {row['bits']:.3f} | {row['kl']:.4f} | {math.log1p(row['growth']):.4f} |")
     lines += [
         "",
         f"Rank correlation of predicted and measured over {len(done['budgets'])} budgets: KL"
@@ -235,6 +259,9 @@ def main() -> None:
         "--groups", type=int, action="append", help="sizes to choose from, else 32, 64 and 128; a model whose weights"
         " were rounded before, as in a GGUF file, would lose nothing at the groups of that file"
     )  # fmt: skip
+    parser.add_argument(
+        "--uniform", action="append", help="one grid everywhere, such as w4g64sym, else those around 2.5 to 4.25 bits"
+    )
     parser.add_argument("--budgets", type=int, default=20)
     parser.add_argument("--keep", help="a file from which an interrupted run goes on")
     parser.add_argument("--promises", type=int, default=20)

@@ -29,6 +29,8 @@ ENDS = ("embedding", "head")
 # of what is left of a pruned weight: finer grids cost more than the weights that they could keep
 SPARSE_BITS = (3, 4, 5)
 RANK_BITS = 4  # beside finer grids than that a correction is never worth its bytes
+# up to these a zero point may be worth its bits, or be better spent on smaller groups; above, it never is
+ASYMMETRIC_BITS = 4
 
 
 @dataclass(frozen=True)
@@ -88,7 +90,10 @@ def candidates(target: Target, recipe: Recipe, budget: Budget) -> list[Candidate
         return [Candidate.of(target.grid)]
     groups = distinct(budget.groups, target.shape[1])
     grids = [
-        GridSpec(bits=bits, group_size=group, symmetric=bits in (4, 8)) for bits in budget.bits for group in groups
+        GridSpec(bits=bits, group_size=group, symmetric=symmetric)
+        for bits in budget.bits
+        for group in groups
+        for symmetric in ((True, False) if bits <= ASYMMETRIC_BITS else (True,))
     ]
     found = [Candidate(grid) for grid in grids]
     if target.kind not in ENDS:
@@ -98,6 +103,7 @@ def candidates(target: Target, recipe: Recipe, budget: Budget) -> list[Candidate
 
 def _beyond_grids(grids: Sequence[GridSpec], budget: Budget) -> Iterator[Candidate]:
     """What is pruned keeps the largest groups: its scales weigh twice as much beside what is left."""
+    grids = [grid for grid in grids if grid.symmetric]
     large = [grid for grid in grids if grid.bits in SPARSE_BITS and grid.group_size == grids[-1].group_size]
     for sparsity in budget.sparsity:
         yield from (Candidate(grid, sparsity, rank) for grid in large for rank in (0, *budget.ranks))

@@ -26,7 +26,7 @@ from .decide import Decision, check, decide
 from .table import Row, Table
 
 FOLDER, TABLE = "budget", "table.json"  # in the working folder of a compression
-VERSION = 4  # of how losses are predicted
+VERSION = 5  # of how losses are predicted
 
 
 @dataclass(frozen=True)
