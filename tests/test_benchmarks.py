@@ -61,3 +61,30 @@ def test_rivals_that_are_not_there_are_left_out_with_a_reason(monkeypatch: pytes
     gpu_rivals.check("right", lambda x: (x.float() @ W.T).bfloat16(), W)
     with pytest.raises(AssertionError, match="wrong is wrong"):
         gpu_rivals.check("wrong", lambda x: (x.float() @ W.T * 1.1).bfloat16(), W)
+
+
+def test_one_grid_everywhere_is_the_grid_whose_bits_are_counted(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(str(FOLDER))
+    from budget_report import as_recipe, uniform_grids
+
+    from hfquant.budget.table import Option
+    from hfquant.recipe import Recipe
+
+    names = uniform_grids((32, 64, 128))
+    assert {"w2g64sym", "w2g64", "w4g64sym"} <= {*names}
+    for name in names:
+        grid = Recipe.parse({"steps": [{"method": "gptq"}], "grid": as_recipe(name)}).grid
+        assert Option(grid, nbytes=1, data=1, loss=0.0).name == name
+
+
+def test_a_choice_that_mixes_blindly_gains_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    """On the line between two grids, by the loss itself; less than nothing where its logarithm is interpolated."""
+    monkeypatch.syspath_prepend(str(FOLDER))
+    from budget_report import AVERAGES, gains
+
+    uniform = [{"bits": 2.0, "kl": 1.0, "growth": 1.0}, {"bits": 5.0, "kl": 0.1, "growth": 0.1}]
+    chosen = [{"asked": at, "bits": at, "kl": 1 - 0.3 * (at - 2), "growth": 0.2} for at in AVERAGES]
+    for row in gains(uniform, chosen):
+        assert row["kl_blind_less"] == pytest.approx(0)
+        assert row["kl_uniform"] == pytest.approx(10 ** -((row["average"] - 2) / 3))
+        assert row["kl_uniform_less"] < 0

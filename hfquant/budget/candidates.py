@@ -29,7 +29,8 @@ ENDS = ("embedding", "head")
 # of what is left of a pruned weight: finer grids cost more than the weights that they could keep
 SPARSE_BITS = (3, 4, 5)
 RANK_BITS = 4  # beside finer grids than that a correction is never worth its bytes
-# up to these a zero point may be worth its bits, or be better spent on smaller groups; above, it never is
+# up to these a zero point may be worth its bits, or they be better spent on smaller groups; for a small model, finer
+# grids were never chosen with one
 ASYMMETRIC_BITS = 4
 
 
