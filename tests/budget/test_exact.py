@@ -30,6 +30,13 @@ def test_roles_that_a_recipe_names_stay(trained: Folders, tmp_path: Path) -> Non
     assert made(trained("llama"), decision.recipe, tmp_path / "out") <= decision.nbytes
 
 
+def test_coarse_grids_are_there_with_and_without_a_zero_point(built: Folders, tmp_path: Path) -> None:
+    case = open_case(built("llama"), {"budget": {"average_bits": 4, "groups": [32]}}, tmp_path / "out", **SMALL)
+    (names,) = {tuple(option.name for option in row.options) for row in case.table.rows if row.kind == "linear"}
+    both = [f"w{bits}g32{kind}" for bits in (2, 3, 4) for kind in ("sym", "")]
+    assert list(names) == [*both, *(f"w{bits}g32sym" for bits in (5, 6, 7, 8)), "kept"]
+
+
 @pytest.mark.parametrize("method", ["awq", "smoothquant"])
 @pytest.mark.parametrize("family", ["llama", "gpt2"])
 def test_what_steps_store_beside_weights_is_counted(family: str, method: str, built: Folders, tmp_path: Path) -> None:
