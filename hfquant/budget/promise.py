@@ -3,6 +3,9 @@
 Losses are predicted on calibration text, and measured on another.  What a first result loses tells how far the two are
 apart for this model: the next bound is the last one times what is allowed over what was lost.  A bound is raised once
 at most, and only where that saves bytes; if the larger bound does not hold, the one that held is made again.
+
+A promise is for text that was not measured.  So what counts as lost is not what perplexity grew by on some tokens, but
+the most that it grows by on others of their kind in 19 of 20 cases: a small text allows less.
 """
 
 import json
@@ -61,19 +64,21 @@ def reach(
         begun = False
         report = into_report(decision, case.out, attempt.number)
         measured = report["budget"]["measured"]
-        lost = measured["perplexity_growth"]
+        lost = measured["perplexity_growth_at_most"]
         if allowed is None or lost is None:
             return report
+        grew = f"perplexity grew by {measured['perplexity_growth']:.2%}, at most {lost:.2%} on other text"
         if lost <= allowed:
             looser = _looser(case, table, decision, attempt, max(lost, growth(measured["kl"] or 0.0)))
             if looser is None:
                 return report
-            said, attempt = f"perplexity grew by {lost:.2%}, {allowed:.2%} are allowed: once more with more", looser
+            said, attempt = f"{grew}; {allowed:.2%} are allowed: once more with more", looser
         else:
-            said = f"perplexity grew by {lost:.2%}, more than the {allowed:.2%} that are allowed"
+            said = f"{grew}; {allowed:.2%} are allowed"
             if attempt.number == ATTEMPTS:
                 raise QualityError(
-                    f"{said}, {ATTEMPTS} times", "allow more with `--max-loss`; the last result is kept as it is"
+                    f"{said}; tried {ATTEMPTS} times",
+                    "allow more with `--max-loss`, or measure on more `--text`; the last result is kept as it is",
                 )
             attempt, said = _tighter(decision, attempt, lost, allowed), f"{said}: once more with less"
         if say is not None:

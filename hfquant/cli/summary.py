@@ -49,7 +49,7 @@ def scores(report: Mapping[str, Any]) -> dict[str, str | None]:
     ppl, reference = found.get("perplexity"), found.get("reference_perplexity")
     sample = (report.get("sample") or {}).get("compressed")
     return {
-        "perplexity": _perplexity(ppl, reference),
+        "perplexity": _perplexity(ppl, reference, found.get("growth_error")),
         "KL divergence": None if found.get("kl") is None else f"{found['kl']:.4f} nats per token",
         "top-1 agreement": None if found.get("top1_agreement") is None else f"{found['top1_agreement']:.1%}",
         "speed": _speed(found.get("tokens_per_second"), found.get("reference_tokens_per_second")),
@@ -81,7 +81,12 @@ def _speed(after: float | None, before: float | None) -> str | None:
     return f"{after:.1f} tokens/s" + ("" if before is None else f" (original: {before:.1f})")
 
 
-def _perplexity(ppl: float | None, reference: float | None) -> str | None:
+def _perplexity(ppl: float | None, reference: float | None, error: float | None) -> str | None:
+    """error: standard, of the logarithm of their quotient."""
     if ppl is None:
         return None
-    return f"{ppl:.2f}" if reference is None else f"{reference:.2f} -> {ppl:.2f} (x {ppl / reference:.3f})"
+    if reference is None:
+        return f"{ppl:.2f}"
+    ratio = ppl / reference
+    sure = "" if error is None else f" ± {ratio * error:.3f}"
+    return f"{reference:.2f} -> {ppl:.2f} (x {ratio:.3f}{sure})"

@@ -3,6 +3,7 @@
     perplexity = exp( 1/n Σ −log q(xₜ) )
     KL         = 1/n Σₜ Σᵥ pₜ(v) (log pₜ(v) − log qₜ(v))        p original, q compressed; nats per token
     top-1      = share of tokens where both rank the same token first
+    s          = standard error of 1/n Σ (log p(xₜ) − log q(xₜ)), by how much the means of short stretches differ
 
 The windows have one length, so the mean over tokens is the mean over windows of the GPTQ paper's protocol.
 Logits come one window at a time, from any source; none are kept.
@@ -31,11 +32,13 @@ class Scores:
     """What was measured, with what is needed to measure it again.
 
     tokens: predictions that were scored.  kl (nats per token), top1_agreement and reference_perplexity are
-    None where there was no original to compare with.
+    None where there was no original to compare with.  growth_error: standard error of
+    log(perplexity / reference_perplexity), for another text of the same kind; None for a text of one stretch too.
     """
 
     perplexity: float
     reference_perplexity: float | None = None
+    growth_error: float | None = None
     kl: float | None = None
     top1_agreement: float | None = None
     tokens: int
@@ -100,17 +103,22 @@ def compare(
 
 def score(reference: Iterable[Tensor] | None, candidate: Iterable[Tensor], windows: Tensor, feed: Feed) -> Scores:
     """The numbers alone: logits [1, seq, vocab] of both models per window of windows [n, seq]."""
-    total = torch.zeros(4, dtype=torch.float64)
     originals = [None] * len(windows) if reference is None else reference
+    stretches = []
     for window, original, found in zip(windows, originals, candidate, strict=True):
         rows = None if original is None else feed.predicted(original[0])
-        total += _sums(rows, feed.predicted(found[0]), feed.targets(window))
+        stretches.append(_sums(rows, feed.predicted(found[0]), feed.targets(window)))
+    sums = torch.cat(stretches)
     n = len(windows) * (windows.shape[1] - feed.shift)
-    loss, original_loss, kl, same = (total / n).tolist()
+    loss, original_loss, kl, same = (sums[:, 1:].sum(0) / n).tolist()
     alone = Scores(perplexity=_exp(loss), tokens=n, windows=len(windows), window=windows.shape[1])
     if reference is None:
         return alone
-    compared = {"reference_perplexity": _exp(original_loss), "kl": max(kl, 0.0) if kl == kl else kl}
+    compared = {
+        "reference_perplexity": _exp(original_loss),
+        "growth_error": _standard_error(sums[:, 1] - sums[:, 2], sums[:, 0]),
+        "kl": max(kl, 0.0) if kl == kl else kl,
+    }
     return Scores(**{**alone.to_dict(), **compared, "top1_agreement": same})
 
 
@@ -119,8 +127,19 @@ def _exp(loss: float) -> float:
     return float(torch.tensor(loss, dtype=torch.float64).exp())
 
 
+def _standard_error(totals: Tensor, counts: Tensor) -> float | None:
+    """Of Σ totals / Σ counts, of stretches [n] of text that are taken to be independent: "batch means", as tokens that
+    follow each other are not.  None for a single one."""
+    n = len(totals)
+    if n < 2:
+        return None
+    left = totals - counts * totals.sum() / counts.sum()
+    return float((n / (n - 1) * left.square().sum()).sqrt() / counts.sum())
+
+
 def _sums(reference: Tensor | None, found: Tensor, targets: Tensor) -> Tensor:
-    """Sums over the tokens of one window: loss, the original's loss, KL, agreements.  float64 [4]
+    """Of the stretches of one window, `ROWS` tokens each: tokens, and the sums over them of the loss, the original's
+    loss, KL, agreements.  float64 [stretches, 5]
 
     reference, found [n, vocab] in any float dtype; targets [n].  Log-probabilities are taken in float32.
     """
@@ -129,18 +148,20 @@ def _sums(reference: Tensor | None, found: Tensor, targets: Tensor) -> Tensor:
             f"the original's logits are {list(reference.shape)}, the compressed model's {list(found.shape)}",
             "compare a compressed model with the model it was made from",
         )
-    total = torch.zeros(4, dtype=torch.float64)
-    for a in range(0, len(targets), ROWS):
+    begins = range(0, len(targets), ROWS)
+    sums = torch.zeros(len(begins), 5, dtype=torch.float64)
+    for row, a in zip(sums, begins, strict=True):
         q = found[a : a + ROWS].float().log_softmax(-1)
         x = targets[a : a + ROWS].to(q.device)[:, None]
-        total[0] -= q.gather(1, x).double().sum().cpu()
+        row[0] = len(x)
+        row[1] = -q.gather(1, x).double().sum().cpu()
         if reference is None:
             continue
         p = reference[a : a + ROWS].to(q.device).float().log_softmax(-1)
-        total[1] -= p.gather(1, x).double().sum().cpu()
-        total[2] += kl_divergence(p, q).sum().cpu()
-        total[3] += (p.argmax(-1) == q.argmax(-1)).sum().cpu()
-    return total
+        row[2] = -p.gather(1, x).double().sum().cpu()
+        row[3] = kl_divergence(p, q).sum().cpu()
+        row[4] = (p.argmax(-1) == q.argmax(-1)).sum().cpu()
+    return sums
 
 
 def kl_divergence(p: Tensor, q: Tensor) -> Tensor:

@@ -47,7 +47,7 @@ def test_compress_then_inspect_then_eval(run: Run, model: Path, out: Path) -> No
     assert "block 3/3" in done.stderr
     facts = dict(line.split(maxsplit=1) for line in done.stdout.splitlines())
     assert facts["model"].strip() == str(out)
-    ratio = float(facts["perplexity"].split("(x ")[1].split(")")[0])
+    ratio = float(facts["perplexity"].split("(x ")[1].split(" ± ")[0])
     assert 0.98 < ratio < 1.2  # printed with two digits, and a small model may gain by chance
     inspected = json.loads(run("inspect", out, "--json").stdout)
     assert {row["name"] for row in inspected["layers"]} == families.linears("llama")

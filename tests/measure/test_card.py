@@ -70,6 +70,7 @@ def full(**changes: Any) -> dict[str, Any]:
         "evaluation": {
             "perplexity": 11.0,
             "reference_perplexity": 10.0,
+            "growth_error": 0.004,
             "kl": 0.0512,
             "top1_agreement": 0.875,
             "tokens": 32704,
@@ -151,6 +152,9 @@ def test_the_numbers_are_in_the_table() -> None:
     text = card.render(full())
     assert "| weights on disk | 2 GB | 700 MB |" in text
     assert "| perplexity | 10 | 11 |" in text
+    assert (
+        "| perplexity by the original's (± standard error, for other text of the kind) | 1 | 1.1000 ± 0.0044 |" in text
+    )
     assert "| KL divergence from the original, nats per token | 0 | 0.0512 |" in text
     assert "| same most likely token as the original | 100% | 87.5% |" in text
     assert "| decoding, tokens per second, batch 1 | – | 40.2 |" in text

@@ -1,5 +1,6 @@
 import copy
 import math
+import statistics
 from collections.abc import Callable
 from pathlib import Path
 
@@ -59,6 +60,34 @@ def test_long_windows_are_summed_in_pieces_without_loss(monkeypatch: pytest.Monk
     assert pieces.perplexity == pytest.approx(whole.perplexity, rel=1e-9)
     assert pieces.kl == pytest.approx(whole.kl, rel=1e-9)
     assert pieces.top1_agreement == whole.top1_agreement
+
+
+def test_the_error_of_growth_is_how_much_means_of_it_differ_between_texts() -> None:
+    """Measured on many texts of one kind: the mean of the stated errors is the deviation of what was measured."""
+    generator, uniform = torch.Generator().manual_seed(0), torch.full((1, 257, 2), 0.5).log()
+    q = torch.tensor([0.3, 0.7]).log().expand(1, 257, 2)  # of a text of fair coins
+    growths, errors = [], []
+    for _ in range(200):
+        ids = torch.randint(2, (4, 257), generator=generator)
+        scores = score([uniform] * 4, [q] * 4, ids, Feed(tiny().config))
+        assert scores.reference_perplexity is not None
+        growths.append(math.log(scores.perplexity / scores.reference_perplexity))
+        errors.append(scores.growth_error)
+    by_hand = 0.5 * math.log(0.7 / 0.3) / math.sqrt(4 * 256)  # deviation of a token's loss, over the root of tokens
+    assert statistics.mean(errors) == pytest.approx(by_hand, rel=0.05)
+    assert statistics.stdev(growths) == pytest.approx(by_hand, rel=0.15)
+
+
+def test_tokens_that_err_together_count_as_few() -> None:
+    """All of a stretch good, or all bad: as many independent values as there are stretches."""
+    ids = torch.arange(8)[:, None].remainder(2).expand(8, 129)
+    uniform, q = torch.full((1, 129, 2), 0.5).log(), torch.tensor([0.3, 0.7]).log().expand(1, 129, 2)
+    scores = score([uniform] * 8, [q] * 8, ids, Feed(tiny().config))
+    assert scores.growth_error == pytest.approx(0.5 * math.log(0.7 / 0.3) / math.sqrt(7), rel=1e-5)
+
+
+def test_one_stretch_of_text_says_nothing_of_others() -> None:
+    assert compare(logits(tiny(), IDS[:1]), nudged(tiny(), 0.2), IDS[:1]).growth_error is None
 
 
 def test_a_uniform_model_has_the_perplexity_of_its_vocabulary() -> None:
