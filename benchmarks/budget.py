@@ -3,7 +3,9 @@
     python benchmarks/budget.py MODEL --text HELD_OUT.txt --name stories260k [--groups 64 --groups 128]
 
 Measures uniform recipes, `--budgets` averages from 2.4 to 6.5 bits (2.5, 3, 3.5 and 4.25 among them), and as many
-bounds on the loss, and writes benchmarks/results/budget_<name>.json and .md.
+bounds on the loss, and writes benchmarks/results/budget_<name>.json and .md.  With `--only promises`, or `--only
+looking` (the time of the look and of the plain recipe, w4 in groups of 64), that part alone is measured anew, into the
+file that is there.
 """
 
 import argparse
@@ -17,7 +19,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from budget_report import AVERAGES, as_recipe, correlations, gains, markdown, uniform_grids, write
+from budget_report import AVERAGES, as_recipe, correlations, gains, markdown, read, uniform_grids, write
 from torch import Tensor
 
 from hfquant.budget import Case, Decision, decide, open_case, table_of
@@ -35,6 +37,7 @@ from hfquant.plugin import load
 
 GROUPS = (32, 64, 128)
 BOUNDS = (0.002, 0.3)  # of the loss
+PLAIN = "w4g64sym"
 
 
 class Bench:
@@ -62,7 +65,7 @@ class Bench:
         assert scores.reference_perplexity is not None
         assert scores.kl is not None
         grown = scores.perplexity / scores.reference_perplexity - 1
-        return {"perplexity": scores.perplexity, "growth": grown, "kl": scores.kl}
+        return {"perplexity": scores.perplexity, "growth": grown, "kl": scores.kl, "error": scores.growth_error or 0.0}
 
     def made(self, recipe: Any) -> tuple[dict[str, float], int, float]:
         """(scores, bytes of the weights, processor seconds) of a recipe."""
@@ -98,9 +101,14 @@ class Bench:
         ]
         return 8 * sum(o.data for o, _ in rows) / sum(weights for _, weights in rows)
 
-    def budgets(self, case: Case, count: int) -> tuple[list[dict[str, Any]], float]:
-        """Averages of bits, predicted and measured; and the seconds that the analysis took."""
-        table = table_of(case)
+    def looking(self, case: Case) -> dict[str, float]:
+        """Processor seconds of the look, and of the plain recipe."""
+        spent = float(table_of(case).about["processor_seconds"])
+        plain = {"name": PLAIN, "steps": [{"method": "gptq"}], "grid": as_recipe(PLAIN), "format": "native"}
+        return {"analysis_seconds": spent, "plain_seconds": self.made(plain)[2]}
+
+    def budgets(self, case: Case, count: int) -> list[dict[str, Any]]:
+        """Averages of bits, predicted and measured."""
         averages = sorted({*AVERAGES, *np.linspace(2.4, 6.5, count - len(AVERAGES)).round(2).tolist()})
         found, known = [], self.known()
         for average in averages:
@@ -118,7 +126,7 @@ class Bench:
                 flush=True,
             )
             self.keep.write_text(json.dumps({"settings": self.settings, "budgets": found}))
-        return found, float(table.about["processor_seconds"])
+        return found
 
     def known(self) -> dict[float, dict[str, Any]]:
         """What an interrupted run with these settings has measured."""
@@ -156,14 +164,23 @@ class Bench:
             scores = self.measured(out)
             told = report["budget"]
             row = {"allowed": bound, "attempts": told["attempts"], "predicted": told["predicted"]["perplexity_growth"],
-                   "measured": told["measured"]["perplexity_growth"], "bytes": told["measured"]["bytes"],
-                   "held_out": scores["growth"], "kept": kept_it and scores["growth"] <= bound}  # fmt: skip
+                   "measured": told["measured"]["perplexity_growth"],
+                   "at_most": told["measured"]["perplexity_growth_at_most"], "bytes": told["measured"]["bytes"],
+                   "held_out": scores["growth"], "held_out_error": scores["error"],
+                   "kept": kept_it and scores["growth"] <= bound}  # fmt: skip
             print(
                 f"at most +{bound:.2%}: {told['attempts']} attempts, +{row['measured']:.2%},"
                 f" held out +{row['held_out']:.2%}",
                 flush=True,
             )
             yield row
+
+
+def choices(bench: Bench, case: Case, done: dict[str, Any]) -> None:
+    """What is chosen for averages of bits, beside one grid everywhere."""
+    done["budgets"] = bench.budgets(case, bench.options.budgets)
+    done["uniform"] = bench.uniform(case)
+    done |= {"gains": gains(done["uniform"], done["budgets"]), **correlations(done["budgets"])}
 
 
 def main() -> None:
@@ -186,27 +203,29 @@ def main() -> None:
     parser.add_argument("--keep", help="a file from which an interrupted run goes on")
     parser.add_argument("--promises", type=int, default=20)
     parser.add_argument("--promise-text", help="`compress --text` where a loss is bounded, else the packaged one")
+    parser.add_argument("--only", choices=("promises", "looking"))
     options = parser.parse_args()
     options.groups = options.groups or list(GROUPS)
     torch.manual_seed(0)
     named = {"model": Path(options.model).name, "text": Path(options.text).name}
     for text in ("calibration", "promise_text"):
         named[text] = Path(given).name if (given := getattr(options, text)) else "packaged"
-    settings = {name: value for name, value in vars(options).items() if name != "keep"} | named
-    done: dict[str, Any] = {"settings": settings, "hardware": hardware(), "versions": versions()}
-    done |= {"threads": torch.get_num_threads(), "promises": []}
+    settings = {name: value for name, value in vars(options).items() if name not in ("keep", "only")} | named
+    run = {"settings": settings, "hardware": hardware(), "versions": versions(), "threads": torch.get_num_threads()}
+    done: dict[str, Any] = read(options.name) if options.only else run | {"promises": []}
     with tempfile.TemporaryDirectory() as folder:
         bench = Bench(options, Path(folder))
-        case = bench.case({"average_bits": 4}, Path(folder) / "case")
-        budgets, seconds = bench.budgets(case, options.budgets)
-        uniform = bench.uniform(case)
-        done |= {"budgets": budgets, "uniform": uniform, "gains": gains(uniform, budgets), **correlations(budgets)}
-        done["analysis_seconds"] = seconds
-        done["plain_seconds"] = next(row["seconds"] for row in uniform if row["name"].startswith("w4"))
-        write(done)
-        for row in bench.promises(options.promises) if options.promises else ():
-            done["promises"].append(row)
+        if options.only != "promises":
+            case = bench.case({"average_bits": 4}, Path(folder) / "case")
+            if options.only is None:
+                choices(bench, case, done)
+            done["looking"] = run | bench.looking(case)
             write(done)
+        if options.only != "looking":
+            done["promised"], done["promises"] = run, []
+            for row in bench.promises(options.promises) if options.promises else ():
+                done["promises"].append(row)
+                write(done)
     print(markdown(done))
 
 

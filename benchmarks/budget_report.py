@@ -83,15 +83,17 @@ def markdown(done: dict[str, Any]) -> str:
         lines += [f"Size: {done['under']:.2%} below what was predicted at most, never above."]
     if done["promises"]:
         kept = sum(row["kept"] for row in done["promises"])
+        text = done["promised"]["settings"]["promise_text"]
         lines += [
-            f"`max_loss`, measured by hfquant on {done['settings']['promise_text']}, kept on the held-out text:"
-            f" {kept} of {len(done['promises'])}."
+            f"`max_loss`, measured by hfquant on {text}, kept on the held-out text: {kept} of {len(done['promises'])}."
         ]
-    lines += [
-        f"Looking at the model took {done['analysis_seconds']:.1f} s of processor time, the plain recipe"
-        f" {done['plain_seconds']:.1f} s: {done['analysis_seconds'] / done['plain_seconds']:.0%} more.", "",
-    ]  # fmt: skip
-    return "\n".join(lines)
+    if look := done.get("looking"):
+        lines += [
+            f"Looking at the model took {look['analysis_seconds']:.1f} s of processor time, the plain recipe"
+            f" {look['plain_seconds']:.1f} s ({look['settings']['samples']} sequences):"
+            f" {look['analysis_seconds'] / look['plain_seconds']:.0%} more."
+        ]
+    return "\n".join([*lines, ""])
 
 
 def correlations(budgets: list[dict[str, Any]]) -> dict[str, float]:
@@ -106,6 +108,12 @@ def correlations(budgets: list[dict[str, Any]]) -> dict[str, float]:
         "rank_growth": float(spearmanr(predicted, [row["growth"] for row in budgets])[0]),
         **({"under": max(1 - row["bytes"] / row["expected"] for row in sized)} if sized else {}),
     }
+
+
+def read(name: str) -> dict[str, Any]:
+    """What an earlier run has written."""
+    found: dict[str, Any] = json.loads((RESULTS / f"budget_{name}.json").read_text())
+    return found
 
 
 def write(done: dict[str, Any]) -> None:
