@@ -10,13 +10,13 @@ from torch import Tensor, nn
 
 from ..compress.estimate import hidden_size
 from ..compress.layout import Layout
-from ..compress.portions import ROOM, nbytes
 from ..compress.selection import Target
 from ..memory import settled
-from ..model.blocks import Weight, weights
+from ..model.blocks import Weight
 from ..model.inputs import positions
 from ..recipe import Recipe
 from ..recipe_budget import Budget
+from .ahead import Ahead, portions, targets_of
 from .candidates import ENDS, Bytes, Candidate, candidates
 from .ends import Tables
 from .moments import Gradients, Inputs, Sums
@@ -45,10 +45,12 @@ def analyse(
     """
     assert recipe.budget is not None
     began, worked = time.perf_counter(), time.process_time()
+    needed = room(laid, recipe, *tokens.shape)
     tokens, judged = _divided(tokens, learns(recipe))
     with tempfile.TemporaryDirectory(prefix=SCRATCH, dir=folder) as work, settled():
-        walk = forward(laid.skeleton, tokens, Path(work), device, judged)
-        scoring = _Scoring(laid, recipe, recipe.budget, walk, walk.judged * tokens.shape[1], told)
+        ahead = Ahead.of(laid, Path(work), needed)
+        walk = forward(laid.skeleton, tokens, Path(work), device, judged, ahead.watching)
+        scoring = _Scoring(laid, recipe, recipe.budget, walk, ahead, told)
         backward(walk, recipe.calibration.seed, scoring.block, scoring.ends)
     scoring.tables()
     scoring.unseen()
@@ -98,9 +100,10 @@ class _Scoring:
     """rows: by parameter.  places: how many tokens are drawn."""
 
     def __init__(
-        self, laid: Layout, recipe: Recipe, budget: Budget, walk: Walk, places: int, told: Told | None
+        self, laid: Layout, recipe: Recipe, budget: Budget, walk: Walk, ahead: Ahead, told: Told | None
     ) -> None:
-        self.laid, self.recipe, self.budget, self.places, self.told = laid, recipe, budget, places, told
+        self.laid, self.recipe, self.budget, self.ahead, self.told = laid, recipe, budget, ahead, told
+        self.places = places = walk.judged * walk.streamer.tokens.shape[1]
         self.bytes = Bytes(laid, recipe)
         self.step = rounding(recipe)
         self.rows: dict[str, Row] = {}
@@ -110,17 +113,16 @@ class _Scoring:
 
     def block(self, name: str, block: nn.Module, back: Backward) -> None:
         """One block on the way back."""
-        targets = {w: self.laid.targets.get(f"{name}.{w.name}") for w in weights(block)}
-        found = {w: target for w, target in targets.items() if target is not None}
-        portions = _portions(block, list(found))
-        for i, portion in enumerate(portions):
-            inputs = _inputs(block, portion, back)
+        found = targets_of(self.laid, name, block)
+        parts = portions(block, list(found))
+        for i, portion in enumerate(parts):
+            inputs = _inputs(block, portion, back, self.ahead.take(name, block, portion))
             H = {leader: whole(S) for leader, S in inputs.H.items()}
             on = {leader: spread(one, self.step) for leader, one in H.items()}
             M = {w: None if (one := on[leader]) is None else one.M for w, leader in inputs.leaders.items()}
             gradients = Gradients(block, portion, M, self.places)
             with gradients.watching():
-                back.run(gradients.begin, last=i == len(portions) - 1)
+                back.run(gradients.begin, last=i == len(parts) - 1)
             for weight, sums in gradients.sums.items():
                 leader = inputs.leaders[weight]
                 W = weight.get(block).flatten(0, -2)
@@ -172,11 +174,13 @@ class _Scoring:
                 self._row(target, target.layer, [Candidate.of(target.grid)], [0.0])
 
 
-def _inputs(block: nn.Module, portion: Sequence[Weight], back: Backward) -> Inputs:
-    """What weights read in the text that they learn from; of experts that only other text reaches, in that."""
-    inputs = Inputs(block, portion)
-    with inputs.watching():
-        back.look()
+def _inputs(block: nn.Module, portion: Sequence[Weight], back: Backward, known: Inputs | None) -> Inputs:
+    """What weights read in the text that they learn from; of experts that only other text reaches, in that.  known: the
+    former, if it has been gathered."""
+    inputs = known or Inputs(block, portion)
+    if known is None:
+        with inputs.watching():
+            back.look()
     if left := [weight for weight in portion if weight not in inputs.leaders]:
         others = Inputs(block, left)
         with others.watching():
@@ -184,17 +188,3 @@ def _inputs(block: nn.Module, portion: Sequence[Weight], back: Backward) -> Inpu
         inputs.leaders |= others.leaders
         inputs.H |= others.H
     return inputs
-
-
-def _portions(block: nn.Module, found: Sequence[Weight]) -> list[list[Weight]]:
-    """Weights whose H, M and the like fit into the room for statistics together."""
-    parts: list[list[Weight]] = [[]]
-    used = 0
-    for weight in found:
-        each = 3 * nbytes(weight.shape(block)[1])
-        if parts[-1] and used + each > ROOM:
-            parts.append([])
-            used = 0
-        parts[-1].append(weight)
-        used += each
-    return parts

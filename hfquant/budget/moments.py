@@ -10,7 +10,7 @@ For rounding to nearest E is what was rounded away, and M = 1.  GPTQ carries res
 rounded yet: ΔW = E U with Eᵢⱼ = rᵢⱼ / Uⱼⱼ, H⁻¹ = UᵀU, so M = diag(U)⁻¹U.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from typing import Any
@@ -67,10 +67,14 @@ def expert_parts(module: Any, call: tuple[Any, Any]) -> Iterator[Any]:
 
 @dataclass
 class Inputs:
-    """Σ xxᵀ of what a block's weights read; experts of one tensor together.  Gathered running forward."""
+    """Σ xxᵀ of what a block's weights read; experts of one tensor together.  Gathered running forward.
+
+    learning: asked at every call whether it counts.
+    """
 
     block: nn.Module
     wanted: Sequence[Weight]
+    learning: Callable[[], bool] = lambda: True
     leaders: dict[Weight, str] = field(default_factory=dict)  # -> the first weight that reads the same
     H: dict[str, Tensor] = field(default_factory=dict)  # by leader, below the diagonal
     _alive: list[tuple[Tensor, str]] = field(default_factory=list)  # inputs of the first batch
@@ -87,6 +91,8 @@ class Inputs:
 
     def _ordinary(self, weight: Weight) -> Any:
         def hook(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+            if not self.learning():
+                return
             x = args[0] if args else next(iter(kwargs.values()))
             if weight not in self.leaders:
                 self.leaders[weight] = next((name for kept, name in self._alive if kept is x), weight.name)
@@ -100,6 +106,8 @@ class Inputs:
         by_leaf = {weight.name.rpartition(".")[2]: weight for weight in own}
 
         def hook(module: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+            if not self.learning():
+                return
             for _, _, _, x, first, _ in expert_parts(module, (args, kwargs)):
                 for leaf, weight in by_leaf.items():
                     self.leaders[weight] = weight.name

@@ -1,7 +1,9 @@
 """The pass forward: the hidden states before every block, kept on disk."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -11,6 +13,8 @@ from ..compress.activations import Stream
 from ..compress.streaming import Passage, Streamer
 from ..memory import give_back
 from ..model.skeleton import Skeleton
+
+Watch = Callable[[str, nn.Module, Callable[[], bool]], AbstractContextManager[None]]
 
 TOGETHER = 512  # tokens whose logits are in memory together
 
@@ -33,15 +37,26 @@ class Walk:
 
     def learned(self) -> Iterator[int]:
         """The batches that layers learn from: those that are not taken back, or all where there are no others."""
-        all_of_them = self.judged == len(self.streamer.tokens)
-        return (i for i, (at, _) in enumerate(self.streamer.batches) if all_of_them or at >= self.judged)
+        return (i for i, (at, _) in enumerate(self.streamer.batches) if self._learns_from(at))
+
+    def learning(self, passage: Passage) -> bool:
+        """Whether the batch that a passage is at is one of these."""
+        return self._learns_from(passage.now[1])
+
+    def _learns_from(self, at: int) -> bool:
+        return self.judged == len(self.streamer.tokens) or at >= self.judged
 
 
 @torch.no_grad()
-def forward(skeleton: Skeleton, tokens: Tensor, folder: Path, device: str = "cpu", judged: int | None = None) -> Walk:
+def forward(
+    skeleton: Skeleton, tokens: Tensor, folder: Path, device: str = "cpu", judged: int | None = None,
+    watch: Watch | None = None,
+) -> Walk:  # fmt: skip
     """Run the model on tokens [samples, seq], and keep the hidden states before every block in `folder`.
 
     judged: about how many samples will be taken back, whole batches; all by default, and only then.
+    watch(name, block, learning): entered while a block runs; learning() says whether the batch at hand is one that
+    layers learn from.
     """
     wanted = len(tokens) if judged is None else min(judged, len(tokens))
     batch = max(1, min(TOGETHER // tokens.shape[1], wanted - 1))  # the first batch is a single sample
@@ -52,7 +67,8 @@ def forward(skeleton: Skeleton, tokens: Tensor, folder: Path, device: str = "cpu
         states = [passage.stream]
         for i, name in enumerate(passage.stack.blocks):
             block = on(skeleton.load_module(name), device)
-            passage.stream = passage.run(block, i, folder / f"{passage.stack.name}.kept.{i + 1:05d}")
+            with watch(name, block, partial(walk.learning, passage)) if watch else nullcontext():
+                passage.stream = passage.run(block, i, folder / f"{passage.stack.name}.kept.{i + 1:05d}")
             states.append(passage.stream)
             skeleton.drop_module(name)
             give_back()

@@ -16,7 +16,7 @@ from transformers import (
 )
 
 from hfquant import HfQuantConfig, compress, plan
-from hfquant.budget import Case, Decision, analysis, choose_recipe, decide, door, open_case, speed, table_of
+from hfquant.budget import Case, Decision, ahead, analysis, choose_recipe, decide, door, open_case, speed, table_of
 from hfquant.budget.loaded import choose_for
 from hfquant.budget.passes import Backward
 from hfquant.budget.promise import ATTEMPTS, reach
@@ -286,17 +286,48 @@ def test_disk_that_is_needed_is_known_and_asked_for_first(
     def told(done: int, blocks: int) -> None:
         taken.append(sum(file.stat().st_size for file in case.folder.rglob("*") if file.is_file()))
 
+    usage, small = shutil.disk_usage(tmp_path), pytest.MonkeyPatch()
+    small.setattr(shutil, "disk_usage", lambda _: usage._replace(free=needed))
     table = table_of(case, told)
+    small.undo()
     assert table.about["judged"] == 2 < table.about["sequences"] == SMALL["samples"], "judged by others"
     masks = 250_000  # and positions: nothing beside hidden states of a real width
     assert max(taken) - masks <= needed <= 2 * max(taken)
-    usage = shutil.disk_usage(tmp_path)
     monkeypatch.setattr(shutil, "disk_usage", lambda _: usage._replace(free=needed - 1))
     with pytest.raises(ResourceError, match="of disk are needed"):
         case_of(built(family), tmp_path / "other", average_bits=4)
     assert not (tmp_path / "other").exists()
     # what was looked at already needs no more
     case_of(built(family), tmp_path / "out", average_bits=4)
+
+
+@pytest.mark.parametrize("family", ["llama", "t5", "mixtral"])
+def test_sums_that_are_kept_on_disk_give_the_same_table(
+    family: str, built: Folders, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With room on disk, blocks are not run again for them, unless only judged text reaches an expert."""
+    looked, look, usage = [], Backward.look, shutil.disk_usage(tmp_path)
+    monkeypatch.setattr(Backward, "look", lambda self, **kw: (looked.append(kw), look(self, **kw)))
+    tables = []
+    for room in (1 << 50, 0):
+        case = case_of(built(family), tmp_path / f"{room}", average_bits=4)
+        monkeypatch.setattr(shutil, "disk_usage", lambda _, room=room: usage._replace(free=room))
+        looked.clear()
+        tables.append(table_of(case))
+        monkeypatch.setattr(shutil, "disk_usage", lambda _: usage)
+        assert ({} in looked) == (room == 0)
+    assert tables[0].rows == tables[1].rows
+    assert any(option.loss > 0 for row in tables[0].rows for option in row.options)
+
+
+def test_sums_over_several_portions_give_the_same_table(
+    built: Folders, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whole = table_of(case_of(built("llama"), tmp_path / "whole", average_bits=4))
+    monkeypatch.setattr(ahead, "ROOM", 1)
+    parts = table_of(case_of(built("llama"), tmp_path / "parts", average_bits=4))
+    for row, other in zip(whole.rows, parts.rows, strict=True):
+        assert [o.loss for o in row.options] == pytest.approx([o.loss for o in other.options], rel=1e-5)
 
 
 def test_experts_that_only_judged_text_reaches_have_choices(monkeypatch: pytest.MonkeyPatch) -> None:
