@@ -3,9 +3,9 @@
     python benchmarks/budget.py MODEL --text HELD_OUT.txt --name stories260k [--groups 64 --groups 128]
 
 Measures uniform recipes, `--budgets` averages from 2.4 to 6.5 bits (2.5, 3, 3.5 and 4.25 among them), and as many
-bounds on the loss, and writes benchmarks/results/budget_<name>.json and .md.  With `--only promises`, or `--only
-looking` (the time of the look and of the plain recipe, w4 in groups of 64), that part alone is measured anew, into the
-file that is there.
+bounds on the loss, and writes benchmarks/results/budget_<name>.json and .md.  With `--only` a part alone is measured
+anew, into the file that is there: `promises`; `looking`, the time of the look and of the plain recipe, w4 in groups of
+64; or `fits`, what is chosen for the files' sizes of the uniform recipes, embeddings and head among it.
 """
 
 import argparse
@@ -128,6 +128,19 @@ class Bench:
             self.keep.write_text(json.dumps({"settings": self.settings, "budgets": found}))
         return found
 
+    def fits(self, uniform: list[dict[str, Any]]) -> Iterator[dict[str, Any]]:
+        """What is chosen for the size of each of these, with embeddings and head, which they leave as they are."""
+        look = self.case({"average_bits": 4}, self.work / "case")
+        sizes = {name: nbytes for name, nbytes, _ in self.decided(look, 4).uniform}
+        for row in (row for row in uniform if row["name"].endswith("sym")):
+            room = row.get("bytes") or sizes[row["name"]]
+            case = self.case({"fit": room}, self.work / "fits")
+            decision = decide(table_of(case), case.recipe)
+            scores, nbytes, _ = self.made(decision.recipe)
+            told = {"as": row["name"], "fit": room, "bytes": nbytes, "bits": decision.bits, "predicted": decision.loss}
+            told |= {r.kind: option.name for r, option in decision.chosen if r.kind in ENDS} | scores
+            yield told | {"uniform_kl": row["kl"], "less": 1 - scores["kl"] / row["kl"]}
+
     def known(self) -> dict[float, dict[str, Any]]:
         """What an interrupted run with these settings has measured."""
         kept = json.loads(self.keep.read_text()) if self.keep.is_file() else {}
@@ -183,6 +196,14 @@ def choices(bench: Bench, case: Case, done: dict[str, Any]) -> None:
     done |= {"gains": gains(done["uniform"], done["budgets"]), **correlations(done["budgets"])}
 
 
+def grow(done: dict[str, Any], part: str, about: str, run: dict[str, Any], rows: Iterator[dict[str, Any]]) -> None:
+    """Row by row, written after each."""
+    done[about], done[part] = run, []
+    for row in rows:
+        done[part].append(row)
+        write(done)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("model")
@@ -203,7 +224,7 @@ def main() -> None:
     parser.add_argument("--keep", help="a file from which an interrupted run goes on")
     parser.add_argument("--promises", type=int, default=20)
     parser.add_argument("--promise-text", help="`compress --text` where a loss is bounded, else the packaged one")
-    parser.add_argument("--only", choices=("promises", "looking"))
+    parser.add_argument("--only", choices=("promises", "looking", "fits"))
     options = parser.parse_args()
     options.groups = options.groups or list(GROUPS)
     torch.manual_seed(0)
@@ -215,17 +236,16 @@ def main() -> None:
     done: dict[str, Any] = read(options.name) if options.only else run | {"promises": []}
     with tempfile.TemporaryDirectory() as folder:
         bench = Bench(options, Path(folder))
-        if options.only != "promises":
+        if options.only in (None, "looking"):
             case = bench.case({"average_bits": 4}, Path(folder) / "case")
             if options.only is None:
                 choices(bench, case, done)
             done["looking"] = run | bench.looking(case)
             write(done)
-        if options.only != "looking":
-            done["promised"], done["promises"] = run, []
-            for row in bench.promises(options.promises) if options.promises else ():
-                done["promises"].append(row)
-                write(done)
+        if options.only in (None, "fits"):
+            grow(done, "fits", "fitted", run, bench.fits(done["uniform"]))
+        if options.only in (None, "promises") and options.promises:
+            grow(done, "promises", "promised", run, bench.promises(options.promises))
     print(markdown(done))
 
 

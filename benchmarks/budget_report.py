@@ -74,13 +74,15 @@ def markdown(done: dict[str, Any]) -> str:
     lines += ["", "| one grid | stored bits | KL | ln ppl |", "|---|---:|---:|---:|"]
     for row in sorted(done["uniform"], key=lambda row: float(row["bits"])):
         lines.append(f"| {row['name']} | {row['bits']:.3f} | {row['kl']:.4f} | {math.log1p(row['growth']):.4f} |")
-    lines += [
-        "",
-        f"Rank correlation of predicted and measured over {len(done['budgets'])} budgets: KL"
-        f" {done['rank_kl']:.3f}, perplexity {done['rank_growth']:.3f}.",
-    ]
+    if "rank_kl" in done:
+        lines += [
+            "",
+            f"Rank correlation of predicted and measured over {len(done['budgets'])} budgets: KL"
+            f" {done['rank_kl']:.3f}, perplexity {done['rank_growth']:.3f}.",
+        ]
     if "under" in done:
         lines += [f"Size: {done['under']:.2%} below what was predicted at most, never above."]
+    lines += fitted(done.get("fits", []))
     if done["promises"]:
         kept = sum(row["kept"] for row in done["promises"])
         text = done["promised"]["settings"]["promise_text"]
@@ -94,6 +96,23 @@ def markdown(done: dict[str, Any]) -> str:
             f" {look['analysis_seconds'] / look['plain_seconds']:.0%} more."
         ]
     return "\n".join([*lines, ""])
+
+
+def fitted(rows: list[dict[str, Any]]) -> list[str]:
+    """What was chosen for the sizes of uniform recipes."""
+    if not rows:
+        return []
+    lines = [
+        "", "At the size of its files, embeddings and head chosen for, which one grid everywhere leaves alone:", "",
+        "| size of | bytes at most | bytes | bits in blocks | embeddings | head | KL | one grid | less |",
+        "|---|---:|---:|---:|---|---|---:|---:|---:|",
+    ]  # fmt: skip
+    for row in rows:
+        ends = [row.get(kind, "tied") for kind in ("embedding", "head")]
+        sizes = [f"{row['fit']:,}", f"{row['bytes']:,}", f"{row['bits']:.3f}"]
+        cells = [row["as"], *sizes, *ends, f"{row['kl']:.4f}", f"{row['uniform_kl']:.4f}", f"{row['less']:.0%}"]
+        lines.append(f"| {' | '.join(cells)} |")
+    return [*lines, ""]
 
 
 def correlations(budgets: list[dict[str, Any]]) -> dict[str, float]:
