@@ -1,0 +1,126 @@
+"""Bits chosen by AutoRound's AutoScheme beside hfquant's own choice: equal average, rounded alike, on held-out text.
+
+    python benchmarks/autoscheme.py MODEL --rival-python ENV/bin/python --calibration CAL.txt --text HELD_OUT.txt \
+        --out RESULT.json --average 3.5 [--average 3]
+
+ENV: an environment of its own with `auto-round`.  Both choose among 2, 3, 4 and 8 bit in groups of 64, layer by layer,
+looking at the same number of tokens of the same text; embeddings stay.  What either chose is rounded by GPTQ, with the
+same calibration, and stored in the same format, so that what differs is the choice.  AutoScheme counts bits for zero
+points that symmetric grids do not have; it is given as many more.
+"""
+
+import argparse
+import json
+import shutil
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import torch
+from budget import Bench
+from reporting import write
+from rivals import child
+
+from hfquant.budget import Case, decide, open_case, table_of
+from hfquant.machine import hardware, versions
+from hfquant.measure.text import read_text
+
+BITS, GROUP = (2, 3, 4, 8), 64
+SCALE = 16 / GROUP  # bits per weight
+LOOKED = 16  # sequences, as hfquant takes back
+CHOOSE = """
+import json, sys, time
+from auto_round import AutoRound
+from auto_round.auto_scheme.gen_auto_scheme import AutoScheme
+from auto_round.schemes import QuantizationScheme
+model, texts, average, samples, seq_len, *bits = sys.argv[1:]
+kinds = [{"bits": int(b), "group_size": GROUP, "sym": True, "data_type": "int", "act_bits": 16} for b in bits]
+like = {"nsamples": int(samples), "seqlen": int(seq_len), "dataset": texts, "device_map": "cpu"}
+scheme = AutoScheme(avg_bits=float(average), options=[QuantizationScheme.from_dict(kind) for kind in kinds],
+                    low_gpu_mem_usage=False, enable_torch_compile=False, **like)
+used = time.process_time()
+made = AutoRound(model, scheme=scheme, iters=0, **like)
+made.quantize()  # to nearest, which is quick
+spent = time.process_time() - used
+print(json.dumps({"seconds": spent, "bits": {name: told["bits"] for name, told in made.layer_config.items()}}))
+""".replace("GROUP", str(GROUP))
+
+
+def theirs(options: argparse.Namespace, texts: Path, average: float) -> dict[str, Any]:
+    """What AutoScheme chooses: bits by layer, and its processor seconds."""
+    with_zeros = (average - SCALE) * (1 + 1 / GROUP) + SCALE
+    looked = (str(LOOKED), str(options.seq_len), *map(str, BITS))
+    model = str(Path(options.model).absolute())
+    found = child(options.rival_python, CHOOSE, model, str(texts), str(with_zeros), *looked)
+    assert isinstance(found, dict)
+    return found
+
+
+def recipe_of(bits: dict[str, int], layers: list[str]) -> dict[str, Any]:
+    """The recipe that gives layers these bits.  Raises KeyError for a layer of which nothing was said."""
+    overrides = {layer: {"bits": bits[layer], "group_size": GROUP} for layer in layers}
+    grid = {"bits": 4, "group_size": GROUP}
+    return {
+        "name": "autoscheme",
+        "steps": [{"method": "gptq"}],
+        "grid": grid,
+        "overrides": overrides,
+        "format": "native",
+    }
+
+
+def stored(bits: dict[str, int], case: Case) -> float:
+    """Bits per weight with scales."""
+    rows = [row for row in case.table.rows if row.layer in bits and row.kind == "linear"]
+    return sum((bits[row.layer] + SCALE) * row.weights for row in rows) / sum(row.weights for row in rows)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("model")
+    parser.add_argument("--rival-python", required=True)
+    parser.add_argument("--calibration", required=True)
+    parser.add_argument("--text", required=True)
+    parser.add_argument("--average", type=float, action="append", required=True)
+    parser.add_argument("--samples", type=int, default=32)
+    parser.add_argument("--seq-len", type=int, default=512)
+    parser.add_argument("--windows", type=int, default=32)
+    parser.add_argument("--out", type=Path, required=True)
+    options = parser.parse_args()
+    options.groups, options.keep = [GROUP], None
+    torch.manual_seed(0)
+    told = {"model": Path(options.model).name, "calibration": Path(options.calibration).name,
+            "text": Path(options.text).name, "samples": options.samples, "seq_len": options.seq_len,
+            "windows": options.windows, "bits": BITS, "group": GROUP, "looked": LOOKED, "rival": "AutoRound 0.16.1",
+            "threads": torch.get_num_threads(), "hardware": hardware(), "versions": versions()}  # fmt: skip
+    rows: list[dict[str, Any]] = []
+    with tempfile.TemporaryDirectory() as folder:
+        work = Path(folder)
+        bench = Bench(options, work)
+        texts = work / "texts.json"
+        text = read_text(options.calibration).content
+        texts.write_text(json.dumps([text[at : at + 4000] for at in range(0, len(text) - 4000, 4000)]))
+        goal = {"average_bits": options.average[0], "bits": list(BITS), "groups": [GROUP]}
+        case = open_case(options.model, {"name": "gptq", "budget": goal}, work / "case", **bench.calibration)
+        table = table_of(case)
+        assert case.recipe.budget is not None
+        layers = [row.layer for row in table.rows if len(row.options) > 1 and row.kind == "linear"]
+        for average in options.average:
+            found = theirs(options, texts, average)
+            scores, nbytes, _ = bench.made(recipe_of(found["bits"], layers))
+            rows.append({"chosen by": "AutoScheme", "average": average, "bits": stored(found["bits"], case),
+                         "bytes": nbytes, "look_seconds": found["seconds"], **scores})  # fmt: skip
+            print(rows[-1], flush=True)
+            shutil.rmtree(work / "made")
+            budget = case.recipe.budget.model_copy(update={"average_bits": rows[-1]["bits"]})
+            decision = decide(table, case.recipe.model_copy(update={"budget": budget}))
+            scores, nbytes, _ = bench.made(decision.recipe)
+            spent = table.about["processor_seconds"]
+            rows.append({"chosen by": "hfquant", "average": average, "bits": decision.bits, "bytes": nbytes,
+                         "look_seconds": spent, "predicted": decision.loss, **scores})  # fmt: skip
+            print(rows[-1], flush=True)
+            write(options.out, {"settings": told, "rows": rows})
+
+
+if __name__ == "__main__":
+    main()
