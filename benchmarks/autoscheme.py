@@ -4,9 +4,10 @@
         --out RESULT.json --average 3.5 [--average 3]
 
 ENV: an environment of its own with `auto-round`.  Both choose among 2, 3, 4 and 8 bit in groups of 64, layer by layer,
-looking at the same number of tokens of the same text; embeddings stay.  What either chose is rounded by GPTQ, with the
+looking at the same text; embeddings stay.  AutoScheme is given as many sequences as hfquant looks at in all, of which
+that judges layers by a third and has them learn from the others.  What either chose is rounded by GPTQ, with the
 same calibration, and stored in the same format, so that what differs is the choice.  AutoScheme counts bits for zero
-points that symmetric grids do not have; it is given as many more.
+points that symmetric grids do not have; it is given as many more.  Its `look_seconds` are with rounding to nearest.
 """
 
 import argparse
@@ -27,7 +28,6 @@ from hfquant.measure.text import read_text
 
 BITS, GROUP = (2, 3, 4, 8), 64
 SCALE = 16 / GROUP  # bits per weight
-LOOKED = 16  # sequences, as hfquant takes back
 CHOOSE = """
 import json, sys, time
 from auto_round import AutoRound
@@ -46,10 +46,10 @@ print(json.dumps({"seconds": spent, "bits": {name: told["bits"] for name, told i
 """.replace("GROUP", str(GROUP))
 
 
-def theirs(options: argparse.Namespace, texts: Path, average: float) -> dict[str, Any]:
+def theirs(options: argparse.Namespace, texts: Path, average: float, sequences: int) -> dict[str, Any]:
     """What AutoScheme chooses: bits by layer, and its processor seconds."""
     with_zeros = (average - SCALE) * (1 + 1 / GROUP) + SCALE
-    looked = (str(LOOKED), str(options.seq_len), *map(str, BITS))
+    looked = (str(sequences), str(options.seq_len), *map(str, BITS))
     model = str(Path(options.model).absolute())
     found = child(options.rival_python, CHOOSE, model, str(texts), str(with_zeros), *looked)
     assert isinstance(found, dict)
@@ -91,7 +91,7 @@ def main() -> None:
     torch.manual_seed(0)
     told = {"model": Path(options.model).name, "calibration": Path(options.calibration).name,
             "text": Path(options.text).name, "samples": options.samples, "seq_len": options.seq_len,
-            "windows": options.windows, "bits": BITS, "group": GROUP, "looked": LOOKED, "rival": "AutoRound 0.16.1",
+            "windows": options.windows, "bits": BITS, "group": GROUP, "rival": "AutoRound 0.16.1",
             "threads": torch.get_num_threads(), "hardware": hardware(), "versions": versions()}  # fmt: skip
     rows: list[dict[str, Any]] = []
     with tempfile.TemporaryDirectory() as folder:
@@ -106,7 +106,7 @@ def main() -> None:
         assert case.recipe.budget is not None
         layers = [row.layer for row in table.rows if len(row.options) > 1 and row.kind == "linear"]
         for average in options.average:
-            found = theirs(options, texts, average)
+            found = theirs(options, texts, average, table.about["sequences"])
             scores, nbytes, _ = bench.made(recipe_of(found["bits"], layers))
             rows.append({"chosen by": "AutoScheme", "average": average, "bits": stored(found["bits"], case),
                          "bytes": nbytes, "look_seconds": found["seconds"], **scores})  # fmt: skip

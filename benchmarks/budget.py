@@ -197,11 +197,13 @@ def choices(bench: Bench, case: Case, done: dict[str, Any]) -> None:
 
 
 def grow(done: dict[str, Any], part: str, about: str, run: dict[str, Any], rows: Iterator[dict[str, Any]]) -> None:
-    """Row by row, written after each."""
-    done[about], done[part] = run, []
+    """Row by row, written after each; what was there before stays until all are."""
+    found: list[dict[str, Any]] = []
     for row in rows:
-        done[part].append(row)
-        write(done)
+        found.append(row)
+        write(done | {f"{part}_so_far": found})
+    done[about], done[part] = run, found
+    write(done)
 
 
 def main() -> None:

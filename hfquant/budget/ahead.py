@@ -54,8 +54,8 @@ class Ahead:
 
     @classmethod
     def of(cls, laid: Layout, folder: Path, room: int) -> "Ahead":
-        """room: bytes that the hidden states take there.  With less than twice of all on the disk, layers are rather
-        run again than the disk filled."""
+        """room: bytes that the hidden states take there.  With less than twice of all free, layers are rather run again
+        than the disk filled."""
         enough = shutil.disk_usage(folder).free >= 2 * (room + beside(laid))
         return cls(laid, folder if enough else None)
 
@@ -87,16 +87,21 @@ class Ahead:
 
 
 def _packed(H: Tensor) -> Tensor:
-    """On and below the diagonal, row by row."""
-    return H.cpu()[_below(len(H))]
+    """On and below the diagonal, row by row: a mask would take twice the memory of H."""
+    n, H = len(H), H.cpu()
+    packed = torch.empty(n * (n + 1) // 2)
+    for i, at in enumerate(_begins(n)):
+        packed[at : at + i + 1] = H[i, : i + 1]
+    return packed
 
 
 def _whole(packed: Tensor, block: nn.Module, leader: str) -> Tensor:
     n = int((2 * packed.numel()) ** 0.5)  # n(n + 1)/2 lie between n²/2 and (n + 1)²/2
     H = torch.zeros(n, n)
-    H[_below(n)] = packed
+    for i, at in enumerate(_begins(n)):
+        H[i, : i + 1] = packed[at : at + i + 1]
     return H.to(block.get_parameter(leader).device)
 
 
-def _below(n: int) -> Tensor:
-    return torch.ones(n, n, dtype=torch.bool).tril()
+def _begins(n: int) -> Iterator[int]:
+    return (i * (i + 1) // 2 for i in range(n))

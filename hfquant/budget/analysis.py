@@ -48,7 +48,8 @@ def analyse(
     needed = room(laid, recipe, *tokens.shape)
     tokens, judged = _divided(tokens, learns(recipe))
     with tempfile.TemporaryDirectory(prefix=SCRATCH, dir=folder) as work, settled():
-        ahead = Ahead.of(laid, Path(work), needed)
+        # without a folder of the user's own, what is temporary may be memory
+        ahead = Ahead(laid, None) if folder is None else Ahead.of(laid, Path(work), needed)
         walk = forward(laid.skeleton, tokens, Path(work), device, judged, ahead.watching)
         scoring = _Scoring(laid, recipe, recipe.budget, walk, ahead, told)
         backward(walk, recipe.calibration.seed, scoring.block, scoring.ends)

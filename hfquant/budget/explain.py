@@ -15,7 +15,7 @@ from .table import Option
 
 RECIPE, FIGURE = "recipe.yaml", "figures/budget.png"
 SHOWN = 12  # uniform recipes in a figure
-SURE = 1.645  # standard errors: what a normal variable exceeds in one of 20 cases
+SURE = 1.645  # standard errors, which a normal variable exceeds in one of 20 cases
 
 
 def rows(decision: Decision) -> list[dict[str, Any]]:
@@ -143,9 +143,11 @@ def into_report(decision: Decision, out: Path, attempts: int = 1) -> dict[str, A
 
 
 def _grown(found: Mapping[str, Any]) -> dict[str, float | None]:
-    """By what share perplexity grew, and what it grows by at most on other text of the kind, in 19 of 20 cases."""
-    ppl, before = found.get("perplexity"), found.get("reference_perplexity")
+    """By what share perplexity grew, and the upper end of the one-sided 95% confidence interval for its mean over text
+    of this kind.  None for what was not measured, or is not a number; for the latter too where there was too little
+    text to tell."""
+    ppl, before, error = (found.get(key) for key in ("perplexity", "reference_perplexity", "growth_error"))
     if not ppl or not before:
         return {"perplexity_growth": None, "perplexity_growth_at_most": None}
-    at_most = ppl / before * math.exp(SURE * (found.get("growth_error") or 0.0))
-    return {"perplexity_growth": ppl / before - 1, "perplexity_growth_at_most": at_most - 1}
+    at_most = None if error is None else ppl / before * math.exp(SURE * error) - 1
+    return {"perplexity_growth": ppl / before - 1, "perplexity_growth_at_most": at_most}

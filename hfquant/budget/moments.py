@@ -170,7 +170,9 @@ class Gradients:
         return hook
 
     def _add(self, weight: Weight, x: Tensor, g: Tensor) -> None:
-        x, g = (t.detach().float().reshape(self.samples, -1, t.shape[-1]) for t in (x, g))
+        # tokens that a router picked are of one list: taken for one sequence, as products of two cancel in the mean
+        apart = self.samples if x.dim() > 2 and len(x) == self.samples else 1
+        x, g = (t.detach().float().reshape(apart, -1, t.shape[-1]) for t in (x, g))
         mine = self._of(weight, g.shape[-1], x.shape[-1])
         mine.b += g.square().sum((0, 1)).cpu()
         self._square(weight, mine, slice(None), torch.bmm(g[..., mine.rows.to(g.device)].transpose(1, 2), x))

@@ -24,7 +24,8 @@ from ..errors import CheckpointError
 from ..runtime import kernels
 from .feed import Feed
 
-ROWS = 128  # tokens whose probabilities are in memory together
+STRETCH = 128  # tokens: of text whose losses are taken to be independent, and whose probabilities are held together
+FEW = 8  # stretches: with fewer, how much they differ by is itself hardly known
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -33,7 +34,7 @@ class Scores:
 
     tokens: predictions that were scored.  kl (nats per token), top1_agreement and reference_perplexity are
     None where there was no original to compare with.  growth_error: standard error of
-    log(perplexity / reference_perplexity), for another text of the same kind; None for a text of one stretch too.
+    log(perplexity / reference_perplexity) as a mean over text of this kind; None for too little text to tell, too.
     """
 
     perplexity: float
@@ -129,16 +130,16 @@ def _exp(loss: float) -> float:
 
 def _standard_error(totals: Tensor, counts: Tensor) -> float | None:
     """Of Σ totals / Σ counts, of stretches [n] of text that are taken to be independent: "batch means", as tokens that
-    follow each other are not.  None for a single one."""
+    follow each other are not.  None for few."""
     n = len(totals)
-    if n < 2:
+    if n < FEW:
         return None
     left = totals - counts * totals.sum() / counts.sum()
     return float((n / (n - 1) * left.square().sum()).sqrt() / counts.sum())
 
 
 def _sums(reference: Tensor | None, found: Tensor, targets: Tensor) -> Tensor:
-    """Of the stretches of one window, `ROWS` tokens each: tokens, and the sums over them of the loss, the original's
+    """Of the stretches of one window, `STRETCH` tokens each: tokens, and the sums over them of the loss, the original's
     loss, KL, agreements.  float64 [stretches, 5]
 
     reference, found [n, vocab] in any float dtype; targets [n].  Log-probabilities are taken in float32.
@@ -148,16 +149,16 @@ def _sums(reference: Tensor | None, found: Tensor, targets: Tensor) -> Tensor:
             f"the original's logits are {list(reference.shape)}, the compressed model's {list(found.shape)}",
             "compare a compressed model with the model it was made from",
         )
-    begins = range(0, len(targets), ROWS)
+    begins = range(0, len(targets), STRETCH)
     sums = torch.zeros(len(begins), 5, dtype=torch.float64)
     for row, a in zip(sums, begins, strict=True):
-        q = found[a : a + ROWS].float().log_softmax(-1)
-        x = targets[a : a + ROWS].to(q.device)[:, None]
+        q = found[a : a + STRETCH].float().log_softmax(-1)
+        x = targets[a : a + STRETCH].to(q.device)[:, None]
         row[0] = len(x)
         row[1] = -q.gather(1, x).double().sum().cpu()
         if reference is None:
             continue
-        p = reference[a : a + ROWS].to(q.device).float().log_softmax(-1)
+        p = reference[a : a + STRETCH].to(q.device).float().log_softmax(-1)
         row[2] = -p.gather(1, x).double().sum().cpu()
         row[3] = kl_divergence(p, q).sum().cpu()
         row[4] = (p.argmax(-1) == q.argmax(-1)).sum().cpu()

@@ -113,7 +113,7 @@ def test_predicted_losses_rank_and_resemble_measured_ones(trained: Folders, tmp_
     assert all(0.4 < m / p < 2.5 for m, p in zip(measured, predicted, strict=True) if m is not None and p < 0.2)
 
 
-def grown(out: Path, by: float, kl: float = 0.1, error: float | None = None) -> None:
+def grown(out: Path, by: float, kl: float = 0.1, error: float | None = 0.0) -> None:
     """A result whose perplexity has grown by a share."""
     out.mkdir(parents=True, exist_ok=True)
     scores = {"perplexity": 10 * (1 + by), "reference_perplexity": 10.0, "kl": kl, "growth_error": error}
@@ -135,7 +135,9 @@ def test_a_broken_promise_is_tightened(trained: Folders, tmp_path: Path) -> None
     assert [again for _, again in tried] == [False, True, True]
     assert decisions[0].loss > decisions[1].loss > decisions[2].loss
     assert decisions[0].nbytes < decisions[1].nbytes < decisions[2].nbytes
-    assert said[0].startswith("perplexity grew by 30.00%, at most 30.00% on other text; 10.00% are allowed: once more")
+    assert said[0].startswith(
+        "perplexity grew by 30.00%, less than 30.00% with 95% confidence; 10.00% are allowed: once more with less"
+    )
     assert report["budget"]["attempts"] == 3
     assert report["budget"]["measured"]["perplexity_growth"] == pytest.approx(0.09)
     assert Recipe.parse(case.out / "recipe.yaml") == tried[-1][0]
@@ -189,12 +191,29 @@ def test_a_promise_is_judged_by_what_other_text_may_lose(trained: Folders, tmp_p
     report = reach(case, table_of(case), compressed, say=said.append)
     assert len(tried) == 2
     assert said == [
-        "perplexity grew by 0.80%, at most 1.20% on other text; 1.00% are allowed: once more with less, 2 of at most 4"
-        " times"
+        "perplexity grew by 0.80%, less than 1.20% with 95% confidence; 1.00% are allowed: once more with less,"
+        " 2 of at most 4 times"
     ]
     measured = report["budget"]["measured"]
     assert measured["perplexity_growth"] == pytest.approx(0.008)
     assert measured["perplexity_growth_at_most"] == pytest.approx(1.008 * math.exp(0.001) - 1)
+
+
+def test_a_perplexity_that_is_not_a_number_keeps_no_promise(trained: Folders, tmp_path: Path) -> None:
+    case, said = case_of(trained("llama"), tmp_path / "out", max_loss=0.1), list[str]()
+
+    def compressed(recipe: Recipe, again: bool) -> None:
+        grown(case.out, math.nan)
+
+    with pytest.raises(QualityError, match=rf"perplexity is not a number; 10.00% are allowed; tried {ATTEMPTS} times"):
+        reach(case, table_of(case), compressed, say=said.append)
+    assert len(said) == ATTEMPTS - 1
+
+
+def test_nothing_is_promised_on_little_text(trained: Folders, tmp_path: Path) -> None:
+    case = case_of(trained("llama"), tmp_path / "out", max_loss=0.1)
+    with pytest.raises(QualityError, match=r"grew by 1.00% on so little text that nothing can be promised"):
+        reach(case, table_of(case), lambda recipe, again: grown(case.out, 0.01, error=None))
 
 
 def test_a_promise_that_cannot_be_kept_ends(trained: Folders, tmp_path: Path) -> None:
@@ -284,7 +303,7 @@ def test_disk_that_is_needed_is_known_and_asked_for_first(
     needed, taken = analysis.room(case.laid, case.recipe, SMALL["samples"], SMALL["seq_len"]), []
 
     def told(done: int, blocks: int) -> None:
-        taken.append(sum(file.stat().st_size for file in case.folder.rglob("*") if file.is_file()))
+        taken.append(sum(file.stat().st_size for file in tmp_path.rglob("hfquant-*/**/*") if file.is_file()))
 
     usage, small = shutil.disk_usage(tmp_path), pytest.MonkeyPatch()
     small.setattr(shutil, "disk_usage", lambda _: usage._replace(free=needed))
@@ -293,6 +312,11 @@ def test_disk_that_is_needed_is_known_and_asked_for_first(
     assert table.about["judged"] == 2 < table.about["sequences"] == SMALL["samples"], "judged by others"
     masks = 250_000  # and positions: nothing beside hidden states of a real width
     assert max(taken) - masks <= needed <= 2 * max(taken)
+    least = max(taken)
+    taken.clear()
+    table_of(case_of(built(family), tmp_path / "sums", average_bits=4), told)
+    headers = 10_000
+    assert least < max(taken) <= least + ahead.beside(case.laid) + headers, "with sums of what layers read"
     monkeypatch.setattr(shutil, "disk_usage", lambda _: usage._replace(free=needed - 1))
     with pytest.raises(ResourceError, match="of disk are needed"):
         case_of(built(family), tmp_path / "other", average_bits=4)
@@ -330,21 +354,36 @@ def test_sums_over_several_portions_give_the_same_table(
         assert [o.loss for o in row.options] == pytest.approx([o.loss for o in other.options], rel=1e-5)
 
 
-def test_experts_that_only_judged_text_reaches_have_choices(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Experts that are modules of their own are reached by few tokens each."""
+def switch() -> tuple[Any, torch.Tensor]:
+    """A model whose experts are modules of their own, reached by few tokens each, and text [6, 64]."""
     torch.manual_seed(0)
     config = SwitchTransformersConfig(
         vocab_size=256, d_model=32, d_kv=8, d_ff=32, num_layers=2, num_decoder_layers=2, num_sparse_encoder_layers=1,
         num_sparse_decoder_layers=1, num_heads=4, num_experts=16, decoder_start_token_id=0, pad_token_id=0,
     )  # fmt: skip
     model = SwitchTransformersForConditionalGeneration(config).eval()
-    tokens = torch.stack([torch.randint(40 * i, 40 * (i + 1), (64,)) for i in range(6)])
+    return model, torch.stack([torch.randint(40 * i, 40 * (i + 1), (64,)) for i in range(6)])
+
+
+def test_experts_that_only_judged_text_reaches_have_choices(monkeypatch: pytest.MonkeyPatch) -> None:
+    model, tokens = switch()
     seen, look = [], Backward.look
     monkeypatch.setattr(Backward, "look", lambda self, **kw: (seen.append(kw), look(self, **kw)))
     recipe = Recipe.parse({"name": "gptq", "budget": {"average_bits": 4, "groups": [32]}})
     decision = choose_for(model, recipe, [tokens])
     assert {"judged": True} in seen, "this test is about such experts"
     assert 3.9 < decision.bits <= 4
+
+
+def test_experts_are_judged_by_batches_of_several_sequences() -> None:
+    """Rounding to nearest learns from nothing, so that all text is judged, five sequences at a time: what an expert
+    reads of them has any number of tokens."""
+    model, tokens = switch()
+    recipe = Recipe.parse({"steps": [{"method": "rtn"}], "budget": {"average_bits": 4, "groups": [32]}})
+    decision = choose_for(model, recipe, [tokens])
+    assert 3.9 < decision.bits <= 4
+    experts = [row for row, _ in decision.chosen if ".experts." in row.layer]
+    assert any(option.loss > 0 for row in experts for option in row.options)
 
 
 def test_what_a_killed_analysis_left_is_deleted_and_not_asked_for_twice(

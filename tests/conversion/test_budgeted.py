@@ -19,7 +19,7 @@ def task(model: Path, out: Path, **budget: Any) -> dict[str, Any]:
     recipe = Recipe.parse({"name": "gptq", "budget": budget, "calibration": {"samples": 8, "seq_len": 64}})
     return {"source": str(model), "out": str(out), "model": "me/model", "revision": "main", "facts": {},
             "recipe": recipe.model_dump(mode="json"), "memory": 10**10, "text": None,
-            "measuring": {"windows": 4, "window_len": 64, "new_tokens": 4}}  # fmt: skip
+            "measuring": {"windows": 8, "window_len": 64, "new_tokens": 4}}  # fmt: skip
 
 
 @pytest.mark.parametrize("budget", [{"fit": 150_000}, {"max_loss": 0.5}])

@@ -153,7 +153,7 @@ def test_the_numbers_are_in_the_table() -> None:
     assert "| weights on disk | 2 GB | 700 MB |" in text
     assert "| perplexity | 10 | 11 |" in text
     assert (
-        "| perplexity by the original's (± standard error, for other text of the kind) | 1 | 1.1000 ± 0.0044 |" in text
+        "| perplexity by the original's (± standard error of its mean over such text) | 1 | 1.1000 ± 0.0044 |" in text
     )
     assert "| KL divergence from the original, nats per token | 0 | 0.0512 |" in text
     assert "| same most likely token as the original | 100% | 87.5% |" in text

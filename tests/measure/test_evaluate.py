@@ -55,7 +55,7 @@ def test_perplexity_is_the_protocols() -> None:
 def test_long_windows_are_summed_in_pieces_without_loss(monkeypatch: pytest.MonkeyPatch) -> None:
     model = tiny()
     whole = compare(logits(tiny(1), IDS), model, IDS)
-    monkeypatch.setattr("hfquant.measure.evaluate.ROWS", 7)
+    monkeypatch.setattr("hfquant.measure.evaluate.STRETCH", 7)
     pieces = compare(logits(tiny(1), IDS), model, IDS)
     assert pieces.perplexity == pytest.approx(whole.perplexity, rel=1e-9)
     assert pieces.kl == pytest.approx(whole.kl, rel=1e-9)
@@ -86,8 +86,10 @@ def test_tokens_that_err_together_count_as_few() -> None:
     assert scores.growth_error == pytest.approx(0.5 * math.log(0.7 / 0.3) / math.sqrt(7), rel=1e-5)
 
 
-def test_one_stretch_of_text_says_nothing_of_others() -> None:
-    assert compare(logits(tiny(), IDS[:1]), nudged(tiny(), 0.2), IDS[:1]).growth_error is None
+def test_few_stretches_of_text_say_nothing_of_others() -> None:
+    assert compare(logits(tiny(), IDS[:7]), nudged(tiny(), 0.2), IDS[:7]).growth_error is None
+    ids = IDS[:1].expand(8, -1)
+    assert compare(logits(tiny(), ids), nudged(tiny(), 0.2), ids).growth_error == 0, "eight, all alike"
 
 
 def test_a_uniform_model_has_the_perplexity_of_its_vocabulary() -> None:
