@@ -4,11 +4,11 @@
         --out RESULT.json --average 3.5 [--average 3]
 
 ENV: an environment of its own with `auto-round`.  Both choose among 2, 3, 4 and 8 bit, with one size of groups (-1: one
-scale for every output channel), layer by layer,
-looking at the same text; embeddings stay.  AutoScheme is given as many sequences as hfquant looks at in all, of which
-that judges layers by a third and has them learn from the others.  What either chose is rounded by GPTQ, with the
-same calibration, and stored in the same format, so that what differs is the choice.  AutoScheme counts bits for zero
-points that symmetric grids do not have; it is given as many more.  Its `look_seconds` are with rounding to nearest.
+scale for every output channel), layer by layer, looking at the same text; embeddings stay.  AutoScheme is given as many
+sequences as hfquant looks at in all, of which that judges layers by a third and has them learn from the others.  What
+either chose is rounded by GPTQ, with the same calibration, and stored in the same format, so that what differs is the
+choice.  AutoScheme counts bits for zero points that symmetric grids do not have; it is given as many more.  Its
+`look_seconds` are with rounding to nearest.  It leaves alone layers whose widths are no multiples of 32.
 """
 
 import argparse
@@ -19,9 +19,9 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from budget import Bench
+from budget import Bench, everywhere
 from reporting import write
-from rivals import child
+from rivals import beside, child
 
 from hfquant.budget import Case, decide, open_case, table_of
 from hfquant.budget.candidates import ENDS
@@ -62,8 +62,7 @@ def theirs(options: argparse.Namespace, texts: Path, average: float, case: Case,
 def recipe_of(bits: dict[str, int], group: int, layers: list[str]) -> dict[str, Any]:
     """The recipe that gives layers these bits.  Raises KeyError for a layer of which nothing was said."""
     overrides = {layer: {"bits": bits[layer], "group_size": group} for layer in layers}
-    grid, steps = {"bits": 4, "group_size": group}, [{"method": "gptq"}]
-    return {"name": "autoscheme", "steps": steps, "grid": grid, "overrides": overrides, "format": "native"}
+    return everywhere({"bits": 4, "group_size": group}) | {"overrides": overrides}
 
 
 def stored(bits: dict[str, int], group: int, case: Case) -> float:
@@ -75,17 +74,12 @@ def stored(bits: dict[str, int], group: int, case: Case) -> float:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("model")
-    parser.add_argument("--rival-python", required=True)
-    parser.add_argument("--calibration", required=True)
-    parser.add_argument("--text", required=True)
+    parser = beside(str(__doc__))
     parser.add_argument("--average", type=float, action="append", required=True)
     parser.add_argument("--group", type=int, default=64)
     parser.add_argument("--samples", type=int, default=32)
     parser.add_argument("--seq-len", type=int, default=512)
     parser.add_argument("--windows", type=int, default=32)
-    parser.add_argument("--out", type=Path, required=True)
     options = parser.parse_args()
     options.groups, options.keep = [options.group], None
     torch.manual_seed(0)
@@ -113,7 +107,7 @@ def main() -> None:
                          "look_seconds": found["seconds"], **scores})  # fmt: skip
             print(rows[-1], flush=True)
             shutil.rmtree(work / "made")
-            budget = case.recipe.budget.model_copy(update={"average_bits": rows[-1]["bits"]})
+            budget = case.recipe.budget.model_copy(update={"average_bits": taken})
             decision = decide(table, case.recipe.model_copy(update={"budget": budget}))
             scores, nbytes, _ = bench.made(decision.recipe)
             spent = table.about["processor_seconds"]

@@ -40,6 +40,11 @@ BOUNDS = (0.002, 0.3)  # of the loss
 PLAIN = "w4g64sym"
 
 
+def everywhere(grid: Any) -> dict[str, Any]:
+    """The recipe of one grid for all layers, stored as budgets are."""
+    return {"name": "everywhere", "steps": [{"method": "gptq"}], "grid": grid, "format": "native"}
+
+
 class Bench:
     def __init__(self, options: argparse.Namespace, work: Path) -> None:
         self.options, self.work = options, work
@@ -81,9 +86,7 @@ class Bench:
         """One grid everywhere, stored as budgets are."""
         found = []
         for name in self.options.uniform or uniform_grids(self.options.groups):
-            scores, nbytes, seconds = self.made(
-                {"name": name, "steps": [{"method": "gptq"}], "grid": as_recipe(name), "format": "native"}
-            )
+            scores, nbytes, seconds = self.made(everywhere(as_recipe(name)))
             bits = self.bits_of(case, name)
             found.append({"name": name, "bits": bits, "bytes": nbytes, "seconds": seconds, **scores})
             print(
@@ -104,8 +107,7 @@ class Bench:
     def looking(self, case: Case) -> dict[str, float]:
         """Processor seconds of the look, and of the plain recipe."""
         spent = float(table_of(case).about["processor_seconds"])
-        plain = {"name": PLAIN, "steps": [{"method": "gptq"}], "grid": as_recipe(PLAIN), "format": "native"}
-        return {"analysis_seconds": spent, "plain_seconds": self.made(plain)[2]}
+        return {"analysis_seconds": spent, "plain_seconds": self.made(everywhere(as_recipe(PLAIN)))[2]}
 
     def budgets(self, case: Case, count: int) -> list[dict[str, Any]]:
         """Averages of bits, predicted and measured."""
@@ -199,6 +201,7 @@ def choices(bench: Bench, case: Case, done: dict[str, Any]) -> None:
 def grow(done: dict[str, Any], part: str, about: str, run: dict[str, Any], rows: Iterator[dict[str, Any]]) -> None:
     """Row by row, written after each; what was there before stays until all are."""
     found: list[dict[str, Any]] = []
+    done.pop(f"{part}_so_far", None)  # of a run that was interrupted
     for row in rows:
         found.append(row)
         write(done | {f"{part}_so_far": found})

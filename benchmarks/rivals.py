@@ -126,17 +126,23 @@ def rival(args: argparse.Namespace) -> tuple[str, str, str, str, str]:
     return "AutoRound 0.16.1", args.rival_python, AUTOROUND, SCORE_AUTOROUND, json.dumps(options)
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+def beside(doc: str) -> argparse.ArgumentParser:
+    """What every comparison with a rival is told: the model, the rival's Python, both texts, and where to write."""
+    parser = argparse.ArgumentParser(description=doc, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("model")
     parser.add_argument("--rival-python", required=True)
     parser.add_argument("--calibration", required=True)
     parser.add_argument("--text", required=True)
+    parser.add_argument("--out", type=Path, required=True)
+    return parser
+
+
+def main() -> None:
+    parser = beside(str(__doc__))
     parser.add_argument("--bits", type=int, default=4)
     parser.add_argument("--group", type=int, default=64)
     parser.add_argument("--rival", default="gptqmodel", help="or autoround[:iters=N,lr=R]")
     parser.add_argument("--recipe", action="append", default=[])
-    parser.add_argument("--out", type=Path, required=True)
     args = parser.parse_args()
     tokenizer = AutoTokenizer.from_pretrained(args.model)
     settings = {"model": Path(args.model).name, "calibration": Path(args.calibration).name + ", 64 x 512 tokens",
