@@ -19,7 +19,7 @@ from .finish import finish
 from .records import BLOCK, ROWS, Call, Inputs, Weight
 
 LINE = 4 * ROWS  # bytes
-AHEAD = 3072  # bytes by which a single row's weights are fetched before they are used
+AHEAD = 3072  # bytes by which weights are fetched before they are used
 
 
 class Arithmetic(Protocol):
@@ -117,7 +117,7 @@ class _Product:
                     at = code.plus(i, (r, self.blocks))
                     xs = [code.plus(self.x, (self._place(m, k, at), BLOCK * self.how.size)) for k in range(count)]
                     lines = code.plus(self.codes, (at, self.block))
-                    if count == 1:
+                    if count != 2 or self.tile.bits < 7:  # which ask early enough as it is: more takes a quarter longer
                         self._fetch_ahead(lines)
                     self.how.block(lines, xs, sums)
                 for k, h in self._each(count):
@@ -139,7 +139,8 @@ class _Product:
             code.call(code.module.globals["finish"], [self.call, self.at, code.plus(m, k), room])
 
     def _fetch_ahead(self, lines: Value) -> None:
-        """A single row of x waits for memory, which delivers more if it is asked early."""
+        """A single row of x waits for memory, which delivers more if it is asked early; many pass over a tile that only
+        the second cache holds."""
         code = self.code
         for line in range(self.tile.bits):
             at = code.inttoptr(code.plus(lines, AHEAD + LINE * line), POINTER)
