@@ -28,7 +28,7 @@ from .walk import Walk, forward
 
 SEQUENCES = 16  # that gradients are taken on
 SCRATCH = "hfquant-"  # what the folder of hidden states begins with
-LEARNED = 32  # others, that layers learn H from
+LEARNED = 24  # others, that layers learn H from
 SEARCH = 40  # ranges that embeddings and head are fitted with
 
 Told = Callable[[int, int], None]  # blocks done, blocks in all
