@@ -26,7 +26,7 @@ from .decide import Decision, check, decide
 from .table import Row, Table
 
 FOLDER, TABLE = "budget", "table.json"  # in the working folder of a compression
-VERSION = 5  # of how losses are predicted
+VERSION = 6  # of how losses are predicted
 
 
 @dataclass(frozen=True)
@@ -81,24 +81,26 @@ def open_case(
         check(table, budget)
         _check_text(source, chosen)
         folder, c = journal.folder / FOLDER, chosen.calibration
+        needed = room(laid, chosen, c.samples, c.seq_len)
         if not (folder / TABLE).is_file():
-            check_room(out, room(laid, chosen, c.samples, c.seq_len) - _left(folder))
+            check_room(out, needed - _left(folder))
         measured = read_text(PACKAGED if text is None else text)
         tokens = read_tokens(source, chosen)
         if tokens is None:
             tokens = generated_tokens(source, chosen, laid.skeleton.model)
-        identity = survey(source, laid.dtype)
-    key = [
-        VERSION,
-        identity,
-        digest(tokens),
-        chosen.model_copy(update={"budget": None}).hash,
-        device,
-        torch.__version__,
-    ]
-    key += [budget.bits, budget.groups, budget.sparsity, budget.ranks, budget.with_ends]
-    fingerprint = hashlib.sha256(json.dumps(key).encode()).hexdigest()
+        fingerprint = _fingerprint(survey(source, laid.dtype), tokens, chosen, device)
+        if (folder / TABLE).is_file() and Table.read(folder / TABLE, fingerprint) is None:
+            check_room(out, needed - _left(folder))
     return Case(source, chosen, laid, tokens, out, folder, table, device, fingerprint, measured.sha256, fresh)
+
+
+def _fingerprint(identity: Any, tokens: Tensor, recipe: Recipe, device: str) -> str:
+    """Of all that a table depends on."""
+    budget = recipe.budget
+    assert budget is not None
+    key = [VERSION, identity, digest(tokens), recipe.model_copy(update={"budget": None}).hash, device]
+    key += [torch.__version__, budget.bits, budget.groups, budget.sparsity, budget.ranks, budget.with_ends]
+    return hashlib.sha256(json.dumps(key).encode()).hexdigest()
 
 
 def _left(folder: Path) -> int:

@@ -321,8 +321,10 @@ def test_disk_that_is_needed_is_known_and_asked_for_first(
     with pytest.raises(ResourceError, match="of disk are needed"):
         case_of(built(family), tmp_path / "other", average_bits=4)
     assert not (tmp_path / "other").exists()
-    # what was looked at already needs no more
+    # what was looked at already needs no more, of other settings it does
     case_of(built(family), tmp_path / "out", average_bits=4)
+    with pytest.raises(ResourceError, match="of disk are needed"):
+        case_of(built(family), tmp_path / "out", average_bits=4, groups=[16])
 
 
 @pytest.mark.parametrize("family", ["llama", "t5", "mixtral"])
