@@ -101,6 +101,8 @@ class _Product:
     def rows(self, m: Value, count: int) -> None:
         """Rows m .. m + count of x, all of the tile."""
         code, n = self.code, self.n
+        # two rows of as many whole lines keep memory busy by themselves: asked early too, they take a quarter longer
+        busy = count == 2 and self.tile.bits >= 7 and code.level.vector == 64
         float_kind, sum_kind = vector(F32, n), vector(self.how.kind, n)
         y, total = ([[code.variable(float_kind) for _ in range(self.parts)] for _ in range(count)] for _ in range(2))
         sums = [[code.variable(sum_kind) for _ in range(self.parts)] for _ in range(count)]
@@ -117,7 +119,7 @@ class _Product:
                     at = code.plus(i, (r, self.blocks))
                     xs = [code.plus(self.x, (self._place(m, k, at), BLOCK * self.how.size)) for k in range(count)]
                     lines = code.plus(self.codes, (at, self.block))
-                    if count != 2 or self.tile.bits < 7:  # which ask early enough as it is: more takes a quarter longer
+                    if not busy:
                         self._fetch_ahead(lines)
                     self.how.block(lines, xs, sums)
                 for k, h in self._each(count):
