@@ -4,6 +4,7 @@ import os
 import platform
 import sys
 from collections.abc import Callable
+from functools import cache
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any, TypeVar
@@ -61,6 +62,7 @@ def _reset_peak() -> bool:
     return True
 
 
+@cache
 def multiplies_bfloat16() -> bool:
     """Whether the processor has instructions for products of bfloat16; without them torch takes several times as
     long as in float32."""

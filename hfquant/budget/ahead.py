@@ -29,7 +29,7 @@ def portions(block: nn.Module, found: Sequence[Weight]) -> list[list[Weight]]:
     parts: list[list[Weight]] = [[]]
     used = 0
     for weight in found:
-        each = 3 * nbytes(weight.shape(block)[1])
+        each = 4 * nbytes(weight.shape(block)[1])  # H, its factor, M, and M as products are of
         if parts[-1] and used + each > ROOM:
             parts.append([])
             used = 0

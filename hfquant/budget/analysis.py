@@ -28,7 +28,8 @@ from .walk import Walk, forward
 
 SEQUENCES = 16  # that gradients are taken on
 SCRATCH = "hfquant-"  # what the folder of hidden states begins with
-LEARNED = 24  # others, that layers learn H from
+LEARNED = 24  # others that layers learn H from, at least
+COLUMN = 4  # tokens to learn from for every column of the widest layer, at least: with fewer H⁻¹ is noise
 SEARCH = 40  # ranges that embeddings and head are fitted with
 
 Told = Callable[[int, int], None]  # blocks done, blocks in all
@@ -46,7 +47,7 @@ def analyse(
     assert recipe.budget is not None
     began, worked = time.perf_counter(), time.process_time()
     needed = room(laid, recipe, *tokens.shape)
-    tokens, judged = _divided(tokens, learns(recipe))
+    tokens, judged = _divided(tokens, learning(laid, recipe, tokens.shape[1]))
     with tempfile.TemporaryDirectory(prefix=SCRATCH, dir=folder) as work, settled():
         # without a folder of the user's own, what is temporary may be memory
         ahead = Ahead(laid, None) if folder is None else Ahead.of(laid, Path(work), needed)
@@ -64,32 +65,35 @@ def analyse(
 def room(laid: Layout, recipe: Recipe, samples: int, seq: int) -> int:
     """Bytes of disk for the hidden states before every block, and the gradients before and after one, if there is
     calibration text [samples, seq].  Of an encoder its outputs a second time, as decoders read them, with gradients."""
-    used, encoders = sum(_counts(samples, learns(recipe))), len(laid.stacks) - 1
+    used, encoders = sum(_counts(samples, learning(laid, recipe, seq))), len(laid.stacks) - 1
     places = sum(len(stack.blocks) + 1 for stack in laid.stacks) + encoders
     each = max(positions(laid.skeleton.source.config, seq).values()) * hidden_size(laid.skeleton)
     return each * used * (places * laid.skeleton.dtype.itemsize + (2 + encoders) * torch.float32.itemsize)
 
 
-def learns(recipe: Recipe) -> bool:
-    """Whether anything that is chosen from is fitted to text."""
-    budget = recipe.budget
-    return rounding(recipe).needs_hessian or (budget is not None and bool(budget.sparsity or budget.ranks))
+def learning(laid: Layout, recipe: Recipe, seq: int) -> int:
+    """How many sequences of that length layers are to learn from: 0 where nothing chosen from is fitted to text."""
+    assert recipe.budget is not None
+    if not (rounding(recipe).needs_hessian or recipe.budget.sparsity or recipe.budget.ranks):
+        return 0
+    widest = max((target.shape[1] for target in laid.targets.values() if target.kind not in ENDS), default=0)
+    return max(LEARNED, -(-COLUMN * widest // seq))
 
 
-def _counts(samples: int, learning: bool) -> tuple[int, int]:
+def _counts(samples: int, wanted: int) -> tuple[int, int]:
     """How many sequences are judged by, and how many others are learned from."""
-    judged = min(SEQUENCES, max(1, samples // 3) if learning else samples)
-    return judged, min(LEARNED, samples - judged) if learning else 0
+    judged = min(SEQUENCES, max(1, samples // 3) if wanted else samples)
+    return judged, min(wanted, samples - judged)
 
 
-def _divided(tokens: Tensor, learning: bool) -> tuple[Tensor, int]:
+def _divided(tokens: Tensor, wanted: int) -> tuple[Tensor, int]:
     """The sequences that are used, those to judge by first, and how many these are.
 
     Where layers learn from text, they are judged by other text: on what GPTQ has seen, its errors are smaller than
     elsewhere, in some layers by a quarter, in others to a seventh (docs/budget.md).
     """
     count = len(tokens)
-    judged, learned = _counts(count, learning)
+    judged, learned = _counts(count, wanted)
     order = torch.arange(count)
     first = order[:: max(1, count // judged)][:judged]
     others = order[~torch.isin(order, first)]

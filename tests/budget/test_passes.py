@@ -9,10 +9,14 @@ from torch import Tensor, nn
 
 from hfquant.budget import analysis, outside, passes
 from hfquant.budget import walk as walking
+from hfquant.budget.candidates import ENDS
+from hfquant.budget.door import outlined
+from hfquant.compress.layout import lay_out
 from hfquant.model.blocks import hidden
 from hfquant.model.inputs import model_inputs
 from hfquant.model.skeleton import Skeleton
 from hfquant.model.source import open_source
+from hfquant.recipe import Recipe
 from tests import families
 
 Folders = Callable[[str], Path]
@@ -133,11 +137,22 @@ def test_some_are_taken_back_and_layers_learn_from_the_others(
 
 def test_sequences_are_divided() -> None:
     tokens = torch.arange(100)[:, None].expand(-1, 3)
-    used, judged = analysis._divided(tokens, learning=True)
+    used, judged = analysis._divided(tokens, analysis.LEARNED)
     assert judged == analysis.SEQUENCES
     assert len(used) == judged + analysis.LEARNED == len(used[:, 0].unique())
-    assert [analysis._divided(tokens[:n], learning=True)[1] for n in (1, 2, 3, 12, 47, 48)] == [1, 1, 1, 4, 15, 16]
-    used, judged = analysis._divided(tokens[:1], learning=True)
+    assert [analysis._divided(tokens[:n], analysis.LEARNED)[1] for n in (1, 2, 3, 12, 47, 48)] == [1, 1, 1, 4, 15, 16]
+    used, judged = analysis._divided(tokens[:1], analysis.LEARNED)
     assert len(used) == judged == 1, "of a single sequence both"
-    used, judged = analysis._divided(tokens, learning=False)
+    used, judged = analysis._divided(tokens, 0)
     assert len(used) == judged == analysis.SEQUENCES
+
+
+def test_wide_layers_learn_from_more(built: Folders) -> None:
+    """H of a layer needs more tokens than it has columns."""
+    recipe = Recipe.parse({"name": "gptq", "budget": {"average_bits": 4}})
+    laid = lay_out(open_source(built("llama")), outlined(recipe))
+    widest = max(target.shape[1] for target in laid.targets.values() if target.kind not in ENDS)
+    assert analysis.learning(laid, recipe, 512) == analysis.LEARNED
+    assert analysis.learning(laid, recipe, 1) == analysis.COLUMN * widest
+    nearest = Recipe.parse({"steps": [{"method": "rtn"}], "budget": {"average_bits": 4}})
+    assert analysis.learning(laid, nearest, 1) == 0

@@ -325,6 +325,7 @@ def test_disk_that_is_needed_is_known_and_asked_for_first(
     case_of(built(family), tmp_path / "out", average_bits=4)
     with pytest.raises(ResourceError, match="of disk are needed"):
         case_of(built(family), tmp_path / "out", average_bits=4, groups=[16])
+    assert (case.folder / door.TABLE).is_file()
 
 
 @pytest.mark.parametrize("family", ["llama", "t5", "mixtral"])

@@ -101,7 +101,8 @@ class _Product:
     def rows(self, m: Value, count: int) -> None:
         """Rows m .. m + count of x, all of the tile."""
         code, n = self.code, self.n
-        # two rows of as many whole lines keep memory busy by themselves: asked early too, they take a quarter longer
+        # the 7 or 8 registers a block of two rows keep memory busy by themselves: asked early too, they take a quarter
+        # longer (Zen 4)
         busy = count == 2 and self.tile.bits >= 7 and code.level.vector == 64
         float_kind, sum_kind = vector(F32, n), vector(self.how.kind, n)
         y, total = ([[code.variable(float_kind) for _ in range(self.parts)] for _ in range(count)] for _ in range(2))
