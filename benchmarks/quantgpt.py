@@ -192,7 +192,7 @@ def main() -> None:
             settings = {
                 "text": f"{args.text.name if args.text else 'packaged calibration text'}: nine tenths to learn from,"
                 " the last tenth to measure on",
-                **{k: v for k, v in vars(args).items() if k not in ("work", "out", "family")},
+                **{k: v for k, v in vars(args).items() if k not in ("work", "out", "family", "text")},
                 "window": WINDOW, "batch": BATCH, "threads": torch.get_num_threads(),
                 "hardware": hardware(), "versions": versions(),
             }  # fmt: skip
