@@ -56,7 +56,7 @@ ROWS: dict[str, tuple[str, dict[str, Any]]] = {
     "2-2-8 start: paper": ("w2", {"start": "paper"}),
     "2-2-8 without contrast": ("w2", {"contrast": 0}),
 }
-ABLATED = ("2-2-8", "2-2-8 without contrast")  # over all seeds
+ABLATED = ("2-2-8", "2-2-8 without contrast", "2-2-8 lsq")  # over all seeds
 
 
 def options() -> argparse.Namespace:
