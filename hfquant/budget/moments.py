@@ -246,5 +246,5 @@ class Gradients:
         own = (mine.rows[at] - begin).to(g.device)
         for one in sequence.unique().tolist():
             some = sequence == one
-            G = g[some][:, own].T @ x[some]
+            G = g[some][:, own].T @ x[some].to(g.dtype)
             self._square(weight, mine, slice(int(at[0]), int(at[-1]) + 1), G[None])

@@ -101,7 +101,7 @@ class _Product:
     def rows(self, m: Value, count: int) -> None:
         """Rows m .. m + count of x, all of the tile."""
         code, n = self.code, self.n
-        # the 7 or 8 registers a block of two rows keep memory busy by themselves: asked early too, they take a quarter
+        # two rows by 7 or 8 registers a block ask for enough by themselves: fetched ahead as well they take a quarter
         # longer (Zen 4)
         busy = count == 2 and self.tile.bits >= 7 and code.level.vector == 64
         float_kind, sum_kind = vector(F32, n), vector(self.how.kind, n)

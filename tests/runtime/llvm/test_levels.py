@@ -51,6 +51,14 @@ def test_avx2_multiplies_in_pairs() -> None:
     assert "zmm" not in text
 
 
+@pytest.mark.parametrize(
+    ("name", "bits", "kinds"), [("avx512vnni", 4, 4), ("avx512vnni", 8, 3), ("avxvnni", 8, 4), ("avx2", 7, 3)]
+)
+def test_weights_are_fetched_ahead(name: str, bits: int, kinds: int) -> None:
+    """A register's line for each bit of a code, for so many of the numbers of rows: not for two by many registers."""
+    assert assembly(LEVELS[name], Tile(bits, "float16")).count("prefetcht0") == kinds * bits
+
+
 @pytest.mark.parametrize("name", ["avx512vnni", "avxvnni"])
 @pytest.mark.parametrize("real", [True, False])
 @pytest.mark.parametrize("bits", [3, 8])
