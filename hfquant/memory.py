@@ -7,7 +7,9 @@ import os
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from dataclasses import dataclass
 from functools import cache
+from pathlib import Path
 from typing import Any
 
 MMAP_THRESHOLD = -3  # glibc's number for the option of mallopt
@@ -91,3 +93,49 @@ def trim() -> None:
     """The same without a search for garbage: milliseconds, where work of one kind ends and that of another begins."""
     if (libc := _libc()) is not None:
         libc.malloc_trim(0)
+
+
+MADV_DONTNEED = 4  # glibc's number
+
+
+def unmap_libraries() -> None:
+    """Take out of this process's memory the pages of libraries that hold what their files hold.
+
+    Most of them were needed once, while modules were imported: of 110 MB that torch and transformers leave, 70 never
+    come back, of 175 with triton installed 135.  Those that are needed again come from the system's cache of files, as
+    they came first.  Nothing is lost: no page that was written to is touched, nor one of a file without code, which
+    might be closed meanwhile and its place be taken.  Nothing happens where the system is not Linux.
+    """
+    if (libc := _libc()) is None:
+        return
+    mapped = list(_mapped(Path("/proc/self/smaps").read_text()))
+    code = {one.path for one in mapped if "x" in one.allowed}
+    for one in mapped:
+        if one.path in code and "w" not in one.allowed and one.path.startswith("/") and not one.written:
+            libc.madvise(ctypes.c_void_p(one.begin), ctypes.c_size_t(one.end - one.begin), MADV_DONTNEED)
+
+
+@dataclass
+class _Mapped:
+    """A part of the address space.  allowed: as the system writes it, `r-xp`.  written: kB that are not the file's."""
+
+    begin: int
+    end: int
+    allowed: str
+    path: str
+    written: int = 0
+
+
+def _mapped(smaps: str) -> Iterator[_Mapped]:
+    one: _Mapped | None = None
+    for line in smaps.splitlines():
+        words = line.split(maxsplit=5)
+        if not words[0].endswith(":"):
+            if one is not None:
+                yield one
+            begin, _, end = words[0].partition("-")
+            one = _Mapped(int(begin, 16), int(end, 16), words[1], words[5] if len(words) > 5 else "")
+        elif one is not None and words[0] in ("Anonymous:", "Swap:"):
+            one.written += int(words[1])
+    if one is not None:
+        yield one

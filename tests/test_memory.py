@@ -22,6 +22,18 @@ fields = dict(line.split(":") for line in open("/proc/self/smaps_rollup") if lin
 print(fields["AnonHugePages"].split()[0], fields["Rss"].split()[0])
 """
 
+UNMAPPED = """
+import torch, transformers
+from hfquant import memory
+fields = lambda: {l.split(":")[0]: int(l.split()[1]) for l in open("/proc/self/status") if l.startswith("Rss")}
+code = lambda: torch.linalg.svdvals(torch.arange(9.0).view(3, 3) + torch.eye(3)).tolist()
+kept, said, before = bytearray(b"7" * (8 << 20)), code(), fields()
+memory.unmap_libraries()
+after = fields()
+assert kept == b"7" * (8 << 20) and code() == said
+print(before["RssFile"], after["RssFile"], fields()["RssFile"], before["RssAnon"], after["RssAnon"])
+"""
+
 
 def held(word: str, **environment: str) -> tuple[int, int]:
     """MB in huge pages and in all, of a process with one tensor of 64 MB."""
@@ -61,3 +73,25 @@ def test_what_somebody_else_left_out_of_collections_stays_out() -> None:
         assert gc.get_freeze_count() == 0
     finally:
         gc.freeze()
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="elsewhere nothing happens")
+def test_libraries_leave_what_only_importing_needed() -> None:
+    done = subprocess.run([sys.executable, "-c", UNMAPPED], capture_output=True, text=True, check=True)
+    before, after, later, own, own_after = (int(word) // 1024 for word in done.stdout.split())
+    assert after < before / 4, "kilobytes of libraries' files"
+    assert later < before * 0.6, "what running needs came back, and no more"
+    assert abs(own_after - own) <= 8, "what the process wrote is there"
+
+
+def test_what_smaps_says_is_read() -> None:
+    said = """7f10-7f30 r-xp 00002000 08:01 123                        /usr/lib/with a space.so
+Rss:                  16 kB
+Anonymous:             4 kB
+VmFlags: rd ex mr mw me sd
+7f30-7f40 rw-p 00000000 00:00 0
+Swap:                  8 kB
+"""
+    library, own = memory._mapped(said)
+    assert (library.begin, library.end, library.allowed, library.written) == (0x7F10, 0x7F30, "r-xp", 4)
+    assert (library.path, own.path, own.written) == ("/usr/lib/with a space.so", "", 8)

@@ -23,7 +23,7 @@ from .placement import Placement
 from .policy import Policy
 from .probe import Chunk
 
-IN_FLIGHT = 4  # copies of one layer's cache on its way: read ahead, read, joined with the new token, being written
+REWRITTEN = 4  # copies of one layer's cache on its way: read ahead, read, joined with the new token, being written
 
 
 @dataclass(frozen=True)
@@ -83,10 +83,18 @@ class CostModel:
     """Predicts policies for one model on one machine."""
 
     def __init__(
-        self, hardware: Hardware, measured: Measured, pieces: Sequence[Sequence[Piece]], decoder: int, base: int
+        self,
+        hardware: Hardware,
+        measured: Measured,
+        pieces: Sequence[Sequence[Piece]],
+        decoder: int,
+        base: int,
+        appends: bool = False,
     ) -> None:
-        """decoder: how many of the stages are its blocks.  base: bytes of the process before anything is placed."""
+        """decoder: how many of the stages are its blocks.  base: bytes of the process before anything is placed.
+        appends: a cache that goes to disk is written token after token, no layer's ever as a whole."""
         self.hardware, self.layers, self.base, self.feed = hardware, decoder, base, measured.feed
+        self.appends = appends
         self.encoders = len(pieces) - decoder
         self.place = Placement(pieces)
         self.threads = torch.get_num_threads()
@@ -212,7 +220,6 @@ class CostModel:
         b, n, s = policy.batch, policy.batches, work.prompt
         end, bits = s + work.new, policy.cache_bits
         here = (self.layers - min(policy.cache_on_disk, self.layers)) * n
-        flying = IN_FLIGHT if policy.cache_on_disk else 0
         past, c = self._parts(policy, s)[-1]  # the last but one may be larger, and has less before it
         if past:
             c = policy.even_chunk(s) or c
@@ -221,9 +228,21 @@ class CostModel:
         first += self.work(1, b * c, b * c * c) + self.work_past(*grown)
         later = n * self.held_later(1, b, b * end) + self.work_later(1, b, b * end)
         return max(
-            first + here * self.cache(b, s, bits) + flying * self.cache(b, s),
-            later + here * self.cache(b, end, bits) + flying * self.cache(b, end),
+            first + here * self.cache(b, s, bits) + self._flying(policy, past, c),
+            later + here * self.cache(b, end, bits) + self._flying(policy, end - 1, 1),
         )
+
+    def _flying(self, policy: Policy, past: int, new: int) -> float:
+        """Bytes of the cache on its way to and from disk, at most, while a block adds `new` tokens to `past`.
+
+        The layer that runs, the same one of the next batch, and twice what is new: being written, and before it.
+        """
+        if not policy.cache_on_disk:
+            return 0.0
+        if not self.appends or policy.cache_bits < 16:
+            return REWRITTEN * self.cache(policy.batch, past + new)
+        read = min(policy.batches, 2) if past else 0
+        return read * self.cache(policy.batch, past) + 2 * self.cache(policy.batch, new)
 
     def disk(self, policy: Policy, work: Workload) -> int:
         """Bytes of temporary files for the cache."""

@@ -25,7 +25,7 @@ from .policy import Policy
 from .rooms import OWN, RoomLayer
 from .schedule import Lane, Order, halting, run
 from .scratch import Files, Scratch
-from .shelf import Shelf
+from .shelf import Shelf, names, only_grows
 from .upload import Upload
 
 
@@ -203,6 +203,12 @@ class OffloadedModel:
         return EncoderDecoderCache(
             self._with_room(DynamicCache(config=config), tokens), self._with_room(DynamicCache(config=config), across)
         )
+
+    def appends(self) -> bool:
+        """Whether all layers of its cache only grow: a sliding window loses tokens, and is written anew on disk."""
+        if self.config.is_encoder_decoder:
+            return False
+        return all(only_grows(layer, name) for layer in self._cache().layers for name in names(layer))
 
     def _with_room(self, cache: DynamicCache, tokens: int | None) -> DynamicCache:
         if tokens is None or self.device.type != "cpu":

@@ -7,7 +7,7 @@ import psutil
 import torch
 
 from ...machine import most_memory
-from ...memory import give_back
+from ...memory import give_back, unmap_libraries
 from .cost import CostModel, Workload
 from .hardware import Hardware, profile
 from .measured import measure
@@ -54,6 +54,7 @@ def cost_model(offloaded: OffloadedModel, work: Workload, memory: int, hardware:
     before = offloaded.policy
     offloaded.adopt(replace(like, weights=0, cache_on_disk=0, depth=0, chunk=None))
     give_back()
+    unmap_libraries()  # what is measured brings back those pages that running takes
     try:
         resting = psutil.Process().memory_info().rss
         with torch.random.fork_rng(devices=[]):  # what is made up to be measured does not change what is sampled
@@ -64,7 +65,9 @@ def cost_model(offloaded: OffloadedModel, work: Workload, memory: int, hardware:
     finally:
         offloaded.adopt(before)
     base += max(p.nbytes for stage in offloaded.pieces for p in stage)  # a product may lay a matrix out anew
-    return CostModel(hardware, measured, offloaded.pieces, offloaded.order.stacks[-1][1], base)
+    return CostModel(
+        hardware, measured, offloaded.pieces, offloaded.order.stacks[-1][1], base, appends=offloaded.appends()
+    )
 
 
 def plan_offload(
