@@ -235,14 +235,13 @@ class CostModel:
     def _flying(self, policy: Policy, past: int, new: int) -> float:
         """Bytes of the cache on its way to and from disk, at most, while a block adds `new` tokens to `past`.
 
-        The layer that runs, the same one of the next batch, and twice what is new: being written, and before it.
+        The layer that runs, the one that is read ahead, and twice what is new: being written, and before it.
         """
         if not policy.cache_on_disk:
             return 0.0
         if not self.appends or policy.cache_bits < 16:
             return REWRITTEN * self.cache(policy.batch, past + new)
-        read = min(policy.batches, 2) if past else 0
-        return read * self.cache(policy.batch, past) + 2 * self.cache(policy.batch, new)
+        return 2 * self.cache(policy.batch, past) + 2 * self.cache(policy.batch, new)
 
     def disk(self, policy: Policy, work: Workload) -> int:
         """Bytes of temporary files for the cache."""

@@ -130,7 +130,7 @@ def run(
                 return
             stage = _next(active, stage)
             loader.enter(stage)
-            _through([lane for lane in active if lane.stage == stage], stage, shelf)
+            _through([lane for lane in active if lane.stage == stage], stage, order.after(stage), shelf)
             loader.leave(stage)
             yield from _ended(active, order, shelf)
             stage += 1
@@ -148,19 +148,18 @@ def _begin(lanes: Iterator[Lane], active: list[Lane], seed: int | None) -> bool:
     return lane is not None
 
 
-def _through(here: Sequence[Lane], stage: int, shelf: Shelf | None) -> None:
-    """All lanes that wait for a stage through it."""
+def _through(here: Sequence[Lane], stage: int, after: int, shelf: Shelf | None) -> None:
+    """All lanes that wait for a stage through it.  Behind the last one the first comes again, at the stage after."""
     for lane, following in zip(here, [*here[1:], None], strict=True):
-        _pass(lane, stage, following, shelf)
+        _pass(lane, stage, following.layers(stage) if following is not None else here[0].layers(after), shelf)
 
 
-def _pass(lane: Lane, stage: int, following: Lane | None, shelf: Shelf | None) -> None:
-    """One lane through one stage, its cache coming and going."""
+def _pass(lane: Lane, stage: int, following: Sequence[DynamicLayer], shelf: Shelf | None) -> None:
+    """One lane through one stage, its cache coming and going.  following: what will be needed next."""
     layers = lane.layers(stage)
     if shelf is not None:
         shelf.take(layers)
-        if following is not None:
-            shelf.prefetch(following.layers(stage))
+        shelf.prefetch(following)
     lane.resume()
     if shelf is not None and not lane.done:
         shelf.put(layers)
