@@ -97,6 +97,8 @@ def plan_offload(
     for share in (1.5, 2.0):
         larger = int(memory * share)
         more[larger] = solve(cost, work, larger, disk, like=like, latency=latency, margin=MARGIN)
+    give_back()
+    unmap_libraries()  # the solver's
     return OffloadPlan(solved, hardware, work, memory, more, offloaded.skeleton.dtype)
 
 

@@ -13,10 +13,9 @@ from transformers.cache_utils import DynamicLayer
 
 from ...memory import anonymous
 
-# bytes of a tensor that has pages of its own, which go back to the system with it: one batch's cache of one layer, in
-# most cases.  Where it shares a heap with activations, which come and go, their holes take up to a third of the cache
-# beyond what is predicted.  New pages for every activation are not free (a quarter of the time of large batches), but
-# with activations of up to 32 MB on the heap a process that was predicted to take 673 MB took 862.
+# bytes of keys or values that have pages of their own, which go back to the system with them: one batch's of one layer,
+# in most cases.  Where they share a heap with activations, which come and go, the holes between them take up to a third
+# of the cache beyond what is predicted
 OWN = 64 << 10
 NAMES = ("keys", "values")
 

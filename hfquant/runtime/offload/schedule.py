@@ -17,6 +17,7 @@ from greenlet import greenlet
 from torch import Tensor, nn
 from transformers.cache_utils import DynamicLayer
 
+from ...memory import trim
 from ...model.blocks import Stack
 from .loader import Loader
 from .shelf import Shelf
@@ -132,6 +133,7 @@ def run(
             loader.enter(stage)
             _through([lane for lane in active if lane.stage == stage], stage, order.after(stage), shelf)
             loader.leave(stage)
+            trim()
             yield from _ended(active, order, shelf)
             stage += 1
     finally:
