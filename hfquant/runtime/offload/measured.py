@@ -15,7 +15,7 @@ from .probe import Chunk, Probe, chunk, decoding, probe
 LONGEST = 256  # tokens of a prompt that is measured; longer ones follow the fit
 SHORT = 4  # tokens of the prompts of a large batch
 FAR = 64  # tokens before the next one, at least, to tell what they cost
-WIDE = (1, 2, 4, 8, 16, 32, 64, 128)  # batches
+WIDE = (1, 2, 4, 8, 16, 32, 64, 128, 256)  # batches
 PATIENCE = 2.0  # seconds of a measurement after which no larger one is made
 READS = 5  # stages that are read to know the disk
 

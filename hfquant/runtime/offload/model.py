@@ -28,9 +28,9 @@ from .scratch import Files, Scratch
 from .shelf import Shelf, names, only_grows
 from .upload import Upload
 
-# bytes of an activation that lies in the heap, whose pages are used again; larger ones come fresh from the system, which
-# clears them.  The schedule gives back what is free after every stage, so holes do not add up.  Measured with batches of
-# 86 and 256: all of 64 kB fresh takes 12 to 15% longer; with up to 4 MB in the heap the process takes 10 to 21 MB more
+# bytes of an activation that lies in the heap, whose pages are used again; larger ones come fresh from the system, that
+# clears them.  The schedule gives back what is free after every stage, so holes do not add up.  With batches of 86 and
+# 256, all of 64 kB coming fresh takes 12 to 15% longer; with up to 4 MB in the heap a process takes 10 to 21 MB more
 # than is counted, with up to 16 MB 50
 HEAP = 4 << 20
 

@@ -11,13 +11,14 @@ from ...memory import give_back, unmap_libraries
 from .cost import CostModel, Workload
 from .hardware import Hardware, profile
 from .measured import measure
-from .model import OffloadedModel
+from .model import HEAP, OffloadedModel
 from .policy import Policy
 from .reader import BUFFER
 from .scratch import default_folder
 from .solve import Solved, solve
 
 READERS = 4  # threads that read: two for weights, two for the cache
+HOLES = 4 * HEAP  # of free pages between those in use in the heap, at most, until a stage ends: 10 to 21 MB were seen
 MARGIN = 40 << 20  # of memory, left free: what allocators hold beyond what is asked of them
 
 
@@ -64,6 +65,7 @@ def cost_model(offloaded: OffloadedModel, work: Workload, memory: int, hardware:
         base = psutil.Process().memory_info().rss + READERS * BUFFER
     finally:
         offloaded.adopt(before)
+    base += HOLES
     base += max(p.nbytes for stage in offloaded.pieces for p in stage)  # a product may lay a matrix out anew
     return CostModel(
         hardware, measured, offloaded.pieces, offloaded.order.stacks[-1][1], base, appends=offloaded.appends()

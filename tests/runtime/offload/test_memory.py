@@ -30,6 +30,7 @@ print(json.dumps([found[i] for i in range(4)]))
 """
 PLANNED = """
 import json, sys
+from pathlib import Path
 from hfquant.memory import give_back
 from hfquant.machine import peak_memory
 from hfquant.runtime.offload.cost import Workload
@@ -41,9 +42,11 @@ with OffloadedModel(folder) as model:
     plan = plan_offload(model, Workload(prompts, length, 4), Budget(budget))
     model.adopt(plan.solved.policy)
     texts = [[5 + i % 200] * length for i in range(prompts)]
+    before = peak_memory()
+    Path("/proc/self/clear_refs").write_text("5")  # planning may have taken more than what it found to be enough
     list(model.stream(texts, max_new_tokens=4, do_sample=False, eos_token_id=None))
 print(json.dumps({"policy": plan.solved.policy.to_dict(), "predicted": plan.solved.prediction.peak,
-                  "budget": budget, "peak": peak_memory()}))
+                  "budget": budget, "planning": before, "peak": peak_memory()}))
 """
 
 BATCHES = """
@@ -64,9 +67,7 @@ with OffloadedModel(folder) as model:
     texts = [[5 + i % 200] * work.prompt for i in range(work.prompts)]
     Path("/proc/self/clear_refs").write_text("5")  # from here on: what was measured may have taken all of its room
     list(model.stream(texts, max_new_tokens=work.new, do_sample=False, eos_token_id=None))
-lines = dict(line.split(":") for line in Path("/proc/self/status").read_text().splitlines())
-peak = int(lines["VmHWM"].split()[0]) * 1024
-print(json.dumps({"predicted": cost.peak(policy, work), "peak": peak, "base": cost.base}))
+print(json.dumps({"predicted": cost.peak(policy, work), "peak": peak_memory(), "base": cost.base}))
 """
 
 
@@ -116,7 +117,7 @@ def test_the_plan_keeps_the_budget_and_knows_its_peak(
     done = child(PLANNED, large[0], extra + (64 << 20), prompts, length, XDG_CACHE_HOME=str(tmp_path))
     assert done.returncode == 0, done.stderr
     said = json.loads(done.stdout)
-    assert said["peak"] <= said["budget"], said
+    assert max(said["planning"], said["peak"]) <= said["budget"], said
     assert said["policy"]["weights"] < large[1], "a budget for everything shows nothing"
     assert abs(said["predicted"] - said["peak"]) < 0.1 * said["peak"], said
 
