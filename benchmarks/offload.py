@@ -6,7 +6,8 @@ Builds a Llama-type model with random bfloat16 weights and answers the same prom
 control group (where none can be made, under RLIMIT_DATA), so that the system, not this script, enforces the limit.  A
 helper evicts the model's files from the page cache ten times a second: the memory that is not allowed does not help
 through the back door.  A rival, and hfquant row by row, answers one batch: the next ones would follow, each as long.
-Of a rival's sizes of batches the best that keeps the limit counts.  Times are those of generation alone, after loading.
+Of a rival's sizes of batches the best that keeps the limit counts; if none does, the best without.  Times are those of
+generation alone, after loading.
 """
 
 import argparse

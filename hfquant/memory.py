@@ -103,16 +103,20 @@ def unmap_libraries() -> None:
 
     Most of them were needed once, while modules were imported: of 110 MB that torch and transformers leave, 70 never
     come back, of 175 with triton installed 135.  Those that are needed again come from the system's cache of files, as
-    they came first.  Nothing is lost: no page that was written to is touched, nor one of a file without code, which
-    might be closed meanwhile and its place be taken.  Nothing happens where the system is not Linux.
+    they came first.  Nothing is lost: no mapping with a page that was written to is touched, nor one of a file without
+    code, which might be closed meanwhile and its place be taken; no other thread may unload libraries meanwhile.  Nothing
+    happens where the system is not Linux, its C library is not glibc, or it does not say what is mapped.
     """
     if (libc := _libc()) is None:
         return
-    mapped = list(_mapped(Path("/proc/self/smaps").read_text()))
-    code = {one.path for one in mapped if "x" in one.allowed}
-    for one in mapped:
-        if one.path in code and "w" not in one.allowed and one.path.startswith("/") and not one.written:
-            libc.madvise(ctypes.c_void_p(one.begin), ctypes.c_size_t(one.end - one.begin), MADV_DONTNEED)
+    with suppress(OSError):
+        mapped = list(_mapped(os.fsdecode(Path("/proc/self/smaps").read_bytes())))
+        code = {one.path for one in mapped if one.path and "x" in one.allowed}
+        clean = [o for o in mapped if o.path in code and "w" not in o.allowed and o.path[0] == "/" and not o.written]
+        still = {(o.begin, o.end, o.path) for o in _mapped(os.fsdecode(Path("/proc/self/maps").read_bytes()))}
+        for one in clean:
+            if (one.begin, one.end, one.path) in still:
+                libc.madvise(ctypes.c_void_p(one.begin), ctypes.c_size_t(one.end - one.begin), MADV_DONTNEED)
 
 
 @dataclass
@@ -128,14 +132,14 @@ class _Mapped:
 
 def _mapped(smaps: str) -> Iterator[_Mapped]:
     one: _Mapped | None = None
-    for line in smaps.splitlines():
+    for line in filter(None, smaps.split("\n")):
         words = line.split(maxsplit=5)
         if not words[0].endswith(":"):
             if one is not None:
                 yield one
             begin, _, end = words[0].partition("-")
             one = _Mapped(int(begin, 16), int(end, 16), words[1], words[5] if len(words) > 5 else "")
-        elif one is not None and words[0] in ("Anonymous:", "Swap:"):
+        elif one is not None and words[0] in ("Anonymous:", "Swap:", "Private_Hugetlb:"):
             one.written += int(words[1])
     if one is not None:
         yield one

@@ -92,7 +92,7 @@ class CostModel:
         appends: bool = False,
     ) -> None:
         """decoder: how many of the stages are its blocks.  base: bytes of the process before anything is placed.
-        appends: a cache that goes to disk is written token after token, no layer's ever as a whole."""
+        appends: of a cache that goes to disk only new tokens are written, but where sequences leave a batch."""
         self.hardware, self.layers, self.base, self.feed = hardware, decoder, base, measured.feed
         self.appends = appends
         self.encoders = len(pieces) - decoder
@@ -235,13 +235,14 @@ class CostModel:
     def _flying(self, policy: Policy, past: int, new: int) -> float:
         """Bytes of the cache on its way to and from disk, at most, while a block adds `new` tokens to `past`.
 
-        The layer that runs, the one that is read ahead, and twice what is new: being written, and before it.
+        The layer that runs, half of it again while keys, or values, are joined with the new ones, the one that is read
+        ahead, and twice what is new: being written, and before it.
         """
         if not policy.cache_on_disk:
             return 0.0
         if not self.appends or policy.cache_bits < 16:
             return REWRITTEN * self.cache(policy.batch, past + new)
-        return 2 * self.cache(policy.batch, past) + 2 * self.cache(policy.batch, new)
+        return 2.5 * self.cache(policy.batch, past) + 2 * self.cache(policy.batch, new)
 
     def disk(self, policy: Policy, work: Workload) -> int:
         """Bytes of temporary files for the cache."""

@@ -25,13 +25,13 @@ from .policy import Policy
 from .rooms import RoomLayer
 from .schedule import Lane, Order, halting, run
 from .scratch import Files, Scratch
-from .shelf import Shelf, names, only_grows
+from .shelf import Shelf
 from .upload import Upload
 
 # bytes of an activation that lies in the heap, whose pages are used again; larger ones come fresh from the system, that
 # clears them.  The schedule gives back what is free after every stage, so holes do not add up.  With batches of 86 and
-# 256, all of 64 kB coming fresh takes 12 to 15% longer; with up to 4 MB in the heap a process takes 10 to 21 MB more
-# than is counted, with up to 16 MB 50
+# 256, all of 64 kB coming fresh takes 12 to 15% longer; with up to 4 MB in the heap a process takes 10 to 21 MB more,
+# which is counted (`planning.HOLES`), with up to 16 MB 50
 HEAP = 4 << 20
 
 
@@ -214,7 +214,7 @@ class OffloadedModel:
         """Whether all layers of its cache only grow: a sliding window loses tokens, and is written anew on disk."""
         if self.config.is_encoder_decoder:
             return False
-        return all(only_grows(layer, name) for layer in self._cache().layers for name in names(layer))
+        return all(type(layer) is DynamicLayer for layer in self._cache().layers)
 
     def _with_room(self, cache: DynamicCache, tokens: int | None) -> DynamicCache:
         if tokens is None or self.device.type != "cpu":
@@ -238,6 +238,7 @@ class OffloadedModel:
                     layer.batch_select_indices(rows)
                     if there is not None:
                         there.put([layer])
+                        there.settle()  # all of it is written: one layer at a time
 
         return keep
 

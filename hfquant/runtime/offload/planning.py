@@ -13,12 +13,13 @@ from .hardware import Hardware, profile
 from .measured import measure
 from .model import HEAP, OffloadedModel
 from .policy import Policy
+from .probe import probe
 from .reader import BUFFER
 from .scratch import default_folder
 from .solve import Solved, solve
 
 READERS = 4  # threads that read: two for weights, two for the cache
-HOLES = 4 * HEAP  # of free pages between those in use in the heap, at most, until a stage ends: 10 to 21 MB were seen
+HOLES = 5 * HEAP  # of free pages between those in use in the heap, until a stage ends: 10 to 21 MB were seen
 MARGIN = 40 << 20  # of memory, left free: what allocators hold beyond what is asked of them
 
 
@@ -55,8 +56,10 @@ def cost_model(offloaded: OffloadedModel, work: Workload, memory: int, hardware:
     before = offloaded.policy
     offloaded.adopt(replace(like, weights=0, cache_on_disk=0, depth=0, chunk=None))
     give_back()
-    unmap_libraries()  # what is measured brings back those pages that running takes
+    unmap_libraries()
     try:
+        with torch.random.fork_rng(devices=[]):
+            probe(offloaded, 1, 2, memory=False)  # brings back those pages that running takes
         resting = psutil.Process().memory_info().rss
         with torch.random.fork_rng(devices=[]):  # what is made up to be measured does not change what is sampled
             measured = measure(offloaded, work.prompts, work.prompt, max(0, memory - resting - MARGIN))

@@ -16,12 +16,12 @@ class Policy:
     batch: prompts computed together (the paper's GPU batch).  batches: how many of them share one load of a layer
     (with `batch`, the paper's block).  weights: bytes of block weights that stay in memory, as many whole tensors as
     fit; the rest is read for every use.  cache_on_disk: how many layers of the decoder have their keys and values in
-    files, one layer of one batch in memory at a time.  cache_bits: 8, 4 or 2 compresses the cache; 16 leaves it as it
-    is.  depth: layers read ahead.  threads: that read.  attention: the share of the tokens before it whose values a new
-    token uses (sparse attention); 1 is usual.  chunk: tokens of a prompt that pass the blocks together, at most; None:
-    all.  Weights are read for every chunk, and activations are no larger than one: so batches can be large, which makes
-    the passes of single tokens fast, where whole prompts of as many would not fit.  An encoder reads its input as a
-    whole.  Raises ResourceError for numbers that make no sense.
+    files, the one that runs and the one that is read ahead in memory.  cache_bits: 8, 4 or 2 compresses the cache; 16
+    leaves it as it is.  depth: layers read ahead.  threads: that read.  attention: the share of the tokens before it
+    whose values a new token uses (sparse attention); 1 is usual.  chunk: tokens of a prompt that pass the blocks
+    together, at most; None: all.  Weights are read for every chunk, and activations are no larger than one: so batches
+    can be large, which makes the passes of single tokens fast, where whole prompts of as many would not fit.  An
+    encoder reads its input as a whole.  Raises ResourceError for numbers that make no sense.
     """
 
     batch: int = 8

@@ -153,7 +153,8 @@ def _begin(lanes: Iterator[Lane], active: list[Lane], seed: int | None) -> bool:
 def _through(here: Sequence[Lane], stage: int, after: int, shelf: Shelf | None) -> None:
     """All lanes that wait for a stage through it.  Behind the last one the first comes again, at the stage after."""
     for lane, following in zip(here, [*here[1:], None], strict=True):
-        _pass(lane, stage, following.layers(stage) if following is not None else here[0].layers(after), shelf)
+        again = next((one for one in here if not one.done), lane)
+        _pass(lane, stage, again.layers(after) if following is None else following.layers(stage), shelf)
 
 
 def _pass(lane: Lane, stage: int, following: Sequence[DynamicLayer], shelf: Shelf | None) -> None:

@@ -103,6 +103,11 @@ class Shelf:
                         self._write(self._stored.setdefault((id(layer), name), _Stored()), layer, name, tensor)
                         setattr(layer, name, torch.empty(tensor.shape, dtype=tensor.dtype, device="meta"))
 
+    def settle(self) -> None:
+        """Wait for all that is being written, which is in memory until then."""
+        while self._writes:
+            self._settle(self._writes.popleft())
+
     def drop(self, layers: Sequence[DynamicLayer]) -> None:
         """Forget these layers: their sequences are finished."""
         for layer in layers:
@@ -110,6 +115,8 @@ class Shelf:
                 stored = self._stored.pop((id(layer), name), None)
                 if stored is not None:
                     self._settle(stored)
+                    for future in stored.reading[0] if stored.reading is not None else ():
+                        future.result()  # read ahead for nothing: its place may be another's from now on
                     if stored.region is not None:
                         self._regions.give(stored.region)
 

@@ -56,13 +56,15 @@ def part(batch: int, chunk: int, past: int) -> Chunk:
     return Chunk(batch, chunk, past, seconds, 4000 * tokens + pairs, 12000 * tokens + 5000 * batch * past + 2 * pairs)
 
 
-def model(seconds: float = 1e-9, stored: torch.dtype = torch.float32, cut: bool = True) -> CostModel:
+def model(
+    seconds: float = 1e-9, stored: torch.dtype = torch.float32, cut: bool = True, appends: bool = False
+) -> CostModel:
     probes = [measured(1, 64), measured(2, 64), *(measured(b, 4) for b in (1, 4, 16, 64))]
     contexts = [(b, 64, per_row(b) + 1e-6 * b * 64) for b in (1, 4, 16)]
     shelved = 4, 64, per_row(4) + 3e-6 * 4 * 64
     chunks = [part(4, 4, 64), part(16, 4, 32), part(16, 8, 64), part(4, 16, 64)] if cut else []
     data = Measured(probes, contexts, Feed(seconds, 0.2 * seconds, 0.1 * seconds), shelved, chunks)
-    return CostModel(MACHINE, data, stages(stored=stored), LAYERS, BASE)
+    return CostModel(MACHINE, data, stages(stored=stored), LAYERS, BASE, appends)
 
 
 WORK = Workload(prompts=64, prompt=64, new=32)
@@ -155,6 +157,17 @@ def test_a_compressed_cache_keeps_its_window_in_full() -> None:
     cost = model()
     assert cost.cache(1, 64, 4) == cost.cache(1, 64)
     assert cost.cache(1, 64 + 640, 4) == pytest.approx(4096 * (64 + 640 * 4.5 / 16))
+
+
+@pytest.mark.parametrize(("batch", "batches"), [(4, 1), (8, 3)])
+def test_the_cache_on_its_way_is_counted(batch: int, batches: int) -> None:
+    """The layer that runs, half of it while it grows, the one read ahead; all of it again where it is written anew."""
+    plain, disk = Policy(batch, batches), Policy(batch, batches, cache_on_disk=LAYERS)
+    work = Workload(batch * batches, 8, 64)  # the last token is the largest moment
+    layer, token = 4096 * batch * 71, 4096 * batch
+    for cost, wanted in ((model(appends=True), 2.5 * layer + 2 * token), (model(), 4 * (layer + token))):
+        held = cost.lanes(disk, work) - cost.lanes(plain, work)
+        assert held == pytest.approx(wanted - LAYERS * batches * (layer + token), rel=1e-6)
 
 
 def test_a_curve_goes_through_its_points_and_never_falls() -> None:

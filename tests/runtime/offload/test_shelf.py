@@ -3,6 +3,7 @@
 import os
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -61,6 +62,32 @@ def test_room_is_for_those_who_are_there(family: str, shelves: list[Shelf], buil
             assert len(os.listdir("/proc/self/fd")) == before
         assert ends[0] == ends[1] > 0
         assert max(opened) <= 2
+
+
+@pytest.mark.parametrize("batches", [1, 2])
+def test_what_is_taken_has_been_read_ahead(
+    batches: int, built: Callable[[str], Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also by one batch alone, whose next layer is asked for while this one runs."""
+    reads, taking = {"ahead": 0, "late": 0}, [False]
+    take, read = Shelf.take, Shelf._read
+
+    def noted_take(shelf: Shelf, layers: Any) -> None:
+        taking[0] = True
+        take(shelf, layers)
+        taking[0] = False
+
+    def noted_read(shelf: Shelf, stored: Any) -> None:
+        reads["late" if taking[0] else "ahead"] += 1
+        read(shelf, stored)
+
+    monkeypatch.setattr(Shelf, "take", noted_take)
+    monkeypatch.setattr(Shelf, "_read", noted_read)
+    with OffloadedModel(built("llama"), Policy(batch=2, batches=batches, cache_on_disk=EVERY_LAYER)) as model:
+        list(model.stream(PROMPTS[: 2 * batches], **SETTINGS, eos_token_id=None))
+        layers = len(model.pieces)
+    passes = SETTINGS["max_new_tokens"] - 1  # and keys and values once more, before it is known that there is no other
+    assert reads == {"ahead": 2 * layers * batches * passes + 2, "late": 0}
 
 
 def test_room_that_was_given_back_is_taken_again(tmp_path: Path) -> None:
