@@ -104,7 +104,7 @@ def unmap_libraries() -> None:
     Most of them were needed once, while modules were imported: of 110 MB that torch and transformers leave, 70 never
     come back, of 175 with triton installed 135.  Those that are needed again come from the system's cache of files, as
     they came first.  Nothing is lost: no mapping with a page that was written to is touched, nor one of a file without
-    code, which might be closed meanwhile and its place be taken; no other thread may unload libraries meanwhile.  Nothing
+    code, which might be closed meanwhile and its place be taken; no thread may unload libraries meanwhile.  Nothing
     happens where the system is not Linux, its C library is not glibc, or it does not say what is mapped.
     """
     if (libc := _libc()) is None:
