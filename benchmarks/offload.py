@@ -127,7 +127,8 @@ def table(document: dict[str, Any]) -> str:
         f"{s['limit_bytes'] / 1e6:.0f} MB of memory ({s['limited_by']}), "
         f"{s['prompts']} prompts of {s['length']} tokens, {s['new']} new ones each, "
         f"in batches of {s['batch']} where hfquant's policy is not solved.  "
-        f"{h['processor']}, {s['threads']} threads compute; without waiting for a processor that others had.",
+        f"{h['processor']}, {s['threads']} threads compute; without waiting for a processor that others had.  "
+        "Peaks are resident sets: with pages of files, for which the limit need not count.",
         "",
         "| | tokens/s | seconds | peak MB | " + " | ".join(f"against {rival}'s best" for rival in rivals) + " |",
         "| --- | ---: | ---: | ---: |" + " ---: |" * len(rivals),
