@@ -7,9 +7,7 @@ import os
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
 from functools import cache
-from pathlib import Path
 from typing import Any
 
 MMAP_THRESHOLD = -3  # glibc's number for the option of mallopt
@@ -95,9 +93,6 @@ def trim() -> None:
         libc.malloc_trim(0)
 
 
-MADV_DONTNEED = 4  # glibc's number
-
-
 def unmap_libraries() -> None:
     """Take out of this process's memory the pages of libraries that hold what their files hold.
 
@@ -109,37 +104,12 @@ def unmap_libraries() -> None:
     """
     if (libc := _libc()) is None:
         return
-    with suppress(OSError):
-        mapped = list(_mapped(os.fsdecode(Path("/proc/self/smaps").read_bytes())))
-        code = {one.path for one in mapped if one.path and "x" in one.allowed}
-        clean = [o for o in mapped if o.path in code and "w" not in o.allowed and o.path[0] == "/" and not o.written]
-        still = {(o.begin, o.end, o.path) for o in _mapped(os.fsdecode(Path("/proc/self/maps").read_bytes()))}
-        for one in clean:
-            if (one.begin, one.end, one.path) in still:
-                libc.madvise(ctypes.c_void_p(one.begin), ctypes.c_size_t(one.end - one.begin), MADV_DONTNEED)
+    import psutil
 
-
-@dataclass
-class _Mapped:
-    """A part of the address space.  allowed: as the system writes it, `r-xp`.  written: kB that are not the file's."""
-
-    begin: int
-    end: int
-    allowed: str
-    path: str
-    written: int = 0
-
-
-def _mapped(smaps: str) -> Iterator[_Mapped]:
-    one: _Mapped | None = None
-    for line in filter(None, smaps.split("\n")):
-        words = line.split(maxsplit=5)
-        if not words[0].endswith(":"):
-            if one is not None:
-                yield one
-            begin, _, end = words[0].partition("-")
-            one = _Mapped(int(begin, 16), int(end, 16), words[1], words[5] if len(words) > 5 else "")
-        elif one is not None and words[0] in ("Anonymous:", "Swap:", "Private_Hugetlb:"):
-            one.written += int(words[1])
-    if one is not None:
-        yield one
+    with suppress(OSError, psutil.Error):
+        mapped = psutil.Process().memory_maps(grouped=False)
+        code = {one.path for one in mapped if "x" in one.perms and os.path.isfile(one.path)}
+        for one in mapped:
+            if one.path in code and "w" not in one.perms and not one.anonymous and not one.swap:
+                begin, end = (int(word, 16) for word in one.addr.split("-"))
+                libc.madvise(ctypes.c_void_p(begin), ctypes.c_size_t(end - begin), mmap.MADV_DONTNEED)

@@ -82,16 +82,3 @@ def test_libraries_leave_what_only_importing_needed() -> None:
     assert after < before / 4, "kilobytes of libraries' files"
     assert later < before * 0.6, "what running needs came back, and no more"
     assert abs(own_after - own) <= 8, "what the process wrote is there"
-
-
-def test_what_smaps_says_is_read() -> None:
-    said = """7f10-7f30 r-xp 00002000 08:01 123                        /usr/lib/with a space.so
-Rss:                  16 kB
-Anonymous:             4 kB
-VmFlags: rd ex mr mw me sd
-7f30-7f40 rw-p 00000000 00:00 0
-Swap:                  8 kB
-"""
-    library, own = memory._mapped(said)
-    assert (library.begin, library.end, library.allowed, library.written) == (0x7F10, 0x7F30, "r-xp", 4)
-    assert (library.path, own.path, own.written) == ("/usr/lib/with a space.so", "", 8)

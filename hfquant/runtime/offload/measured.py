@@ -53,7 +53,6 @@ def measure(offloaded: Any, prompts: int, prompt: int, room: int) -> Measured:
     """
     long = max(2, min(prompt, LONGEST))
     short, context = min(SHORT, long), max(long, FAR)
-    probe(offloaded, 1, 2, memory=False)  # the first run of anything is slow
     probes = [probe(offloaded, 1, long), probe(offloaded, 2, long), probe(offloaded, 4, short)]
     per_token = max((p.prefill.held + p.prefill.work + p.cache) / (p.batch * p.prompt) for p in probes)
     contexts: list[tuple[int, int, float]] = []

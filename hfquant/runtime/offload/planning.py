@@ -58,10 +58,9 @@ def cost_model(offloaded: OffloadedModel, work: Workload, memory: int, hardware:
     give_back()
     unmap_libraries()
     try:
-        with torch.random.fork_rng(devices=[]):
-            probe(offloaded, 1, 2, memory=False)  # brings back those pages that running takes
-        resting = psutil.Process().memory_info().rss
         with torch.random.fork_rng(devices=[]):  # what is made up to be measured does not change what is sampled
+            probe(offloaded, 1, 2, memory=False)  # the first run is slow, and brings back pages that running takes
+            resting = psutil.Process().memory_info().rss
             measured = measure(offloaded, work.prompts, work.prompt, max(0, memory - resting - MARGIN))
         offloaded.let_go()
         give_back()

@@ -90,6 +90,22 @@ def test_what_is_taken_has_been_read_ahead(
     assert reads == {"ahead": 2 * layers * batches * passes + 2, "late": 0}
 
 
+def test_what_leaves_a_batch_is_written_before_more_comes(built: Callable[[str], Path]) -> None:
+    """Every layer is written anew then: what waits to be written must not add up."""
+    with OffloadedModel(built("llama"), POLICY) as model:
+        shelf, cache = Shelf(model.scratch, 8), model._cache()
+        kept = []
+        for layer in cache.layers:
+            layer.update(torch.randn(3, 2, 4, 8), torch.randn(3, 2, 4, 8))
+            kept.append(layer.keys[1:])
+            shelf.put([layer])
+        model._keeping(shelf, cache)(torch.tensor([1, 2]))
+        assert not shelf._writes
+        shelf.take(cache.layers)
+        assert all(torch.equal(layer.keys, keys) for layer, keys in zip(cache.layers, kept, strict=True))
+        shelf.close()
+
+
 def test_room_that_was_given_back_is_taken_again(tmp_path: Path) -> None:
     scratch = Scratch(tmp_path)
     regions = Regions(scratch)
